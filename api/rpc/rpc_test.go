@@ -1,0 +1,149 @@
+package rpc_test
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"bulkhead/api/internalpb"
+	"bulkhead/api/rpc"
+	"bulkhead/fault"
+	"bulkhead/pki"
+	"bulkhead/pki/pkitest"
+	"bulkhead/role"
+)
+
+// TestEveryMethodHasAPolicy fails when a call is added without saying who may make it.
+func TestEveryMethodHasAPolicy(t *testing.T) {
+	services := []grpc.ServiceDesc{internalpb.Controller_ServiceDesc, internalpb.Worker_ServiceDesc, internalpb.Telemetry_ServiceDesc}
+	n := 0
+	for _, s := range services {
+		var methods []string
+		for _, m := range s.Methods {
+			methods = append(methods, m.MethodName)
+		}
+		for _, m := range s.Streams {
+			methods = append(methods, m.StreamName)
+		}
+		for _, m := range methods {
+			n++
+			if len(rpc.Policy["/"+s.ServiceName+"/"+m]) == 0 {
+				t.Errorf("%s/%s: nobody may call it", s.ServiceName, m)
+			}
+		}
+	}
+	if n != len(rpc.Policy) {
+		t.Errorf("%d methods, %d in the policy: one of them is gone", n, len(rpc.Policy))
+	}
+}
+
+// probe answers every call by naming its caller, or with the error it was told.
+type probe struct {
+	internalpb.UnimplementedControllerServer
+	internalpb.UnimplementedWorkerServer
+	internalpb.UnimplementedTelemetryServer
+	err error
+}
+
+func (p *probe) Metrics(ctx context.Context, _ *internalpb.MetricsRequest) (*internalpb.MetricsResponse, error) {
+	id, err := rpc.Peer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &internalpb.MetricsResponse{Text: []byte(id.String())}, p.err
+}
+
+func (p *probe) WatchRoutes(_ *internalpb.WatchRoutesRequest, s grpc.ServerStreamingServer[internalpb.RouteUpdate]) error {
+	return p.err
+}
+
+func serve(t *testing.T, ca *pki.CA, p *probe) (socket string) {
+	t.Helper()
+	srv := rpc.NewServer(pkitest.Identity(t, ca, pki.ID{Cluster: "c-1", Role: role.Controller, Node: "n1"}), slog.New(slog.DiscardHandler))
+	internalpb.RegisterControllerServer(srv, p)
+	internalpb.RegisterWorkerServer(srv, p)
+	internalpb.RegisterTelemetryServer(srv, p)
+	socket = filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go srv.Serve(l)
+	t.Cleanup(srv.Stop)
+	return socket
+}
+
+func dial(t *testing.T, ca *pki.CA, as string, socket string) *grpc.ClientConn {
+	t.Helper()
+	conn, err := rpc.Dial(pkitest.Identity(t, ca, pki.ID{Cluster: "c-1", Role: as, Node: "n1"}), socket, role.Controller, "n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// TestPolicyIsEnforced makes every call as every role: those of the policy reach
+// the method, all others are refused.
+func TestPolicyIsEnforced(t *testing.T) {
+	ca := pkitest.CA(t, "c-1", "x.localhost")
+	socket := serve(t, ca, &probe{})
+	allowed, refused := 0, 0
+	for _, as := range []string{role.Controller, role.Worker, role.Edge, role.Warden, "gateway", "nobody"} {
+		conn := dial(t, ca, as, socket)
+		for method, roles := range rpc.Policy {
+			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			// A stream call serves for unary methods too: what is asked is who gets through.
+			s, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method)
+			if err == nil {
+				s.SendMsg(&internalpb.MetricsRequest{})
+				s.CloseSend()
+				err = s.RecvMsg(&internalpb.MetricsResponse{})
+			}
+			cancel()
+			want := strings.Contains(strings.Join(roles, " "), as)
+			if got := !fault.Is(err, fault.Denied); got != want {
+				t.Errorf("%s as %s: let through is %v, want %v (%v)", method, as, got, want, err)
+			}
+			if want {
+				allowed++
+			} else {
+				refused++
+			}
+		}
+	}
+	t.Logf("%d calls allowed, %d refused", allowed, refused)
+}
+
+func TestErrorsKeepTheirKind(t *testing.T) {
+	ca := pkitest.CA(t, "c-1", "x.localhost")
+	p := &probe{}
+	socket := serve(t, ca, p)
+	asController := internalpb.NewTelemetryClient(dial(t, ca, role.Controller, socket))
+	asEdge := internalpb.NewControllerClient(dial(t, ca, role.Edge, socket))
+	for _, k := range []fault.Kind{fault.Invalid, fault.NotFound, fault.Conflict, fault.Precondition, fault.Unprocessable, fault.Unavailable, fault.Timeout} {
+		p.err = fault.New(k, "what was wrong").WithStatus("a_word")
+		_, err := asController.Metrics(context.Background(), &internalpb.MetricsRequest{})
+		if fault.KindOf(err) != k || fault.MessageOf(err) != "what was wrong" {
+			t.Errorf("unary %s came back as %s: %v", k, fault.KindOf(err), err)
+		}
+		s, err := asEdge.WatchRoutes(context.Background(), &internalpb.WatchRoutesRequest{})
+		if err == nil {
+			_, err = s.Recv()
+		}
+		if fault.KindOf(err) != k {
+			t.Errorf("stream %s came back as %s: %v", k, fault.KindOf(err), err)
+		}
+	}
+	p.err = io.ErrUnexpectedEOF
+	if _, err := asController.Metrics(context.Background(), &internalpb.MetricsRequest{}); fault.KindOf(err) != fault.Internal || strings.Contains(err.Error(), "EOF") {
+		t.Errorf("an inner error's text left the server: %v", err)
+	}
+}

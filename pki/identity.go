@@ -1,0 +1,208 @@
+package pki
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"bulkhead/fault"
+	"bulkhead/key"
+)
+
+// Signer gets a key's certificate: the chain in DER, leaf first, and the root to
+// verify others by. In a role it asks the controller (see Enroller); in the
+// controller it is the CA itself.
+type Signer func(ctx context.Context, csrDER []byte) (chain [][]byte, root []byte, err error)
+
+// Identity is a role's own certificate, held in memory with a key that never
+// leaves it, and renewed at half its life. An Identity survives the controller's
+// absence for as long as its certificate is good, and heals by itself when the
+// controller is back, also long after the certificate has expired.
+type Identity struct {
+	signer Signer
+	log    *slog.Logger
+	state  atomic.Pointer[identityState]
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+// identityState is one certificate; it is replaced whole.
+type identityState struct {
+	id    ID
+	cert  tls.Certificate
+	roots *x509.CertPool
+}
+
+// NewIdentity gets a first certificate, trying until ctx ends, and renews it until
+// Close.
+func NewIdentity(ctx context.Context, signer Signer, log *slog.Logger) (*Identity, error) {
+	i := &Identity{signer: signer, log: log, done: make(chan struct{})}
+	for delay := 50 * time.Millisecond; ; delay = min(2*delay, 2*time.Second) {
+		err := i.renew(ctx)
+		if err == nil {
+			break
+		}
+		log.Info("no certificate yet", "err", err)
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("get a certificate: %w", errors.Join(err, ctx.Err()))
+		case <-time.After(delay):
+		}
+	}
+	run, cancel := context.WithCancel(context.Background())
+	i.cancel = cancel
+	go i.keepFresh(run)
+	return i, nil
+}
+
+// ID returns who this is.
+func (i *Identity) ID() ID { return i.state.Load().id }
+
+// Close stops the renewal.
+func (i *Identity) Close() {
+	i.cancel()
+	<-i.done
+}
+
+// keepFresh renews at half life, and every few seconds from there until it works.
+func (i *Identity) keepFresh(ctx context.Context) {
+	defer close(i.done)
+	for {
+		leaf := i.state.Load().cert.Leaf
+		half := leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2)
+		// The wall clock may jump: never sleep long on its word.
+		wait := min(max(time.Until(half), 5*time.Second), time.Minute)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+		if time.Now().Before(half) {
+			continue
+		}
+		rctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		if err := i.renew(rctx); err != nil {
+			i.log.Warn("certificate not renewed, trying again", "expires", leaf.NotAfter, "err", err)
+		}
+		cancel()
+	}
+}
+
+// renew makes a new key and gets it a certificate.
+func (i *Identity) renew(ctx context.Context) error {
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	csr, err := NewCSR(k)
+	if err != nil {
+		return err
+	}
+	chain, rootDER, err := i.signer(ctx, csr)
+	if err != nil {
+		return err
+	}
+	if len(chain) == 0 {
+		return errors.New("the authority answered with no certificate")
+	}
+	leaf, err := x509.ParseCertificate(chain[0])
+	if err != nil {
+		return err
+	}
+	if !k.PublicKey.Equal(leaf.PublicKey) {
+		return errors.New("the authority answered with a certificate for another key")
+	}
+	root, err := x509.ParseCertificate(rootDER)
+	if err != nil {
+		return err
+	}
+	id, err := IDOf(leaf)
+	if err != nil {
+		return err
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(root)
+	i.state.Store(&identityState{
+		id:    id,
+		cert:  tls.Certificate{Certificate: chain, PrivateKey: k, Leaf: leaf},
+		roots: roots,
+	})
+	return nil
+}
+
+// ServerTLS is for a listener that only roles of this cluster may call. Who may
+// call what is decided per method, see package rpc.
+func (i *Identity) ServerTLS() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		ClientAuth: tls.RequireAnyClientCert,
+		NextProtos: []string{"h2"},
+		// Sessions would outlive a certificate's revocation.
+		SessionTicketsDisabled: true,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			return &i.state.Load().cert, nil
+		},
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			_, err := i.verify(cs, x509.ExtKeyUsageClientAuth)
+			return err
+		},
+	}
+}
+
+// ClientTLS is for a call to a given role; node may be empty for any.
+func (i *Identity) ClientTLS(role string, node key.Node) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		NextProtos: []string{"h2"},
+		ServerName: "bulkhead.internal", // not used: identities are URIs
+		// The standard verification wants a DNS name; VerifyConnection below replaces it
+		// with a stricter one.
+		InsecureSkipVerify: true,
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return &i.state.Load().cert, nil
+		},
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			peer, err := i.verify(cs, x509.ExtKeyUsageServerAuth)
+			if err != nil {
+				return err
+			}
+			if peer.Role != role || (node != "" && peer.Node != node) {
+				return fault.New(fault.Unauthenticated, "called %s/%s, answered by %s", role, node, peer)
+			}
+			return nil
+		},
+	}
+}
+
+// verify checks the peer's chain against the cluster's root, and that its
+// identity is of this cluster.
+func (i *Identity) verify(cs tls.ConnectionState, usage x509.ExtKeyUsage) (ID, error) {
+	s := i.state.Load()
+	if len(cs.PeerCertificates) == 0 {
+		return ID{}, fault.New(fault.Unauthenticated, "the peer shows no certificate")
+	}
+	inter := x509.NewCertPool()
+	for _, c := range cs.PeerCertificates[1:] {
+		inter.AddCert(c)
+	}
+	leaf := cs.PeerCertificates[0]
+	if _, err := leaf.Verify(x509.VerifyOptions{Roots: s.roots, Intermediates: inter, KeyUsages: []x509.ExtKeyUsage{usage}}); err != nil {
+		return ID{}, fault.Wrap(fault.Unauthenticated, err, "the peer's certificate is not good")
+	}
+	id, err := IDOf(leaf)
+	if err != nil {
+		return ID{}, err
+	}
+	if id.Cluster != s.id.Cluster {
+		return ID{}, fault.New(fault.Unauthenticated, "the peer %s is of another cluster", id)
+	}
+	return id, nil
+}

@@ -1,0 +1,142 @@
+// Package sandbox is the port through which a worker runs Machines: what it may
+// ask of the privileged side, and what it gets back.
+//
+// The real adapter is package warden/client, which speaks to the warden, which
+// runs gVisor. Package sandbox/fake keeps the same contract in memory.
+// Package sandbox/sandboxtest is the suite that both pass.
+package sandbox
+
+import (
+	"context"
+	"os"
+	"time"
+
+	"bulkhead/key"
+	"bulkhead/privnet"
+)
+
+// Spec is everything a sandbox is started from. The privileged side checks every
+// field against the grant; strings that a tenant wrote (Args, Env, Cwd) are
+// bounded and passed on, never interpreted.
+type Spec struct {
+	Machine  key.MachineID  `json:"machine"`
+	Instance key.InstanceID `json:"instance"`
+	Slot     privnet.Slot   `json:"slot"`
+
+	// Grant and GrantSignature prove that the controller wants this Machine on this
+	// node, in this network, with these limits; see package grant.
+	Grant          []byte `json:"grant"`
+	GrantSignature []byte `json:"grant_signature"`
+
+	// Image is the digest of the sealed image's manifest: the file of that name in
+	// the worker's image store.
+	Image key.Digest `json:"image"`
+
+	// Upper is a tar archive that is laid over the image's root, made by the worker
+	// (hosts, resolv.conf, files of the config): at most MaxUpper bytes. Every entry
+	// starts with "./", and parents come before children.
+	Upper []byte `json:"upper"`
+
+	Args     []string `json:"args"` // at least one; looked up in Env's PATH inside the sandbox
+	Env      []string `json:"env"`  // NAME=value
+	Cwd      string   `json:"cwd"`  // absolute
+	UID      uint32   `json:"uid"`
+	GID      uint32   `json:"gid"`
+	Groups   []uint32 `json:"groups"`
+	Hostname string   `json:"hostname"`
+	TTY      bool     `json:"tty"`
+}
+
+// Bounds on a Spec and on an ExecSpec.
+const (
+	MaxUpper   = 4 << 20  // bytes
+	MaxStrings = 1 << 20  // bytes of Args and Env together
+	MaxOutput  = 1 << 20  // bytes of each stream that Exec returns
+	MaxMessage = 16 << 20 // bytes of one message to the warden
+)
+
+// Exit says how a sandbox's first process ended.
+type Exit struct {
+	Code   int       `json:"code"`   // exit code; 128+signal when it was signalled; -1 when unknown
+	Signal int       `json:"signal"` // 0 when it was not signalled
+	OOM    bool      `json:"oom"`    // the memory limit was hit and something was killed for it
+	At     time.Time `json:"at"`
+}
+
+// Sandbox is a running (or just ended) sandbox as its worker holds it. The
+// sandbox does not depend on it: it lives on when the worker or the warden die.
+type Sandbox interface {
+	// Stdout and Stderr are the read ends of the process's output. They belong to
+	// the Sandbox; what has been read is gone, and when nobody reads, the process
+	// blocks after 64 KiB or more.
+	Stdout() *os.File
+	Stderr() *os.File
+	// Wait returns when the first process has ended or ctx is done. It may be called
+	// again and gives the same Exit. A sandbox that vanished without leaving its exit
+	// status behind (a power cut, a kill from outside) gives Code -1.
+	Wait(ctx context.Context) (Exit, error)
+	// Close drops the handle, not the sandbox.
+	Close() error
+}
+
+// Info is one entry of a census.
+type Info struct {
+	Machine  key.MachineID  `json:"machine"`
+	Instance key.InstanceID `json:"instance"`
+	Slot     privnet.Slot   `json:"slot"`
+	Running  bool           `json:"running"`
+}
+
+// ExecSpec is one command to run inside a running sandbox.
+type ExecSpec struct {
+	Args    []string      `json:"args"`
+	Env     []string      `json:"env"`
+	Cwd     string        `json:"cwd"`
+	UID     uint32        `json:"uid"`
+	GID     uint32        `json:"gid"`
+	Stdin   []byte        `json:"stdin"`
+	Timeout time.Duration `json:"timeout"` // then it is killed; at most 5 minutes
+}
+
+// ExecResult is what an ExecSpec gave.
+type ExecResult struct {
+	Code   int    `json:"code"`
+	Signal int    `json:"signal"`
+	Stdout []byte `json:"stdout"` // cut after MaxOutput
+	Stderr []byte `json:"stderr"`
+}
+
+// Process is one process inside a sandbox.
+type Process struct {
+	PID     int32         `json:"pid"`
+	Command string        `json:"command"`
+	CPU     time.Duration `json:"cpu"`
+	Started time.Time     `json:"started"`
+	RSS     int64         `json:"rss"` // bytes; 0 when unknown
+}
+
+// Runtime starts, watches and ends sandboxes. All methods may be called at the
+// same time; those on one Machine are carried out one after the other. Errors are
+// *fault.Error: Denied for a spec its grant does not cover, Invalid for a
+// malformed one, NotFound for a Machine that has no sandbox, Unprocessable for an
+// image or a command that cannot be run (the message is for the user),
+// Unavailable when the privileged side cannot be reached.
+type Runtime interface {
+	// Start makes the Machine's network, cgroup and sandbox and starts its process.
+	// When it returns an error, nothing of them is left. Conflict when the Machine has
+	// a sandbox already, running or ended: Remove it first.
+	Start(ctx context.Context, spec Spec) (Sandbox, error)
+	// Attach finds a sandbox started earlier, also by an earlier worker or warden.
+	Attach(ctx context.Context, id key.MachineID) (Sandbox, error)
+	// Signal signals the first process.
+	Signal(ctx context.Context, id key.MachineID, signal int) error
+	// Exec runs a command and waits for it.
+	Exec(ctx context.Context, id key.MachineID, spec ExecSpec) (ExecResult, error)
+	// Processes lists the processes.
+	Processes(ctx context.Context, id key.MachineID) ([]Process, error)
+	// Remove kills the sandbox if it runs, and removes everything that Start made.
+	// It is idempotent: removing what is not there succeeds.
+	Remove(ctx context.Context, id key.MachineID) error
+	// List is the census of everything that Start made and Remove has not removed.
+	List(ctx context.Context) ([]Info, error)
+}
