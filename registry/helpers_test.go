@@ -3,6 +3,7 @@ package registry_test
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"io"
 	"testing"
 )
@@ -28,4 +29,19 @@ func digestOfReader(t testing.TB, r io.Reader) string {
 		t.Fatal(err)
 	}
 	return "sha256:" + hex.EncodeToString(h.Sum(nil))
+}
+
+// partsOf lists the digests of a manifest's config and layers.
+func partsOf(t testing.TB, m []byte) []string {
+	t.Helper()
+	var doc struct {
+		Config struct{ Digest string }
+		Layers []struct{ Digest string }
+	}
+	check(t, json.Unmarshal(m, &doc))
+	parts := []string{doc.Config.Digest}
+	for _, l := range doc.Layers {
+		parts = append(parts, l.Digest)
+	}
+	return parts
 }

@@ -114,7 +114,7 @@ type Registry struct {
 	seed   maphash.Seed
 
 	uploadsMu sync.Mutex
-	uploads   map[string]*upload // by id; exactly those with a .json on disk
+	uploads   map[string]*upload // by id
 	closed    bool
 }
 

@@ -32,7 +32,7 @@ func (r *Registry) postUpload(w http.ResponseWriter, req *http.Request, t target
 		}
 		want = d
 	}
-	u, err := r.startUpload(t.repo)
+	u, err := r.startUpload(t.repo, want == "")
 	if err != nil {
 		return err
 	}

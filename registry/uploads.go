@@ -81,8 +81,9 @@ func (r *Registry) recoverUploads() error {
 	return r.disk.syncDir("uploads")
 }
 
-// startUpload makes a new upload.
-func (r *Registry) startUpload(repo string) (*upload, error) {
+// startUpload makes a new upload. If nobody will be told its address, it need not
+// outlive this process.
+func (r *Registry) startUpload(repo string, told bool) (*upload, error) {
 	if err := r.disk.room(0, r.cfg.MinFree); err != nil {
 		return nil, err
 	}
@@ -92,11 +93,7 @@ func (r *Registry) startUpload(repo string) (*upload, error) {
 	if err := r.reserveUpload(u); err != nil {
 		return nil, err
 	}
-	meta, err := json.Marshal(uploadMeta{Repo: repo})
-	if err != nil {
-		return nil, err
-	}
-	if err := r.createUpload(u, meta); err != nil {
+	if err := r.createUpload(u, told); err != nil {
 		u.mu.Lock()
 		defer u.mu.Unlock()
 		return nil, errors.Join(err, r.dropUpload(u))
@@ -129,13 +126,20 @@ func (r *Registry) reserveUpload(u *upload) error {
 
 // createUpload makes u's files. The .json comes last: it is what makes the upload
 // exist for the next process.
-func (r *Registry) createUpload(u *upload, meta []byte) error {
+func (r *Registry) createUpload(u *upload, told bool) error {
 	r.disk.at("create", dataPath(u.id))
 	f, err := os.OpenFile(r.disk.path(dataPath(u.id)), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return diskError(err)
 	}
 	f.Close()
+	if !told {
+		return nil
+	}
+	meta, err := json.Marshal(uploadMeta{Repo: u.repo})
+	if err != nil {
+		return err
+	}
 	return r.disk.writeFile(metaPath(u.id), meta)
 }
 
