@@ -1,0 +1,197 @@
+// Command bulkheadd runs a Bulkhead node: see package supervisor.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/term"
+
+	"bulkhead/supervisor"
+)
+
+// version is set by make build.
+var version = "devel"
+
+// Exit codes.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+const usage = `bulkheadd runs a Bulkhead node.
+
+Usage:
+  bulkheadd up [flags]       run the platform until SIGTERM or Ctrl-C; Machines outlive it
+  bulkheadd down [flags]     after "up" has ended: end the Machines, remove what they left on this machine
+  bulkheadd token [flags]    make a new admin token of the running platform, print the line to log in with
+  bulkheadd version          print the version
+
+"bulkheadd COMMAND --help" lists the flags. All but version must run as root.
+`
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == supervisor.StageCommand {
+		fmt.Fprintln(os.Stderr, "bulkheadd:", supervisor.Stage(os.Args[2:]))
+		os.Exit(exitFailed)
+	}
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+func run(args []string, stdout, stderr io.Writer) int {
+	if len(args) == 0 {
+		fmt.Fprint(stderr, usage)
+		return exitUsage
+	}
+	name, args := args[0], args[1:]
+	switch name {
+	case "up", "down", "token":
+		return command(name, args, stdout, stderr)
+	case "version", "--version":
+		fmt.Fprintf(stdout, "bulkheadd %s (%s, %s/%s)\n", versionText(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+		return exitOK
+	case "help", "--help", "-h":
+		fmt.Fprint(stdout, usage)
+		return exitOK
+	}
+	fmt.Fprintf(stderr, "bulkheadd: there is no command %q; \"bulkheadd --help\" lists them\n", name)
+	return exitUsage
+}
+
+// command parses the flags that up, down and token share and runs one of them.
+func command(name string, args []string, stdout, stderr io.Writer) int {
+	var flags supervisor.Config
+	fs := flag.NewFlagSet(name, flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	file := fs.String("config", "", "")
+	for _, f := range fieldsOf(name) {
+		fs.StringVar(f.Value(&flags), f.Flag, "", "")
+	}
+	err := fs.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		help(stdout, name)
+		return exitOK
+	case err != nil:
+		fmt.Fprintf(stderr, "bulkheadd: %v; \"bulkheadd %s --help\" lists the flags\n", err, name)
+		return exitUsage
+	case fs.NArg() > 0:
+		fmt.Fprintf(stderr, "bulkheadd: %s takes no argument, but got %q\n", name, fs.Arg(0))
+		return exitUsage
+	}
+	config, explicit, err := configure(*file, flags)
+	if err != nil {
+		fmt.Fprintf(stderr, "bulkheadd: %v\n", err)
+		return exitUsage
+	}
+	if config.LogFormat == "" {
+		config.LogFormat = "json"
+		if f, ok := stderr.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+			config.LogFormat = "text"
+		}
+	}
+	if err := execute(name, config, explicit, stdout, stderr); err != nil {
+		fmt.Fprintf(stderr, "bulkheadd: %v\n", err)
+		return exitFailed
+	}
+	return exitOK
+}
+
+// configure puts the flags over the configuration file and completes the result.
+// explicit says that the domain was asked for.
+func configure(file string, flags supervisor.Config) (c supervisor.Config, explicit bool, err error) {
+	optional := file == ""
+	if optional {
+		file = supervisor.DefaultConfigFile
+	}
+	base, err := supervisor.ReadConfig(file, optional)
+	if err != nil {
+		return c, false, err
+	}
+	c = flags.Over(base)
+	explicit = c.Domain != ""
+	c, err = c.Complete()
+	return c, explicit, err
+}
+
+func execute(name string, c supervisor.Config, explicit bool, stdout, stderr io.Writer) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	defer stop()
+	switch name {
+	case "up":
+		s := supervisor.New(c)
+		s.ExplicitDomain, s.Stdout, s.Stderr = explicit, stdout, stderr
+		return s.Up(ctx)
+	case "down":
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+		defer cancel()
+		return supervisor.Down(ctx, c, supervisor.NewLog(stderr, c.LogFormat))
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	line, err := supervisor.Token(ctx, c)
+	if err == nil {
+		fmt.Fprintln(stdout, line)
+	}
+	return err
+}
+
+// fieldsOf lists the configuration fields that are flags of a command. down and
+// token find the rest in the data directory.
+func fieldsOf(name string) []supervisor.Field {
+	if name == "up" {
+		return supervisor.Fields
+	}
+	var out []supervisor.Field
+	for _, f := range supervisor.Fields {
+		if f.Name == "data_dir" || f.Name == "log_format" {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// help prints a command's flags, and for up the fields of the configuration file.
+func help(w io.Writer, name string) {
+	fmt.Fprintf(w, "Usage: bulkheadd %s [flags]\n\n", name)
+	fmt.Fprintln(w, map[string]string{
+		"up": "Runs the platform until SIGTERM or Ctrl-C. The first start on a data directory installs it\n" +
+			"and prints the line to log in with. Machines keep running when bulkheadd ends: the next\n" +
+			"\"up\" finds them again, \"bulkheadd down\" ends them.",
+		"down": "Ends every Machine of a data directory and removes sandboxes, network namespaces, cgroups and\n" +
+			"firewall rules from this machine. The data directory stays as it is: the next \"up\" starts the\n" +
+			"Machines again. It refuses while \"up\" runs on the same data directory: stop that first.",
+		"token": "Asks the running platform for a new admin token and prints the line to log in with.",
+	}[name])
+	fmt.Fprintf(w, "\nFlags; each but --config is also a field of the configuration file (TOML), and wins over it:\n\n")
+	fmt.Fprintf(w, "  --config FILE\n      configuration file (default %s, if it exists)\n", supervisor.DefaultConfigFile)
+	for _, f := range fieldsOf(name) {
+		fmt.Fprintf(w, "  --%s %s   (field %s)\n      %s (default %s)\n", f.Flag, f.Arg, f.Name, f.Doc, f.Default)
+	}
+}
+
+// versionText is the version that make build set, else the commit.
+func versionText() string {
+	if version != "devel" {
+		return version
+	}
+	if bi, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range bi.Settings {
+			if s.Key == "vcs.revision" {
+				return strings.Join([]string{"devel", s.Value[:min(12, len(s.Value))]}, "-")
+			}
+		}
+	}
+	return version
+}

@@ -1,0 +1,288 @@
+package supervisor
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"bulkhead/key"
+)
+
+// DefaultConfigFile is read when --config is not given and the file exists.
+const DefaultConfigFile = "/etc/bulkhead/bulkhead.toml"
+
+// DefaultDataDir is where an installation lives unless it is told otherwise.
+const DefaultDataDir = "/var/lib/bulkhead"
+
+// Config is what bulkheadd is told, by its configuration file and its flags. The
+// zero value of a field means its default. packaging/bulkhead.toml documents every
+// field for its reader; Fields documents them for --help.
+type Config struct {
+	// DataDir is the directory of the installation: everything that must survive a
+	// restart, and the identity of the cluster. Absolute path.
+	DataDir string `toml:"data_dir"`
+	// Domain is the DNS name below which apps, the API ("api.") and the registry
+	// ("registry.") answer. It is chosen at installation and cannot change later.
+	Domain string `toml:"domain"`
+	// HTTPAddr is the public address of plain HTTP, host:port; an empty host means
+	// every address of the machine, port 0 any free port.
+	HTTPAddr string `toml:"http_addr"`
+	// HTTPSAddr is the public address of HTTPS, host:port, as HTTPAddr.
+	HTTPSAddr string `toml:"https_addr"`
+	// ClusterAddr is the address for other nodes of the cluster, host:port, which
+	// speaks mutual TLS only. Empty: none, this machine is alone.
+	ClusterAddr string `toml:"cluster_addr"`
+	// ReadyFile is written, mode 0600, when the platform is ready. Empty: none.
+	ReadyFile string `toml:"ready_file"`
+	// Region is the code of the region, as "platform/regions" of the API shows it.
+	Region string `toml:"region"`
+	// Node is this machine's name in the cluster, a DNS label. It is chosen at
+	// installation and cannot change later.
+	Node string `toml:"node"`
+	// RunDir holds sockets and namespaces of the running platform; nothing in it is
+	// needed after a reboot.
+	RunDir string `toml:"run_dir"`
+	// LibDir is the directory of Bulkhead's other programs.
+	LibDir string `toml:"lib_dir"`
+	// LogFormat is how the log looks on stderr: "json" (one object a line) or "text".
+	LogFormat string `toml:"log_format"`
+}
+
+// Field documents one field of Config for --help and ties it to its flag.
+type Field struct {
+	Name    string // in the configuration file
+	Flag    string // on the command line, without dashes
+	Arg     string // what the value is called in --help
+	Default string // as --help shows it
+	Doc     string // one sentence
+	value   func(*Config) *string
+}
+
+// Fields lists every field of Config in the order of --help.
+var Fields = []Field{
+	{"data_dir", "data-dir", "DIR", DefaultDataDir, "directory of the installation: everything that must survive a restart", func(c *Config) *string { return &c.DataDir }},
+	{"domain", "domain", "NAME", "bulkhead.localhost", "DNS name below which apps, api. and registry. answer; fixed at installation", func(c *Config) *string { return &c.Domain }},
+	{"http_addr", "http-addr", "HOST:PORT", ":80", "public address of plain HTTP; port 0 takes any free port", func(c *Config) *string { return &c.HTTPAddr }},
+	{"https_addr", "https-addr", "HOST:PORT", ":443", "public address of HTTPS; port 0 takes any free port", func(c *Config) *string { return &c.HTTPSAddr }},
+	{"cluster_addr", "cluster-addr", "HOST:PORT", "none", "address for other nodes of the cluster (mutual TLS)", func(c *Config) *string { return &c.ClusterAddr }},
+	{"ready_file", "ready-file", "FILE", "none", "JSON file written when the platform is ready: api_url, domain, https_addr, http_addr, ca_file, pin, token (only when it was just made)", func(c *Config) *string { return &c.ReadyFile }},
+	{"region", "region", "CODE", "local", "code of the region", func(c *Config) *string { return &c.Region }},
+	{"node", "node", "NAME", "the host name", "name of this machine in the cluster, a DNS label; fixed at installation", func(c *Config) *string { return &c.Node }},
+	{"run_dir", "run-dir", "DIR", "/run/bulkhead, or /run/bulkhead-<hash of data_dir> for another data_dir", "sockets and namespaces of the running platform", func(c *Config) *string { return &c.RunDir }},
+	{"lib_dir", "lib-dir", "DIR", "where bulkheadd is", "directory of Bulkhead's other programs", func(c *Config) *string { return &c.LibDir }},
+	{"log_format", "log-format", "json|text", "text on a terminal, else json", "how the log looks on stderr", func(c *Config) *string { return &c.LogFormat }},
+}
+
+// Value returns where c keeps the field, for flags to write to.
+func (f Field) Value(c *Config) *string { return f.value(c) }
+
+// ReadConfig reads a configuration file. Fields that do not exist and values of
+// the wrong type are refused, with line and column. A missing file is an error
+// unless optional is set.
+func ReadConfig(file string, optional bool) (Config, error) {
+	var c Config
+	f, err := os.Open(file)
+	if optional && errors.Is(err, os.ErrNotExist) {
+		return c, nil
+	}
+	if err != nil {
+		return c, fmt.Errorf("the configuration file cannot be read: %w", err)
+	}
+	defer f.Close()
+	err = toml.NewDecoder(f).DisallowUnknownFields().Decode(&c)
+	var unknown *toml.StrictMissingError
+	var bad *toml.DecodeError
+	switch {
+	case errors.As(err, &unknown) && len(unknown.Errors) > 0:
+		row, col := unknown.Errors[0].Position()
+		return c, fmt.Errorf("%s:%d:%d: there is no field %q; \"bulkheadd up --help\" lists them", file, row, col, strings.Join(unknown.Errors[0].Key(), "."))
+	case errors.As(err, &bad):
+		row, col := bad.Position()
+		return c, fmt.Errorf("%s:%d:%d: %s", file, row, col, strings.TrimPrefix(bad.Error(), "toml: "))
+	case err != nil:
+		return c, fmt.Errorf("%s: %w", file, err)
+	}
+	return c, nil
+}
+
+// Over returns base with every field that c sets put over it: flags over file.
+func (c Config) Over(base Config) Config {
+	for _, f := range Fields {
+		if v := *f.value(&c); v != "" {
+			*f.value(&base) = v
+		}
+	}
+	return base
+}
+
+// pathRE keeps paths to characters that need no quoting anywhere: they end up in
+// sandbox annotations, socket names and messages.
+var (
+	pathRE  = regexp.MustCompile(`^/[A-Za-z0-9/._+@-]*$`)
+	labelRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+)
+
+// maxRunDir bounds the runtime directory so that every socket path below it fits
+// into the 107 bytes the kernel takes.
+const maxRunDir = 80
+
+// Complete fills in the defaults and checks every field. It looks at nothing but
+// the host name and the place of the running program.
+func (c Config) Complete() (Config, error) {
+	set := func(p *string, v string) {
+		if *p == "" {
+			*p = v
+		}
+	}
+	set(&c.DataDir, DefaultDataDir)
+	set(&c.Domain, "bulkhead.localhost")
+	set(&c.HTTPAddr, ":80")
+	set(&c.HTTPSAddr, ":443")
+	set(&c.Region, "local")
+	c.Domain = strings.ToLower(strings.TrimSuffix(c.Domain, "."))
+	for _, p := range []struct {
+		name string
+		v    *string
+	}{{"data_dir", &c.DataDir}, {"run_dir", &c.RunDir}, {"lib_dir", &c.LibDir}, {"ready_file", &c.ReadyFile}} {
+		if *p.v == "" {
+			continue
+		}
+		abs, err := filepath.Abs(*p.v)
+		if err != nil {
+			return c, err
+		}
+		if !pathRE.MatchString(abs) || abs == "/" {
+			return c, fmt.Errorf("%s %q must be a path below / made of letters, digits and . _ - + @", p.name, *p.v)
+		}
+		*p.v = abs
+	}
+	set(&c.RunDir, runDirFor(c.DataDir))
+	if len(c.RunDir) > maxRunDir {
+		return c, fmt.Errorf("run_dir %q has %d bytes; socket names below it must fit the kernel's limit, so give one of at most %d", c.RunDir, len(c.RunDir), maxRunDir)
+	}
+	if c.LibDir == "" {
+		dir, err := ownDir()
+		if err != nil {
+			return c, err
+		}
+		c.LibDir = dir
+	}
+	return c, c.check()
+}
+
+// check is Complete's second half: the grammar of what is not a path.
+func (c Config) check() error {
+	if err := checkDomain(c.Domain); err != nil {
+		return err
+	}
+	if !labelRE.MatchString(c.Region) {
+		return fmt.Errorf("region %q must be lower-case letters, digits and dashes", c.Region)
+	}
+	if c.Node != "" {
+		if _, err := key.ParseNode(c.Node); err != nil {
+			return fmt.Errorf("node: %w", err)
+		}
+	}
+	if c.LogFormat != "" && c.LogFormat != "json" && c.LogFormat != "text" {
+		return fmt.Errorf("log_format %q is neither json nor text", c.LogFormat)
+	}
+	seen := map[string]string{}
+	for _, a := range []struct{ name, v string }{{"http_addr", c.HTTPAddr}, {"https_addr", c.HTTPSAddr}, {"cluster_addr", c.ClusterAddr}} {
+		if a.v == "" {
+			continue
+		}
+		port, err := checkAddr(a.v)
+		if err != nil {
+			return fmt.Errorf("%s %q: %w", a.name, a.v, err)
+		}
+		if other := seen[a.v]; other != "" && port != 0 {
+			return fmt.Errorf("%s and %s are both %s; give each a port of its own", other, a.name, a.v)
+		}
+		seen[a.v] = a.name
+	}
+	return nil
+}
+
+// checkDomain checks that d can have apps below it.
+func checkDomain(d string) error {
+	if len(d) > 180 { // an app's label and a host name's limit of 253 must fit
+		return fmt.Errorf("domain %q is longer than 180 characters", d[:40]+"…")
+	}
+	if _, err := netip.ParseAddr(d); err == nil {
+		return fmt.Errorf("domain %q is an address; give a DNS name, such as apps.example.com", d)
+	}
+	for _, l := range strings.Split(d, ".") {
+		if !labelRE.MatchString(l) {
+			return fmt.Errorf("domain %q is not a DNS name: bad label %q", d, l)
+		}
+	}
+	return nil
+}
+
+// checkAddr checks a host:port to listen on and returns the port.
+func checkAddr(a string) (int, error) {
+	host, port, err := net.SplitHostPort(a)
+	if err != nil {
+		return 0, errors.New("it must be host:port or :port, such as 127.0.0.1:8443 or :443")
+	}
+	if host != "" {
+		if _, err := netip.ParseAddr(host); err != nil {
+			return 0, fmt.Errorf("host %q is not an IP address", host)
+		}
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return 0, fmt.Errorf("port %q is not between 0 and 65535", port)
+	}
+	return int(n), nil
+}
+
+// runDirFor gives each data directory a runtime directory of its own.
+func runDirFor(data string) string {
+	if data == DefaultDataDir {
+		return "/run/bulkhead"
+	}
+	sum := sha256.Sum256([]byte(data))
+	return "/run/bulkhead-" + hex.EncodeToString(sum[:4])
+}
+
+// ownDir is the directory of the running program, links resolved.
+func ownDir() (string, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	if real, err := filepath.EvalSymlinks(exe); err == nil {
+		exe = real
+	}
+	return filepath.Dir(exe), nil
+}
+
+// hostLabel makes a DNS label of the host's name.
+func hostLabel() string {
+	h, _ := os.Hostname()
+	h, _, _ = strings.Cut(strings.ToLower(h), ".")
+	h = strings.Trim(strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
+			return r
+		}
+		return '-'
+	}, h), "-")
+	if len(h) > 63 {
+		h = strings.TrimRight(h[:63], "-")
+	}
+	if h == "" {
+		return "node-1"
+	}
+	return h
+}

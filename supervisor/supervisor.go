@@ -1,0 +1,402 @@
+// Package supervisor is bulkheadd: it prepares a machine, opens the sockets, runs
+// the roles as processes of their own users, and keeps them running.
+//
+// It is the only part of Bulkhead that is root all the time beside the warden, so
+// it is small and listens to nobody: it takes its configuration, signals, and the
+// roles' word that they are ready.
+//
+// Up is the life of one `bulkheadd up`. Its steps, in order: lock the data
+// directory, bind the public ports, install (users, keys, directories), make the
+// runtime directory and its sockets, start warden, controller, worker and edge
+// (each when the one before is ready), wait until the API answers through the
+// edge, say so. Up to the first of these steps that changes anything, every wrong
+// argument has been refused. A kill at any step leaves a state from which the next
+// `bulkheadd up` goes on.
+//
+// Machines are not processes of bulkheadd: stopping it, or any role, leaves them
+// running. Down is what ends them.
+package supervisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"bulkhead/role"
+)
+
+// Supervisor runs one installation. Make it with New, set the fields, call Up.
+type Supervisor struct {
+	// Config must have gone through Complete.
+	Config Config
+	// ExplicitDomain says that somebody asked for Config.Domain: then an installation
+	// with another domain is refused instead of used.
+	ExplicitDomain bool
+	// Stdout gets what is for the person who started bulkheadd: the login line.
+	Stdout io.Writer
+	// Stderr gets the log, that of the roles included.
+	Stderr io.Writer
+
+	log     *slog.Logger
+	out     *logWriter
+	timing  timing
+	fault   hook
+	spawner *spawner
+	notify  notify
+
+	in      *installation
+	sockets *sockets
+	runners []*runner // in the order of their start
+	state   State
+}
+
+// State is what other bulkheadd commands need of a running one. It is kept in the
+// data directory as up.json; it is advice, and may be that of an earlier start.
+type State struct {
+	PID       int    `json:"pid"`
+	RunDir    string `json:"run_dir"`
+	Tag       string `json:"tag"`
+	Domain    string `json:"domain"`
+	APIURL    string `json:"api_url"`
+	HTTPAddr  string `json:"http_addr"`
+	HTTPSAddr string `json:"https_addr"`
+}
+
+// Ready is the content of the ready file.
+type Ready struct {
+	APIURL    string `json:"api_url"`
+	Domain    string `json:"domain"`
+	HTTPSAddr string `json:"https_addr"`
+	HTTPAddr  string `json:"http_addr"`
+	CAFile    string `json:"ca_file"`
+	Pin       string `json:"pin"`
+	Token     string `json:"token,omitempty"` // only when this start made it
+}
+
+// New returns a Supervisor for a completed configuration.
+func New(c Config) *Supervisor {
+	return &Supervisor{Config: c, Stdout: os.Stdout, Stderr: os.Stderr, timing: defaultTiming}
+}
+
+// Up runs the platform until ctx is done, then stops it in order and returns nil.
+// When the platform cannot be started it stops what it started and returns a
+// sentence that says why.
+func (s *Supervisor) Up(ctx context.Context) error {
+	s.out = &logWriter{w: s.Stderr, text: s.Config.LogFormat == "text"}
+	s.log = slog.New(slog.NewJSONHandler(s.out, nil)).With("role", "bulkheadd")
+	s.notify = newNotify()
+	s.spawner = newSpawner()
+	defer close(s.spawner.calls)
+	if err := s.open(ctx); err != nil {
+		return err
+	}
+	defer s.close()
+	if err := s.start(ctx); err != nil {
+		s.stop()
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	s.notify.send("READY=1")
+	watch, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go s.notify.watchdog(watch, func() { s.spawner.do(func() {}) })
+	<-ctx.Done()
+	s.notify.send("STOPPING=1")
+	s.log.Info("stopping; Machines keep running until \"bulkheadd down\" or a restart of this machine")
+	s.stop()
+	return nil
+}
+
+// open does everything that needs no role: it checks, locks, binds and installs.
+func (s *Supervisor) open(ctx context.Context) (err error) {
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	c := &s.Config
+	if os.Geteuid() != 0 {
+		return errors.New("bulkheadd up must run as root: it creates users, namespaces and sockets; the roles it starts give up what they do not need")
+	}
+	if err := checkPrograms(c.LibDir); err != nil {
+		return err
+	}
+	if err := checkDataDir(c.DataDir); err != nil {
+		return err
+	}
+	if err := checkRunDir(c.RunDir); err != nil {
+		return err
+	}
+	if c.ReadyFile != "" {
+		if fi, err := os.Stat(filepath.Dir(c.ReadyFile)); err != nil || !fi.IsDir() {
+			return fmt.Errorf("ready file %s cannot be written: %s is not a directory", c.ReadyFile, filepath.Dir(c.ReadyFile))
+		}
+	}
+	lock, err := takeLock(c.DataDir, false)
+	if err != nil {
+		return err
+	}
+	s.in = &installation{dir: c.DataDir, lock: lock}
+	if err := checkIdentity(*c, s.ExplicitDomain); err != nil {
+		return err
+	}
+	patience := time.Duration(0)
+	if lock != nil { // the ports may be held by dying roles of a bulkheadd that was killed
+		patience = 3 * time.Second
+	}
+	if s.sockets, err = openPublic(*c, patience); err != nil {
+		return err
+	}
+	unix.Umask(0o077)
+	if err := s.prepare(ctx, lock); err != nil {
+		return err
+	}
+	return nil
+}
+
+// prepare changes the machine: data directory, users, runtime directory, sockets.
+func (s *Supervisor) prepare(ctx context.Context, lock *os.File) error {
+	c := &s.Config
+	if err := ensureDir(s.fault, c.DataDir, 0o711, root); err != nil {
+		return err
+	}
+	if lock == nil {
+		if err := s.fault.at("lock"); err != nil {
+			return err
+		}
+		var err error
+		if lock, err = takeLock(c.DataDir, true); err != nil {
+			return err
+		}
+	}
+	s.in.lock = lock
+	in, err := install(ctx, *c, lock, s.fault)
+	if err != nil {
+		return err
+	}
+	s.in = in
+	if closed := checkReachable(c.LibDir); closed != "" {
+		if c.LibDir, err = copyPrograms(s.fault, c.LibDir, in.path(programDir)); err != nil {
+			return err
+		}
+		s.log.Info("the programs are copied, because their directory is closed to the roles' users", "closed", closed, "to", c.LibDir)
+	}
+	if err := ensureDir(s.fault, c.RunDir, 0o711, root); err != nil {
+		return err
+	}
+	if err := ensureDir(s.fault, filepath.Join(c.RunDir, "roles"), 0o711, root); err != nil {
+		return err
+	}
+	if err := s.fault.at("sockets"); err != nil {
+		return err
+	}
+	if err := s.sockets.openUnix(c.RunDir, in.users); err != nil {
+		return err
+	}
+	if c.ReadyFile != "" { // an old one must not be mistaken for this start's
+		if err := os.Remove(c.ReadyFile); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("ready file: %w", err)
+		}
+	}
+	s.state = State{
+		PID: os.Getpid(), RunDir: c.RunDir, Tag: in.id.Tag, Domain: in.id.Domain,
+		HTTPAddr: s.sockets.addrs[role.SocketHTTP], HTTPSAddr: s.sockets.addrs[role.SocketHTTPS],
+	}
+	s.state.APIURL = apiURL(in.id.Domain, s.state.HTTPSAddr)
+	b, err := json.MarshalIndent(s.state, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeFile(s.fault, in.path(stateFile), append(b, '\n'), 0o600, root)
+}
+
+// close gives back sockets and lock.
+func (s *Supervisor) close() {
+	if s.sockets != nil {
+		s.sockets.Close()
+	}
+	if s.in != nil && s.in.lock != nil {
+		s.in.lock.Close()
+	}
+}
+
+// start starts the roles, each when the one before is ready, and waits until the
+// platform answers.
+func (s *Supervisor) start(ctx context.Context) error {
+	for _, name := range []string{role.Warden, role.Controller, role.Worker, role.Edge} {
+		r, err := s.newRunner(name)
+		if err != nil {
+			return err
+		}
+		s.runners = append(s.runners, r)
+		go r.loop()
+		select {
+		case <-r.first:
+		case <-r.ended:
+			return s.explain(r, r.failure)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return s.announce(ctx)
+}
+
+// explain adds the last lines of a role's log to an error.
+func (s *Supervisor) explain(r *runner, err error) error {
+	if err == nil {
+		err = fmt.Errorf("the %s ended", r.name)
+	}
+	if t := r.tail.text(); t != "" {
+		return fmt.Errorf("%w; the last lines of its log:\n%s", err, t)
+	}
+	return err
+}
+
+// stop ends the roles, last started first.
+func (s *Supervisor) stop() {
+	for i := len(s.runners) - 1; i >= 0; i-- {
+		s.runners[i].stop()
+		s.log.Info("a role is stopped", "what", s.runners[i].name)
+	}
+}
+
+// newRunner writes a role's configuration and makes the runner.
+func (s *Supervisor) newRunner(name string) (*runner, error) {
+	c, in := s.Config, s.in
+	rc := role.Config{
+		Role: name, Cluster: in.id.Cluster, Node: in.id.Node, Host: in.id.Host, Region: c.Region, Domain: in.id.Domain,
+		DataDir: in.path(name), RunDir: c.RunDir, LibDir: c.LibDir,
+		HTTPAddr: s.state.HTTPAddr, HTTPSAddr: s.state.HTTPSAddr,
+		Sockets: s.sockets.paths, UIDs: in.users.uid, GIDs: in.users.gid, Tag: in.id.Tag,
+	}
+	switch name {
+	case role.Controller:
+		rc.GrantKeyFile = in.path(grantKey)
+	case role.Warden:
+		rc.GrantKeyFile, rc.ImageDir, rc.MachineDir = in.path(grantPub), in.path(imageDir), in.path(machineDir)
+	case role.Worker:
+		rc.ImageDir = in.path(imageDir)
+	}
+	r := &runner{
+		name: name, config: rc, cred: in.users.of(name), groups: []uint32{in.users.group}, runDir: c.RunDir,
+		env: environment(name), spawn: s.spawner, out: s.out, log: s.log, timing: s.timing,
+	}
+	r.init()
+	switch name {
+	case role.Warden:
+		r.groups, r.caps = nil, wardenCaps
+	case role.Edge:
+		r.netns = filepath.Join(c.RunDir, "netns", "router")
+	}
+	for _, n := range s.sockets.of(name) {
+		r.names, r.files = append(r.names, n), append(r.files, s.sockets.files[n])
+	}
+	b, err := json.MarshalIndent(rc, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	return r, writeFile(nil, r.configFile(), append(b, '\n'), 0o640, owner{0, r.cred.gid})
+}
+
+// environment is all a role finds in its environment. The worker fetches images,
+// so it alone learns of the machine's proxies and certificate stores.
+func environment(name string) []string {
+	env := []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "HOME=/nonexistent"}
+	pass := []string{"BULKHEAD_DEBUG"}
+	if name == role.Worker {
+		pass = append(pass, "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
+	}
+	for _, k := range pass {
+		if v, ok := os.LookupEnv(k); ok {
+			env = append(env, k+"="+v)
+		}
+	}
+	return env
+}
+
+// announce waits until the platform answers as a whole, hands out the first token,
+// writes the ready file and prints the login line.
+func (s *Supervisor) announce(ctx context.Context) error {
+	a := newAdmin(s.sockets.paths[role.SocketAdmin])
+	l, err := s.awaitPlatform(ctx, a)
+	if err != nil {
+		return err
+	}
+	ca := s.in.path(caFile)
+	if have, err := os.ReadFile(ca); err != nil || string(have) != l.CAPEM {
+		if err := writeFile(s.fault, ca, []byte(l.CAPEM), 0o644, root); err != nil {
+			return err
+		}
+	}
+	// The first token is marked as given after it was shown: a kill in between makes
+	// another one at the next start, which is better than none that anybody knows.
+	token := ""
+	if _, err := os.Stat(s.in.path(tokenMark)); errors.Is(err, os.ErrNotExist) {
+		if token, err = a.token(ctx); err != nil {
+			return err
+		}
+	}
+	if f := s.Config.ReadyFile; f != "" {
+		b, err := json.MarshalIndent(Ready{
+			APIURL: s.state.APIURL, Domain: s.state.Domain, HTTPSAddr: s.state.HTTPSAddr, HTTPAddr: s.state.HTTPAddr,
+			CAFile: ca, Pin: l.Pin, Token: token,
+		}, "", "  ")
+		if err != nil {
+			return err
+		}
+		if err := writeFile(s.fault, f, append(b, '\n'), 0o600, root); err != nil {
+			return fmt.Errorf("ready file: %w", err)
+		}
+	}
+	if token == "" {
+		fmt.Fprintf(s.Stdout, "Bulkhead is ready at %s\nTo log in, make a token: bulkheadd token --data-dir %s\n", s.state.APIURL, s.in.dir)
+		return nil
+	}
+	fmt.Fprintf(s.Stdout, "Bulkhead is ready at %s\nLog in, here or on your own machine, with:\n\n%s\n\n", s.state.APIURL, loginLine(s.state.APIURL, l.Pin, token))
+	if err := s.fault.at("token shown"); err != nil {
+		return err
+	}
+	return writeFile(s.fault, s.in.path(tokenMark), nil, 0o600, root)
+}
+
+// awaitPlatform returns when the controller says that it and its worker serve, and
+// the API answers a client through the edge.
+func (s *Supervisor) awaitPlatform(ctx context.Context, a *admin) (login, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, s.timing.platform, errors.New("too late"))
+	defer cancel()
+	var last error
+	for {
+		err := a.ready(ctx)
+		var l login
+		if err == nil {
+			l, err = a.login(ctx)
+		}
+		if err == nil {
+			err = probeAPI(ctx, s.state.HTTPSAddr, s.state.Domain, l)
+		}
+		if err == nil {
+			return l, nil
+		}
+		if ctx.Err() == nil {
+			last = err
+		}
+		select {
+		case <-ctx.Done():
+			if last == nil {
+				last = ctx.Err()
+			}
+			return login{}, fmt.Errorf("the roles run, but the API does not answer after %s: %w", s.timing.platform, last)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
