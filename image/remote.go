@@ -1,0 +1,245 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"bulkhead/fault"
+	"bulkhead/key"
+	"bulkhead/machine"
+)
+
+// Remote fetches images from registries elsewhere, without credentials, over HTTPS;
+// over plain HTTP only from loopback. Whoever may deploy chooses the registry's
+// name, so by default it connects to public addresses only: a name or a redirect
+// that leads to loopback, a private network or a cloud's metadata service is
+// refused when the connection is made, whatever the DNS said before. Proxies from the
+// environment are not used.
+type Remote struct {
+	// AllowPrivate lets registries on loopback and private addresses be used.
+	AllowPrivate bool
+	Limits       Limits
+
+	transport http.RoundTripper
+}
+
+// NewRemote returns a Remote.
+func NewRemote(allowPrivate bool) *Remote {
+	r := &Remote{AllowPrivate: allowPrivate}
+	dialer := &net.Dialer{Timeout: 10 * time.Second, Control: r.checkAddress}
+	r.transport = httpsOnly{&http.Transport{
+		DialContext:           dialer.DialContext,
+		TLSHandshakeTimeout:   10 * time.Second,
+		ResponseHeaderTimeout: 30 * time.Second,
+		IdleConnTimeout:       30 * time.Second,
+		MaxIdleConnsPerHost:   4,
+		ForceAttemptHTTP2:     true,
+	}}
+	return r
+}
+
+// errPrivate is the cause of a refused connection.
+var errPrivate = errors.New("the registry's address is not a public one")
+
+// checkAddress is called with every address that is about to be connected to.
+func (r *Remote) checkAddress(_, address string, _ syscall.RawConn) error {
+	if r.AllowPrivate {
+		return nil
+	}
+	ap, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return err
+	}
+	if !public(ap.Addr().Unmap()) {
+		return fmt.Errorf("%w: %s", errPrivate, ap.Addr())
+	}
+	return nil
+}
+
+// notPublic are ranges that netip's predicates do not name: shared and protocol
+// addresses, benchmarks, documentation, and IPv6 forms that carry an IPv4 address.
+var notPublic = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("192.0.0.0/24"),
+	netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.18.0.0/15"), netip.MustParsePrefix("198.51.100.0/24"),
+	netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("240.0.0.0/4"),
+	netip.MustParsePrefix("::/96"), netip.MustParsePrefix("64:ff9b::/96"), netip.MustParsePrefix("64:ff9b:1::/48"),
+	netip.MustParsePrefix("100::/64"), netip.MustParsePrefix("2001::/23"), netip.MustParsePrefix("2001:db8::/32"),
+	netip.MustParsePrefix("2002::/16"), netip.MustParsePrefix("fec0::/10"),
+}
+
+// public reports whether a is an address on the internet.
+func public(a netip.Addr) bool {
+	if !a.IsGlobalUnicast() || a.IsPrivate() || a.IsLoopback() || a.IsLinkLocalUnicast() {
+		return false
+	}
+	for _, p := range notPublic {
+		if p.Contains(a) {
+			return false
+		}
+	}
+	return true
+}
+
+// httpsOnly refuses plain HTTP to anything but loopback, redirects included.
+type httpsOnly struct{ next http.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (h httpsOnly) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.URL.Scheme != "https" && !isLoopback(req.URL.Hostname()) {
+		return nil, fmt.Errorf("plain HTTP to %s is refused; registries must offer HTTPS", clip(req.URL.Host))
+	}
+	return h.next.RoundTrip(req)
+}
+
+func isLoopback(host string) bool {
+	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
+		return true
+	}
+	a, err := netip.ParseAddr(host)
+	return err == nil && a.Unmap().IsLoopback()
+}
+
+// Resolve finds what an image reference such as "nginx:1.27" or
+// "ghcr.io/owner/name@sha256:…" names now: the digest of the manifest for this
+// node's platform, verified, and that manifest. Errors: Invalid for a malformed
+// reference, NotFound, Denied when the registry wants credentials, Unprocessable for
+// an image of another platform, Unavailable when the registry cannot be reached.
+func (r *Remote) Resolve(ctx context.Context, ref string) (machine.ImageRef, []byte, error) {
+	parsed, err := name.ParseReference(ref)
+	if err != nil {
+		return machine.ImageRef{}, nil, fault.Wrap(fault.Invalid, err, "%q is not an image reference such as nginx:1.27 or ghcr.io/owner/name@sha256:…", clip(ref))
+	}
+	s := r.source(parsed.Context())
+	out := machine.ImageRef{Registry: parsed.Context().RegistryStr(), Repository: parsed.Context().RepositoryStr()}
+	var digest key.Digest
+	switch p := parsed.(type) {
+	case name.Digest:
+		digest, err = key.ParseDigest(p.DigestStr())
+	case name.Tag:
+		out.Tag = p.TagStr()
+		digest, err = s.tag(ctx, p)
+	}
+	if err != nil {
+		return machine.ImageRef{}, nil, err
+	}
+	_, digest, err = fetchManifest(ctx, s, digest, r.Limits.withDefaults())
+	if err != nil {
+		return machine.ImageRef{}, nil, err
+	}
+	raw, _, err := s.Manifest(ctx, digest)
+	out.Digest = digest
+	return out, raw, err
+}
+
+// Source returns the repository that ref names as a Source. It holds a registry's
+// anonymous token and connections, so that one Source serves one image's fetching.
+func (r *Remote) Source(ref machine.ImageRef) (Source, error) {
+	repo, err := name.NewRepository(ref.Registry + "/" + ref.Repository)
+	if err != nil {
+		return nil, fault.Wrap(fault.Invalid, err, "%q is not a repository", clip(ref.Registry+"/"+ref.Repository))
+	}
+	return r.source(repo), nil
+}
+
+func (r *Remote) source(repo name.Repository) *remoteSource {
+	// NewPuller fails for contradictory options alone.
+	p, err := remote.NewPuller(remote.WithTransport(r.transport), remote.WithAuth(authn.Anonymous), remote.WithUserAgent("bulkhead"))
+	return &remoteSource{repo: repo, puller: p, err: err, cache: make(map[key.Digest]cached)}
+}
+
+// remoteSource is one repository. It is used by one goroutine at a time.
+type remoteSource struct {
+	repo   name.Repository
+	puller *remote.Puller
+	err    error
+	cache  map[key.Digest]cached // the few manifests of one image
+}
+
+type cached struct {
+	raw       []byte
+	mediaType types.MediaType
+}
+
+// tag finds what a tag points to.
+func (s *remoteSource) tag(ctx context.Context, ref name.Tag) (key.Digest, error) {
+	return s.get(ctx, ref)
+}
+
+// get fetches a manifest into the cache and returns its digest.
+func (s *remoteSource) get(ctx context.Context, ref name.Reference) (key.Digest, error) {
+	if s.err != nil {
+		return "", s.err
+	}
+	d, err := s.puller.Get(ctx, ref)
+	if err != nil {
+		return "", remoteError(ref.String(), err)
+	}
+	digest := digestOf(d.Manifest)
+	s.cache[digest] = cached{d.Manifest, d.MediaType}
+	return digest, nil
+}
+
+// Manifest implements Source.
+func (s *remoteSource) Manifest(ctx context.Context, digest key.Digest) ([]byte, string, error) {
+	if _, ok := s.cache[digest]; !ok {
+		if _, err := s.get(ctx, s.repo.Digest(string(digest))); err != nil {
+			return nil, "", err
+		}
+	}
+	c, ok := s.cache[digest]
+	if !ok {
+		return nil, "", bad(digest, "the registry's manifest has another digest")
+	}
+	return c.raw, string(c.mediaType), nil
+}
+
+// Blob implements Source.
+func (s *remoteSource) Blob(ctx context.Context, digest key.Digest, _ int64) (io.ReadCloser, error) {
+	if s.err != nil {
+		return nil, s.err
+	}
+	ref := s.repo.Digest(string(digest))
+	l, err := s.puller.Layer(ctx, ref)
+	if err != nil {
+		return nil, remoteError(ref.String(), err)
+	}
+	r, err := l.Compressed()
+	if err != nil {
+		return nil, remoteError(ref.String(), err)
+	}
+	return r, nil
+}
+
+// remoteError gives a registry's refusal its kind.
+func remoteError(ref string, err error) error {
+	var te *transport.Error
+	if errors.As(err, &te) {
+		switch te.StatusCode {
+		case http.StatusNotFound:
+			return fault.Wrap(fault.NotFound, err, "there is no image %s", clip(ref))
+		case http.StatusUnauthorized, http.StatusForbidden:
+			// Registries answer so for what does not exist, too.
+			return fault.Wrap(fault.Denied, err, "image %s does not exist, or its registry wants credentials", clip(ref))
+		case http.StatusTooManyRequests:
+			return fault.Wrap(fault.Unavailable, err, "the registry of %s says that it is asked too often; try again later", clip(ref))
+		}
+	}
+	if errors.Is(err, errPrivate) {
+		return fault.Wrap(fault.Denied, err, "the registry of %s is not on a public address", clip(ref))
+	}
+	return fault.Wrap(fault.Unavailable, err, "the registry of %s cannot be reached", clip(ref))
+}
