@@ -15,10 +15,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
 	"bulkhead/warden/cgroup"
+	"bulkhead/warden/router"
 )
 
 // Down ends what outlives bulkheadd: the Machines of a data directory, their
@@ -51,7 +51,7 @@ func Down(ctx context.Context, c Config, log *slog.Logger) error {
 	}
 	var errs []error
 	killed, err := killAll(ctx, runDir)
-	errs = append(errs, err, downCgroups(ctx, tag), downRules(tag), downRunDir(runDir))
+	errs = append(errs, err, downCgroups(ctx, tag), router.Destroy(router.Config{RunDir: runDir, Tag: tag}), downRunDir(runDir))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("not everything could be removed; run bulkheadd down again: %w", err)
 	}
@@ -159,32 +159,7 @@ func downCgroups(ctx context.Context, tag string) error {
 	return t.Destroy(ctx)
 }
 
-// downRules removes the installation's firewall tables from the host.
-func downRules(tag string) error {
-	conn, err := nftables.New()
-	if err != nil {
-		return err
-	}
-	tables, err := conn.ListTables()
-	if err != nil {
-		return fmt.Errorf("list firewall tables: %w", err)
-	}
-	found := false
-	for _, t := range tables {
-		if t.Name == "bulkhead_"+tag {
-			conn.DelTable(t)
-			found = true
-		}
-	}
-	if !found {
-		return nil
-	}
-	return conn.Flush()
-}
-
 // downRunDir unmounts what is mounted below the runtime directory and removes it.
-// With its last process and its mount the router's network namespace goes, and
-// with it every interface in it.
 func downRunDir(runDir string) error {
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {

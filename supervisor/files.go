@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // owner is the user and group of a file.
@@ -126,4 +128,24 @@ func checkReachable(path string) string {
 			return closed
 		}
 	}
+}
+
+// ensureMemory makes sure that what is written below path never touches a disk:
+// Machines' environments pass through there. /run is in memory on nearly every
+// machine; where it is not, a file system that is gets mounted at path.
+func ensureMemory(h hook, path string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return err
+	}
+	if st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC {
+		return nil
+	}
+	if err := h.at("mount %s", filepath.Base(path)); err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", path, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0711"); err != nil {
+		return fmt.Errorf("mount a file system in memory at %s: %w", path, err)
+	}
+	return nil
 }

@@ -6,7 +6,7 @@ import (
 	"os/exec"
 	"runtime"
 
-	"golang.org/x/sys/unix"
+	"bulkhead/warden/router"
 )
 
 // spawner starts processes from one thread that lives as long as bulkheadd. Two
@@ -14,6 +14,7 @@ import (
 // forked, and a network namespace is entered by a thread.
 type spawner struct {
 	calls chan func()
+	home  string // the thread's network namespace
 }
 
 func newSpawner() *spawner {
@@ -21,6 +22,7 @@ func newSpawner() *spawner {
 	go func() {
 		// Never unlocked: were the goroutine to end, the thread would end with it.
 		runtime.LockOSThread()
+		s.home = threadNetNS()
 		for f := range s.calls {
 			f()
 		}
@@ -35,7 +37,8 @@ func (s *spawner) start(cmd *exec.Cmd, netns string) error {
 		if netns == "" {
 			err = cmd.Start()
 		} else {
-			err = startIn(cmd, netns)
+			err = router.StartIn(netns, cmd)
+			s.checkHome()
 		}
 	})
 	return err
@@ -48,26 +51,19 @@ func (s *spawner) do(f func()) {
 	<-done
 }
 
-// startIn starts cmd from inside a network namespace and brings the calling
-// thread, which must be locked, back.
-func startIn(cmd *exec.Cmd, netns string) error {
-	own, err := os.Open("/proc/thread-self/ns/net")
+// checkHome ends bulkheadd when its thread could not return from a namespace:
+// everything started from here on would be in the wrong place. Sandboxes do not
+// notice, and the service manager starts bulkheadd again.
+func (s *spawner) checkHome() {
+	if now := threadNetNS(); now != s.home {
+		panic(fmt.Sprintf("supervisor: the thread is in network namespace %s instead of %s", now, s.home))
+	}
+}
+
+func threadNetNS() string {
+	ns, err := os.Readlink("/proc/thread-self/ns/net")
 	if err != nil {
-		return err
+		panic(fmt.Sprintf("supervisor: %v", err))
 	}
-	defer own.Close()
-	other, err := os.Open(netns)
-	if err != nil {
-		return fmt.Errorf("the router's network namespace is not there: %w", err)
-	}
-	defer other.Close()
-	if err := unix.Setns(int(other.Fd()), unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("enter network namespace %s: %w", netns, err)
-	}
-	err = cmd.Start()
-	if back := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); back != nil {
-		// Everything started from here on would be in the wrong place.
-		panic(fmt.Sprintf("supervisor: cannot return from network namespace %s: %v", netns, back))
-	}
-	return err
+	return ns
 }

@@ -31,6 +31,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bulkhead/role"
+	"bulkhead/warden/router"
 )
 
 // Supervisor runs one installation. Make it with New, set the fields, call Up.
@@ -194,7 +195,12 @@ func (s *Supervisor) prepare(ctx context.Context, lock *os.File) error {
 	if err := ensureDir(s.fault, c.RunDir, 0o711, root); err != nil {
 		return err
 	}
-	if err := ensureDir(s.fault, filepath.Join(c.RunDir, "roles"), 0o711, root); err != nil {
+	for _, d := range []string{"roles", "machines"} {
+		if err := ensureDir(s.fault, filepath.Join(c.RunDir, d), 0o711, root); err != nil {
+			return err
+		}
+	}
+	if err := ensureMemory(s.fault, filepath.Join(c.RunDir, "machines")); err != nil {
 		return err
 	}
 	if err := s.fault.at("sockets"); err != nil {
@@ -296,7 +302,7 @@ func (s *Supervisor) newRunner(name string) (*runner, error) {
 	case role.Warden:
 		r.groups, r.caps = nil, wardenCaps
 	case role.Edge:
-		r.netns = filepath.Join(c.RunDir, "netns", "router")
+		r.netns = router.Path(c.RunDir)
 	}
 	for _, n := range s.sockets.of(name) {
 		r.names, r.files = append(r.names, n), append(r.files, s.sockets.files[n])

@@ -103,6 +103,7 @@ func checkFiles(t *testing.T, r *running) {
 		d + "/images":                   {os.ModeDir | 0o711, wrk},
 		d + "/machines":                 {os.ModeDir | 0o711, root},
 		run:                             {os.ModeDir | 0o711, root},
+		run + "/machines":               {os.ModeDir | 0o711, root},
 		run + "/roles":                  {os.ModeDir | 0o711, root},
 		run + "/roles/controller.json":  {0o640, owner{0, ctl.gid}},
 		run + "/roles/worker.json":      {0o640, owner{0, wrk.gid}},
@@ -116,6 +117,10 @@ func checkFiles(t *testing.T, r *running) {
 		run + "/api.sock":               {os.ModeSocket | 0o600, edge},
 		run + "/warden.sock":            {os.ModeSocket | 0o600, wrk},
 		filepath.Dir(d) + "/ready.json": {0o600, root},
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(run+"/machines", &st); err != nil || st.Type != unix.TMPFS_MAGIC {
+		t.Errorf("what Machines are given is not kept in memory: %v, type %x", err, st.Type)
 	}
 	seen := 0
 	for _, top := range []string{d, run} {

@@ -91,7 +91,11 @@ func newNode(t *testing.T) *node {
 		t.Fatal(err)
 	}
 	n.config = c
-	t.Cleanup(func() { unix.Unmount(filepath.Join(c.RunDir, "netns", "router"), unix.MNT_DETACH) })
+	t.Cleanup(func() {
+		for _, m := range []string{"netns/router", "machines"} {
+			unix.Unmount(filepath.Join(c.RunDir, m), unix.MNT_DETACH)
+		}
+	})
 	return n
 }
 
