@@ -1,0 +1,87 @@
+# Bulkhead. "make help" lists what there is to make. Everything made is below
+# build/, which "make clean" removes.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+GO      ?= go
+PREFIX  ?= /usr/local
+DESTDIR ?=
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+
+# -trimpath and no cgo: the same source gives the same programs.
+BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION) -X bulkhead/cli.Version=$(VERSION)"
+
+CLI_TARGETS := linux-amd64 linux-arm64 darwin-amd64 darwin-arm64 windows-amd64 windows-arm64
+
+# Tools of the linter and the generator: run at a version, so that they stay out of go.mod.
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.1.4
+PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
+PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.0
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+.PHONY: demo
+demo: setup programs ## start a platform, deploy an app, show it answering over HTTPS from its sandbox
+	scripts/demo
+
+.PHONY: test
+test: setup build vet ## build and pass every test (root)
+	scripts/test
+
+.PHONY: setup
+setup: ## install the Debian packages that are missing
+	scripts/setup
+
+.PHONY: build
+build: programs cli ## build all programs into build/bin, the CLI for all systems into build/cli
+
+# go build decides itself what is up to date.
+.PHONY: programs
+programs: ## build the programs of this machine into build/bin
+	mkdir -p build/bin
+	$(BUILD) -o build/bin/ ./cmd/...
+	cd cmd/bulkhead-sandbox && $(BUILD) -o ../../build/bin/ .
+
+.PHONY: cli $(CLI_TARGETS:%=cli-%)
+cli: $(CLI_TARGETS:%=cli-%) ## build the CLI for Linux, macOS and Windows into build/cli
+
+$(CLI_TARGETS:%=cli-%): cli-%:
+	mkdir -p build/cli
+	GOOS=$(word 1,$(subst -, ,$*)) GOARCH=$(word 2,$(subst -, ,$*)) $(BUILD) -o build/cli/bulkhead-$*$(if $(findstring windows,$*),.exe) ./cmd/bulkhead
+
+.PHONY: vet
+vet: ## gofmt and go vet
+	scripts/gofmt
+	$(GO) vet ./...
+	cd cmd/bulkhead-sandbox && $(GO) vet ./...
+
+.PHONY: lint
+lint: vet ## vet, staticcheck, and govulncheck where its database can be reached
+	$(GO) run $(STATICCHECK) ./...
+	cd cmd/bulkhead-sandbox && $(GO) run $(STATICCHECK) ./...
+	GOVULNCHECK=$(GOVULNCHECK) scripts/vulncheck
+
+.PHONY: generate
+generate: ## generate api/internalpb from its .proto file
+	scripts/setup protobuf-compiler
+	GOBIN=$(CURDIR)/build/tools $(GO) install $(PROTOC_GEN_GO)
+	GOBIN=$(CURDIR)/build/tools $(GO) install $(PROTOC_GEN_GO_GRPC)
+	PATH=$(CURDIR)/build/tools:$$PATH protoc --go_out=. --go_opt=paths=source_relative \
+	  --go-grpc_out=. --go-grpc_opt=paths=source_relative api/internalpb/internal.proto
+
+.PHONY: install
+install: programs ## install the programs, the unit and the example configuration below PREFIX (/usr/local)
+	install -d $(DESTDIR)$(PREFIX)/lib/bulkhead $(DESTDIR)$(PREFIX)/bin $(DESTDIR)/etc/bulkhead $(DESTDIR)/etc/systemd/system
+	install -m 0755 -t $(DESTDIR)$(PREFIX)/lib/bulkhead build/bin/*
+	ln -sf ../lib/bulkhead/bulkheadd ../lib/bulkhead/bulkhead $(DESTDIR)$(PREFIX)/bin/
+	test -e $(DESTDIR)/etc/bulkhead/bulkhead.toml || install -m 0644 packaging/bulkhead.toml $(DESTDIR)/etc/bulkhead/bulkhead.toml
+	sed 's|/usr/local|$(PREFIX)|g' packaging/bulkhead.service >$(DESTDIR)/etc/systemd/system/bulkhead.service
+
+.PHONY: clean
+clean: ## remove build/
+	rm -rf build
