@@ -1,0 +1,252 @@
+package worker
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+	"google.golang.org/protobuf/proto"
+
+	"bulkhead/api/internalpb"
+	"bulkhead/fault"
+	"bulkhead/key"
+	"bulkhead/privnet"
+)
+
+// journalVersion is the schema of journal.db: never reuse a number.
+//
+//	1: buckets machines (id → record in JSON), assignments (id → Assignment), slots (slot → id)
+const journalVersion = 1
+
+var (
+	bucketMeta        = []byte("meta")
+	bucketMachines    = []byte("machines")
+	bucketAssignments = []byte("assignments")
+	bucketSlots       = []byte("slots")
+	keyVersion        = []byte("version")
+)
+
+// journal is the worker's memory on disk: one bbolt file. Every method that writes
+// is one transaction, on disk when it returns nil.
+type journal struct {
+	db   *bbolt.DB
+	path string
+	// point is called before and after each write; tests crash there.
+	point func(name string) error
+}
+
+// entry is a record and its assignment.
+type entry struct {
+	rec *record
+	asg *internalpb.Assignment
+}
+
+// openJournal opens or makes journal.db in dir. A damaged file is an error that
+// says so and is never replaced: it holds which sandboxes belong to whom.
+func openJournal(dir string) (j *journal, err error) {
+	path := filepath.Join(dir, "journal.db")
+	damaged := func(err error) error {
+		return fault.Wrap(fault.Internal, err, "the worker's journal %s is damaged; restore it from a copy, or move it away, and the node's machines are started afresh from the controller's assignments", path)
+	}
+	defer func() { // bbolt panics on some kinds of damage
+		if p := recover(); p != nil {
+			j, err = nil, damaged(fmt.Errorf("%v", p))
+		}
+	}()
+	if err := checkSize(path); err != nil {
+		return nil, damaged(err)
+	}
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: 10 * time.Second, FreelistType: bbolt.FreelistMapType})
+	switch {
+	case errors.Is(err, berrors.ErrTimeout):
+		return nil, fault.Wrap(fault.Conflict, err, "the worker's journal %s is in use by another process", path)
+	case err != nil && !os.IsPermission(err):
+		return nil, damaged(err)
+	case err != nil:
+		return nil, fault.Wrap(fault.Internal, err, "the worker's journal cannot be opened")
+	}
+	j = &journal{db: db, path: path, point: func(string) error { return nil }}
+	if err := j.prepare(); err != nil {
+		db.Close()
+		if fault.KindOf(err) == fault.Internal {
+			return nil, damaged(err)
+		}
+		return nil, err
+	}
+	return j, nil
+}
+
+// checkSize finds a file that was cut short, which bbolt would map and then die
+// of a bus error on: the size that its meta pages speak of must be there.
+func checkSize(path string) error {
+	b := make([]byte, 8192)
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || info.Size() == 0 {
+		return err
+	}
+	if n, err := f.ReadAt(b, 0); n < len(b) {
+		return fmt.Errorf("it is only %d bytes long: %w", info.Size(), err)
+	}
+	// A meta page: 16 bytes of page header, then magic u32, version u32, pageSize u32,
+	// flags u32, root (u64, u64), freelist u64, high-water mark pgid u64.
+	const magic = 0xED0CDAED
+	for _, at := range []int{0, 4096} {
+		m := b[at+16:]
+		if binary.NativeEndian.Uint32(m) != magic {
+			continue
+		}
+		pageSize := int64(binary.NativeEndian.Uint32(m[8:]))
+		pages := int64(binary.NativeEndian.Uint64(m[40:]))
+		if pageSize > 0 && pages > 0 && pages < 1<<40 && pages*pageSize > info.Size() {
+			return fmt.Errorf("it is %d bytes long and should be %d", info.Size(), pages*pageSize)
+		}
+	}
+	return nil
+}
+
+// prepare makes the buckets of a new journal and checks those of an old one.
+func (j *journal) prepare() error {
+	if err := j.db.View(func(tx *bbolt.Tx) error {
+		for err := range tx.Check() {
+			return err
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	return j.db.Update(func(tx *bbolt.Tx) error {
+		meta, err := tx.CreateBucketIfNotExists(bucketMeta)
+		if err != nil {
+			return err
+		}
+		if v := meta.Get(keyVersion); v == nil {
+			if err := meta.Put(keyVersion, binary.BigEndian.AppendUint32(nil, journalVersion)); err != nil {
+				return err
+			}
+		} else if len(v) != 4 || binary.BigEndian.Uint32(v) != journalVersion {
+			return fault.New(fault.Precondition, "the worker's journal %s has version %x, this worker reads version %d; run the version of Bulkhead that wrote it, or a newer one", j.path, v, journalVersion)
+		}
+		for _, b := range [][]byte{bucketMachines, bucketAssignments, bucketSlots} {
+			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// load reads everything.
+func (j *journal) load() (out []entry, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fault.Wrap(fault.Internal, fmt.Errorf("%v", p), "the worker's journal %s is damaged", j.path)
+		}
+	}()
+	err = j.db.View(func(tx *bbolt.Tx) error {
+		asgs := tx.Bucket(bucketAssignments)
+		return tx.Bucket(bucketMachines).ForEach(func(k, v []byte) error {
+			e := entry{rec: new(record), asg: new(internalpb.Assignment)}
+			if err := json.Unmarshal(v, e.rec); err != nil {
+				return fault.Wrap(fault.Internal, err, "the journal's record of machine %q cannot be read", k)
+			}
+			if err := proto.Unmarshal(asgs.Get(k), e.asg); err != nil {
+				return fault.Wrap(fault.Internal, err, "the journal's assignment of machine %q cannot be read", k)
+			}
+			out = append(out, e)
+			return nil
+		})
+	})
+	return out, err
+}
+
+// write is one transaction between its two crash points.
+func (j *journal) write(name string, fn func(tx *bbolt.Tx) error) error {
+	if err := j.point("before " + name); err != nil {
+		return err
+	}
+	if err := j.db.Update(fn); err != nil {
+		return fault.Wrap(fault.Internal, err, "the worker's journal cannot be written")
+	}
+	return j.point("after " + name)
+}
+
+// create writes the first record of a Machine and gives it a free slot, the lowest
+// there is; 0 when the node has none left.
+func (j *journal) create(r *record, a *internalpb.Assignment) error {
+	return j.write("create", func(tx *bbolt.Tx) error {
+		slots := tx.Bucket(bucketSlots)
+		free := privnet.Slot(1)
+		c := slots.Cursor()
+		for k, _ := c.First(); k != nil && privnet.Slot(binary.BigEndian.Uint32(k)) == free; k, _ = c.Next() {
+			free++
+		}
+		r.Slot = 0
+		if free <= privnet.MaxSlot {
+			r.Slot = free
+			if err := slots.Put(slotKey(free), []byte(r.Machine)); err != nil {
+				return err
+			}
+		}
+		return putBoth(tx, r, a)
+	})
+}
+
+// put writes a changed record and, when a is given, its assignment. A record that
+// gave its slot back (was is what it had) frees it in the same transaction.
+func (j *journal) put(name string, r *record, was privnet.Slot, a *internalpb.Assignment) error {
+	return j.write(name, func(tx *bbolt.Tx) error {
+		if was != 0 && r.Slot == 0 {
+			if err := tx.Bucket(bucketSlots).Delete(slotKey(was)); err != nil {
+				return err
+			}
+		}
+		return putBoth(tx, r, a)
+	})
+}
+
+func putBoth(tx *bbolt.Tx, r *record, a *internalpb.Assignment) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	if err := tx.Bucket(bucketMachines).Put([]byte(r.Machine), b); err != nil || a == nil {
+		return err
+	}
+	if b, err = proto.Marshal(a); err != nil {
+		return err
+	}
+	return tx.Bucket(bucketAssignments).Put([]byte(r.Machine), b)
+}
+
+// remove forgets a Machine.
+func (j *journal) remove(id key.MachineID, slot privnet.Slot) error {
+	return j.write("forget", func(tx *bbolt.Tx) error {
+		if slot != 0 {
+			if err := tx.Bucket(bucketSlots).Delete(slotKey(slot)); err != nil {
+				return err
+			}
+		}
+		if err := tx.Bucket(bucketAssignments).Delete([]byte(id)); err != nil {
+			return err
+		}
+		return tx.Bucket(bucketMachines).Delete([]byte(id))
+	})
+}
+
+func slotKey(s privnet.Slot) []byte { return binary.BigEndian.AppendUint32(nil, uint32(s)) }
+
+func (j *journal) close() error { return j.db.Close() }

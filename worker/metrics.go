@@ -1,0 +1,96 @@
+package worker
+
+import (
+	"bytes"
+	"context"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/common/expfmt"
+
+	"bulkhead/api/internalpb"
+	"bulkhead/fault"
+)
+
+// metrics are the worker's own, in a registry of its own.
+type metrics struct {
+	registry     *prometheus.Registry
+	transitions  *prometheus.CounterVec
+	exits, ooms  prometheus.Counter
+	startSeconds prometheus.Histogram
+	fetchSeconds prometheus.Histogram
+	connected    prometheus.Gauge
+}
+
+func newMetrics(w *Worker) *metrics {
+	seconds := []float64{.05, .1, .2, .3, .5, .75, 1, 2, 5, 10, 30, 60, 120, 300}
+	m := &metrics{
+		registry:     prometheus.NewRegistry(),
+		transitions:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulkhead_worker_transitions_total", Help: "State changes of Machines, by the state that was entered."}, []string{"state"}),
+		exits:        prometheus.NewCounter(prometheus.CounterOpts{Name: "bulkhead_worker_exits_total", Help: "Ends of Machines' processes."}),
+		ooms:         prometheus.NewCounter(prometheus.CounterOpts{Name: "bulkhead_worker_oom_kills_total", Help: "Ends of Machines' processes for want of memory."}),
+		startSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "bulkhead_worker_start_seconds", Help: "Time to start a sandbox.", Buckets: seconds}),
+		fetchSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "bulkhead_worker_image_seconds", Help: "Time to make an image ready.", Buckets: seconds}),
+		connected:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "bulkhead_worker_controller_connected", Help: "1 while the controller is reached."}),
+	}
+	m.registry.MustRegister(m.transitions, m.exits, m.ooms, m.startSeconds, m.fetchSeconds, m.connected,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "bulkhead_worker_memory_limit_megabytes", Help: "Memory that Machines may take together."}, func() float64 { return float64(w.capacity.limit) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "bulkhead_worker_memory_taken_megabytes", Help: "Memory that Machines with a sandbox take."}, func() float64 {
+			w.capacity.mu.Lock()
+			defer w.capacity.mu.Unlock()
+			return float64(w.capacity.sum)
+		}),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "bulkhead_worker_log_lines_dropped_total", Help: "Lines that the rate limit dropped."}, func() float64 {
+			if w.logs == nil {
+				return 0
+			}
+			return float64(w.logs.Dropped())
+		}),
+		stateCollector{w, prometheus.NewDesc("bulkhead_worker_machines", "Machines, by state.", []string{"state"}, nil)},
+	)
+	return m
+}
+
+// stateCollector counts Machines by state when it is asked.
+type stateCollector struct {
+	w    *Worker
+	desc *prometheus.Desc
+}
+
+// Describe is prometheus.Collector's.
+func (c stateCollector) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
+
+// Collect is prometheus.Collector's.
+func (c stateCollector) Collect(ch chan<- prometheus.Metric) {
+	n := map[string]int{}
+	c.w.mu.Lock()
+	for _, s := range c.w.seen {
+		n[string(s.rec.State)]++
+	}
+	c.w.mu.Unlock()
+	for state, count := range n {
+		ch <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, float64(count), state)
+	}
+}
+
+// telemetry is the Telemetry service.
+type telemetry struct {
+	internalpb.UnimplementedTelemetryServer
+	registry *prometheus.Registry
+}
+
+// Metrics is the service's only method.
+func (t telemetry) Metrics(context.Context, *internalpb.MetricsRequest) (*internalpb.MetricsResponse, error) {
+	families, err := t.registry.Gather()
+	if err != nil {
+		return nil, fault.Wrap(fault.Internal, err, "the metrics cannot be gathered")
+	}
+	var b bytes.Buffer
+	for _, f := range families {
+		if _, err := expfmt.MetricFamilyToText(&b, f); err != nil {
+			return nil, fault.Wrap(fault.Internal, err, "the metrics cannot be written")
+		}
+	}
+	return &internalpb.MetricsResponse{Text: b.Bytes()}, nil
+}

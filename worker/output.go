@@ -1,0 +1,111 @@
+package worker
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"bulkhead/key"
+	"bulkhead/logs"
+	"bulkhead/sandbox"
+)
+
+// pumps copies a sandbox's output into the Machine's logs, line by line.
+type pumps struct {
+	files [2]*os.File
+	done  sync.WaitGroup
+}
+
+// pump starts copying. The files belong to the sandbox's handle.
+func pump(store *logs.Store, id key.MachineID, box sandbox.Sandbox, log *slog.Logger) *pumps {
+	p := &pumps{files: [2]*os.File{box.Stdout(), box.Stderr()}}
+	for i, stream := range []string{logs.Stdout, logs.Stderr} {
+		if p.files[i] == nil {
+			continue
+		}
+		f := p.files[i]
+		p.done.Go(func() {
+			copyLines(f, func(lines []logs.Line) {
+				for j := range lines {
+					lines[j].Stream = stream
+				}
+				if err := store.Append(id, lines...); err != nil {
+					log.Warn("a machine's output is lost", "err", err)
+				}
+			})
+		})
+	}
+	return p
+}
+
+// finish ends the copying after what is there now has been read, which takes at
+// most the given time; with 0 at once.
+func (p *pumps) finish(within time.Duration) {
+	bounded := true
+	for _, f := range p.files {
+		if f != nil && f.SetReadDeadline(time.Now().Add(within)) != nil {
+			bounded = false // not a pipe that can be polled: its end of file ends the copying
+			f.Close()
+		}
+	}
+	if bounded {
+		p.done.Wait()
+	}
+}
+
+// copyLines reads r to its end and hands over whole lines, many at a time; a line
+// longer than logs.MaxLine comes in parts.
+func copyLines(r io.Reader, emit func([]logs.Line)) {
+	buf := make([]byte, 0, 2*logs.MaxLine)
+	for {
+		n, err := r.Read(buf[len(buf):min(cap(buf), len(buf)+logs.MaxLine)])
+		buf = buf[:len(buf)+n]
+		now := time.Now()
+		var lines []logs.Line
+		rest := buf
+		for {
+			i := bytes.IndexByte(rest, '\n')
+			if i < 0 {
+				break
+			}
+			lines = append(lines, logs.Line{Time: now, Text: bytes.TrimSuffix(rest[:i], []byte("\r"))})
+			rest = rest[i+1:]
+		}
+		if len(rest) >= logs.MaxLine || err != nil && len(rest) > 0 {
+			lines = append(lines, logs.Line{Time: now, Text: rest})
+			rest = nil
+		}
+		if len(lines) > 0 {
+			emit(lines)
+		}
+		buf = append(buf[:0], rest...)
+		if err != nil {
+			return
+		}
+	}
+}
+
+// say writes a line of the platform's own into the Machine's logs.
+func (a *actor) say(format string, args ...any) {
+	line := logs.Line{Time: time.Now(), Stream: logs.Platform, Text: fmt.Appendf(nil, format, args...)}
+	if err := a.w.logs.Append(a.id, line); err != nil {
+		a.log.Warn("a line about the machine is lost", "err", err)
+	}
+}
+
+// sentence tells how a process ended.
+func sentence(e sandbox.Exit) string {
+	switch {
+	case e.OOM:
+		return "the machine ran out of memory and its process was killed"
+	case e.Code < 0:
+		return "the machine's process vanished without an exit code"
+	case e.Signal > 0:
+		return fmt.Sprintf("the process was ended by signal %d", e.Signal)
+	}
+	return fmt.Sprintf("the process ended with code %d", e.Code)
+}

@@ -1,0 +1,173 @@
+package worker
+
+import (
+	"context"
+	"math/rand/v2"
+	"runtime"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"bulkhead/api/internalpb"
+	"bulkhead/key"
+)
+
+// Reconnecting to the controller: the wait doubles from syncFirst to syncMax, and
+// each is spread over half to all of it, so that a cluster's workers do not come
+// back at the same instant.
+const (
+	syncFirst = 100 * time.Millisecond
+	syncMax   = 15 * time.Second
+	// syncSteady is how long a connection must have held for the wait to begin anew.
+	syncSteady = 10 * time.Second
+	// maxHello bounds the first message; above it, events follow in messages of
+	// their own.
+	maxHello = 8 << 20
+)
+
+// Sync keeps the worker in touch with the controller until ctx is done: it sends
+// what is observed and takes over what is assigned. Without a controller the
+// worker does everything but hear of new wishes.
+func (w *Worker) Sync(ctx context.Context, controller internalpb.ControllerClient) {
+	wait := syncFirst
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := w.syncOnce(ctx, controller)
+		w.metrics.connected.Set(0)
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(began) > syncSteady {
+			wait = syncFirst
+		}
+		d := wait/2 + rand.N(wait/2)
+		w.log.Warn("the controller is out of reach; machines run on", "again_in", d, "err", err)
+		if sleep(ctx, d) != nil {
+			return
+		}
+		wait = min(2*wait, syncMax)
+	}
+}
+
+// syncOnce is one connection.
+func (w *Worker) syncOnce(ctx context.Context, controller internalpb.ControllerClient) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := controller.Sync(ctx)
+	if err != nil {
+		return err
+	}
+	if err := stream.Send(&internalpb.FromWorker{Kind: &internalpb.FromWorker_Hello{Hello: w.hello()}}); err != nil {
+		return recvError(stream, err)
+	}
+	received := make(chan error, 1)
+	go func() { received <- w.receive(stream) }()
+	for {
+		select {
+		case err := <-received:
+			return err
+		case <-w.changed:
+		}
+		for _, o := range w.takeDirty() {
+			if err := stream.Send(&internalpb.FromWorker{Kind: &internalpb.FromWorker_Observation{Observation: o}}); err != nil {
+				cancel()
+				return <-received
+			}
+		}
+	}
+}
+
+// recvError is the stream's own error behind a failed send.
+func recvError(stream grpc.BidiStreamingClient[internalpb.FromWorker, internalpb.ToWorker], err error) error {
+	if _, rerr := stream.Recv(); rerr != nil {
+		return rerr
+	}
+	return err
+}
+
+// receive takes over what the controller sends.
+func (w *Worker) receive(stream grpc.BidiStreamingClient[internalpb.FromWorker, internalpb.ToWorker]) error {
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		w.metrics.connected.Set(1)
+		switch k := m.GetKind().(type) {
+		case *internalpb.ToWorker_Snapshot:
+			for _, a := range k.Snapshot.GetAssignments() {
+				w.assign(a)
+			}
+		case *internalpb.ToWorker_Assignment:
+			w.assign(k.Assignment)
+		case *internalpb.ToWorker_Forget:
+			w.Forget(key.MachineID(k.Forget.GetMachineId()))
+		}
+	}
+}
+
+// assign takes over an assignment and logs why it cannot.
+func (w *Worker) assign(a *internalpb.Assignment) {
+	if err := w.Assign(a); err != nil {
+		w.log.Error("an assignment is not taken over", "machine", a.GetMachineId(), "err", err)
+	}
+}
+
+// hello is the first message: everything that is observed. What is dirty is part
+// of it, and sent again in full when the message had to be made shorter.
+func (w *Worker) hello() *internalpb.Hello {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	h := &internalpb.Hello{
+		Node:     string(w.opt.Node),
+		Capacity: &internalpb.Capacity{Cpus: int32(runtime.NumCPU()), MemoryMb: w.capacity.limit},
+	}
+	size := 0
+	for _, s := range w.seen {
+		h.Observations = append(h.Observations, s.obs)
+		size += proto.Size(s.obs)
+	}
+	clear(w.dirty)
+	if size <= maxHello {
+		return h
+	}
+	for i, o := range h.Observations {
+		short := proto.Clone(o).(*internalpb.Observation)
+		short.Events = nil
+		h.Observations[i] = short
+		w.dirty[key.MachineID(o.GetMachineId())] = true
+	}
+	select {
+	case w.changed <- struct{}{}:
+	default:
+	}
+	return h
+}
+
+// takeDirty returns the observations that have not been sent: the newest of each
+// Machine, however many there were.
+func (w *Worker) takeDirty() []*internalpb.Observation {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out := make([]*internalpb.Observation, 0, len(w.dirty))
+	for id := range w.dirty {
+		if s := w.seen[id]; s != nil {
+			out = append(out, s.obs)
+		}
+	}
+	clear(w.dirty)
+	return out
+}
+
+// sleep waits for d or for ctx.
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

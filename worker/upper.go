@@ -1,0 +1,154 @@
+package worker
+
+import (
+	"archive/tar"
+	"bytes"
+	"encoding/base64"
+	"fmt"
+	"net/netip"
+	"path"
+	"sort"
+	"strings"
+	"time"
+
+	"bulkhead/fault"
+	"bulkhead/key"
+	"bulkhead/machine"
+	"bulkhead/sandbox"
+)
+
+// file is a regular file that is laid over the image.
+type file struct {
+	content []byte
+	mode    int64
+}
+
+// machineFiles are the platform's files of a Machine, and the config's over them,
+// by absolute path.
+func machineFiles(cfg *machine.Config, id key.MachineID, addr string, nameservers []netip.Addr) (map[string]file, error) {
+	host := hostname(cfg, id)
+	files := map[string]file{
+		"/etc/hostname":    {[]byte(host + "\n"), 0o644},
+		"/etc/hosts":       {hosts(cfg, host, addr), 0o644},
+		"/etc/resolv.conf": {resolvConf(cfg.DNS, nameservers), 0o644},
+	}
+	for i, f := range cfg.Files {
+		if f.RawValue == nil || !path.IsAbs(f.GuestPath) || path.Clean(f.GuestPath) != f.GuestPath || f.GuestPath == "/" {
+			return nil, fault.New(fault.Invalid, "config.files[%d] has no content or no clean absolute path", i)
+		}
+		b, err := base64.StdEncoding.DecodeString(*f.RawValue)
+		if err != nil {
+			return nil, fault.Wrap(fault.Invalid, err, "config.files[%d].raw_value is not base64", i)
+		}
+		mode := int64(f.Mode & 0o7777)
+		if mode == 0 {
+			mode = 0o644
+		}
+		files[f.GuestPath] = file{b, mode}
+	}
+	return files, nil
+}
+
+// hosts is /etc/hosts, as on Fly.
+func hosts(cfg *machine.Config, host, addr string) []byte {
+	names := host
+	if cfg.DNS != nil && cfg.DNS.HostnameFQDN != "" {
+		names = strings.TrimSuffix(cfg.DNS.HostnameFQDN, ".") + " " + names
+	}
+	var b strings.Builder
+	b.WriteString("127.0.0.1\tlocalhost localhost.localdomain localhost4 localhost4.localdomain4\n")
+	b.WriteString("::1\tlocalhost localhost.localdomain localhost6 localhost6.localdomain6\n")
+	b.WriteString("fe00::0\tip6-localnet\nff00::0\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
+	if addr != "" {
+		fmt.Fprintf(&b, "# Private address of this machine\n%s\tfly-local-6pn %s\n", addr, names)
+	}
+	return []byte(b.String())
+}
+
+// resolvConf is /etc/resolv.conf: the config's nameservers, or the node's.
+func resolvConf(d *machine.DNS, nameservers []netip.Addr) []byte {
+	if d == nil {
+		d = &machine.DNS{}
+	}
+	var b strings.Builder
+	if len(d.Nameservers) > 0 {
+		for _, n := range d.Nameservers {
+			fmt.Fprintf(&b, "nameserver %s\n", n)
+		}
+	} else {
+		for _, n := range nameservers {
+			fmt.Fprintf(&b, "nameserver %s\n", n)
+		}
+		if len(nameservers) == 0 {
+			b.WriteString("# the node names no resolver that a machine may reach; set config.dns.nameservers\n")
+		}
+	}
+	if len(d.Searches) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(d.Searches, " "))
+	}
+	for _, o := range d.Options {
+		if o.Value == "" {
+			fmt.Fprintf(&b, "options %s\n", o.Name)
+		} else {
+			fmt.Fprintf(&b, "options %s:%s\n", o.Name, o.Value)
+		}
+	}
+	return []byte(b.String())
+}
+
+// dirModes are the modes of directories that images have with another mode than
+// 0755: an entry of the archive replaces the image's.
+var dirModes = map[string]int64{"/tmp": 0o1777, "/var/tmp": 0o1777, "/root": 0o700, "/dev/shm": 0o1777}
+
+// upper writes files as the archive that is laid over the image: parents before
+// children, every name beginning with "./", everything owned by root, the same
+// bytes for the same files.
+func upper(files map[string]file) ([]byte, error) {
+	dirs := map[string]bool{"/": true}
+	for p := range files {
+		for d := path.Dir(p); d != "/"; d = path.Dir(d) {
+			if _, isFile := files[d]; isFile {
+				return nil, fault.New(fault.Invalid, "%q is a file and %q needs it to be a directory", d, p)
+			}
+			dirs[d] = true
+		}
+	}
+	names := make([]string, 0, len(files)+len(dirs))
+	for d := range dirs {
+		names = append(names, d)
+	}
+	for f := range files {
+		names = append(names, f)
+	}
+	sort.Strings(names) // a parent is a prefix of its children
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, n := range names {
+		h := &tar.Header{Name: "." + n, ModTime: time.Unix(0, 0), Format: tar.FormatUnknown}
+		f, isFile := files[n]
+		if isFile {
+			h.Typeflag, h.Mode, h.Size = tar.TypeReg, f.mode, int64(len(f.content))
+		} else {
+			h.Typeflag, h.Mode = tar.TypeDir, 0o755
+			if m, ok := dirModes[n]; ok {
+				h.Mode = m
+			}
+			if h.Name = "." + n; n != "/" {
+				h.Name += "/"
+			}
+		}
+		if err := w.WriteHeader(h); err != nil {
+			return nil, fault.Wrap(fault.Unprocessable, err, "the file %q cannot be put into the machine", n)
+		}
+		if _, err := w.Write(f.content); err != nil {
+			return nil, fault.Wrap(fault.Internal, err, "the files of the machine cannot be packed")
+		}
+	}
+	if err := w.Close(); err != nil {
+		return nil, fault.Wrap(fault.Internal, err, "the files of the machine cannot be packed")
+	}
+	if b.Len() > sandbox.MaxUpper {
+		return nil, fault.New(fault.Unprocessable, "the machine's files take %d bytes packed; at most %d are allowed", b.Len(), sandbox.MaxUpper)
+	}
+	return b.Bytes(), nil
+}

@@ -1,0 +1,380 @@
+// Package worker runs Machines on a node: it takes assignments from the
+// controller, carries them out step by step, and reports what it observes.
+//
+// Everything that the worker knows about a Machine is in its journal (a bbolt
+// file). Each Machine has one goroutine, its actor, that asks a pure function
+// (plan) what to do next, does it, and journals the outcome in one fsynced
+// transaction before the next effect and before it is reported. So a worker that
+// was killed at any instruction carries on by the same code that runs without a
+// kill, and there is no other recovery. The controller is needed to learn of new
+// wishes, and for nothing else: Machines run, are watched and restarted without it.
+//
+// The worker is unprivileged: what needs root it asks of the warden, through
+// sandbox.Runtime.
+package worker
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"bulkhead/api/internalpb"
+	"bulkhead/fault"
+	"bulkhead/image"
+	"bulkhead/key"
+	"bulkhead/logs"
+	"bulkhead/machine"
+	"bulkhead/privnet"
+	"bulkhead/sandbox"
+)
+
+// Images is what a Worker needs of an image store. Package image's Store behind
+// NewImages is the real one.
+type Images interface {
+	// Resolve finds what a reference to a registry elsewhere names now.
+	Resolve(ctx context.Context, ref string) (machine.ImageRef, error)
+	// Check reports, as far as it can be told from the manifest of an image of the
+	// cluster's own registry, whether the image can run on this node.
+	Check(ctx context.Context, id key.MachineID, ref machine.ImageRef, manifest []byte) error
+	// Ensure fetches, verifies and seals the image unless it is there.
+	Ensure(ctx context.Context, id key.MachineID, ref machine.ImageRef) (*image.Image, error)
+	// Lookup finds a sealed image.
+	Lookup(digest key.Digest) (*image.Image, bool)
+	// List gives all sealed images.
+	List() []*image.Image
+	// GC removes the images that keep does not want.
+	GC(keep func(key.Digest) bool) ([]key.Digest, error)
+}
+
+// Options are what a Worker runs with. Zero fields get their defaults.
+type Options struct {
+	Dir     string       // the worker's own directory: journal and logs
+	Node    key.Node     // this node
+	Host    privnet.Host // its number in the address plan
+	Runtime sandbox.Runtime
+	Images  Images
+	Log     *slog.Logger
+
+	// MemoryMB is the node's memory for Machines, in MiB; by default the node's own
+	// minus ReserveMB (1024, or an eighth of a small node's), times Overcommit (1).
+	MemoryMB   int64
+	ReserveMB  int64
+	Overcommit float64
+
+	// Nameservers are what Machines resolve with unless their config says otherwise;
+	// by default those of the node's resolv.conf that Machines can reach.
+	Nameservers []netip.Addr
+
+	Logs logs.Options
+	// ImageAge is how long an image is kept after its last use; default 24 h.
+	ImageAge time.Duration
+	// ImageBudget is how many bytes images may take before those out of use are
+	// removed, the longest unused first, whatever their age; default 20 GiB.
+	ImageBudget int64
+
+	// Now is the clock; tests replace it.
+	Now func() time.Time
+}
+
+// Worker runs the Machines of a node. Make it with New, Open it, Serve, Close.
+type Worker struct {
+	opt      Options
+	log      *slog.Logger
+	runtime  sandbox.Runtime
+	images   Images
+	journal  *journal
+	logs     *logs.Store
+	metrics  *metrics
+	capacity *capacity
+	starts   gate // sandboxes being started at once
+	fetches  gate // images being fetched at once
+
+	life   context.Context // ends with Close
+	end    context.CancelFunc
+	done   sync.WaitGroup
+	survey chan struct{} // closed when the sandboxes of unknown Machines are gone
+
+	sealing sync.RWMutex // held shared from a sealing until its image is marked as used
+
+	mu       sync.Mutex
+	actors   map[key.MachineID]*actor
+	seen     map[key.MachineID]*seen
+	dirty    map[key.MachineID]bool // observations that no Sync has sent
+	changed  chan struct{}          // holds one: dirty has something
+	lastUsed map[key.Digest]time.Time
+	closed   bool
+
+	// point is called at crash points; see journal.
+	point func(string) error
+}
+
+// seen is the newest truth about a Machine as others in this process read it.
+type seen struct {
+	rec *record // not changed any more
+	asg *internalpb.Assignment
+	obs *internalpb.Observation
+}
+
+// New returns a Worker that is not open yet.
+func New(opt Options) *Worker {
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	if opt.Now == nil {
+		opt.Now = time.Now
+	}
+	if opt.ImageAge == 0 {
+		opt.ImageAge = 24 * time.Hour
+	}
+	if opt.ImageBudget == 0 {
+		opt.ImageBudget = 20 << 30
+	}
+	opt.Logs.Log = opt.Log
+	w := &Worker{
+		opt: opt, log: opt.Log, runtime: opt.Runtime, images: opt.Images,
+		capacity: newCapacity(memoryLimit(opt)), starts: newGate(8), fetches: newGate(3),
+		survey: make(chan struct{}), changed: make(chan struct{}, 1),
+		actors: map[key.MachineID]*actor{}, seen: map[key.MachineID]*seen{},
+		dirty: map[key.MachineID]bool{}, lastUsed: map[key.Digest]time.Time{},
+	}
+	w.metrics = newMetrics(w)
+	return w
+}
+
+// Open reads the journal and takes up every Machine in it where the last worker
+// left it.
+func (w *Worker) Open() (err error) {
+	if err := os.MkdirAll(w.opt.Dir, 0o700); err != nil {
+		return fault.Wrap(fault.Internal, err, "the worker's directory cannot be made")
+	}
+	if w.journal, err = openJournal(w.opt.Dir); err != nil {
+		return err
+	}
+	if w.point != nil {
+		w.journal.point = w.point
+	}
+	entries, err := w.journal.load()
+	if err == nil {
+		w.logs, err = logs.Open(filepath.Join(w.opt.Dir, "logs"), w.opt.Logs)
+	}
+	if err != nil {
+		return errors.Join(err, w.journal.close())
+	}
+	known := map[key.MachineID]bool{}
+	for _, e := range entries {
+		known[e.rec.Machine] = true
+	}
+	if err := w.logs.Sweep(func(id key.MachineID) bool { return known[id] }); err != nil {
+		w.log.Warn("logs of unknown machines stay", "err", err)
+	}
+	w.life, w.end = context.WithCancel(context.Background())
+	for _, img := range w.images.List() {
+		w.lastUsed[img.Digest] = w.now()
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, e := range entries {
+		// The deadlines of passing states count the time that a worker was there for.
+		e.rec.Since = w.now()
+		if e.rec.Sandbox != "" {
+			w.capacity.hold(e.rec.Machine, guestMB(e.asg))
+		}
+		w.begin(e)
+	}
+	w.done.Go(w.clearStrays)
+	w.done.Go(w.collect)
+	w.log.Info("the worker carries on", "machines", len(entries))
+	return nil
+}
+
+// begin starts the actor of an entry. w.mu is held.
+func (w *Worker) begin(e entry) *actor {
+	a := newActor(w, e)
+	w.actors[a.id] = a
+	w.setSeen(e.rec, e.asg)
+	w.done.Go(func() { a.run(w.life) })
+	return a
+}
+
+// Close ends the worker's work. Machines run on.
+func (w *Worker) Close() error {
+	w.mu.Lock()
+	w.closed = true
+	w.mu.Unlock()
+	w.end()
+	w.done.Wait()
+	return errors.Join(w.logs.Close(), w.journal.close())
+}
+
+func (w *Worker) now() time.Time { return w.opt.Now() }
+
+// publish makes a journaled change known. Only what is on disk gets here.
+func (w *Worker) publish(r *record, a *internalpb.Assignment) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.setSeen(r, a)
+	w.dirty[r.Machine] = true
+	select {
+	case w.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (w *Worker) setSeen(r *record, a *internalpb.Assignment) {
+	w.seen[r.Machine] = &seen{rec: r, asg: a, obs: r.observation(a, w.opt.Host)}
+}
+
+// get returns what is known of a Machine.
+func (w *Worker) get(id key.MachineID) (*seen, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if s := w.seen[id]; s != nil {
+		return s, nil
+	}
+	return nil, fault.New(fault.NotFound, "machine %s is not on this node", id)
+}
+
+// Assign takes over an assignment from the controller. A newer one replaces an
+// older; a stale one is ignored. When it returns nil for a Machine that was not
+// known, the Machine is in the journal.
+func (w *Worker) Assign(asg *internalpb.Assignment) error {
+	id, err := key.ParseMachineID(asg.GetMachineId())
+	if err != nil {
+		return err
+	}
+	if _, err := key.ParseInstanceID(asg.GetInstanceId()); err != nil {
+		return err
+	}
+	switch machine.Desired(asg.GetDesired()) {
+	case machine.WantStarted, machine.WantStopped, machine.WantDestroyed:
+	default:
+		return fault.New(fault.Invalid, "machine %s is wanted %q, which is not a state to want", id, asg.GetDesired())
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return fault.New(fault.Unavailable, "the worker is stopping")
+	}
+	if a := w.actors[id]; a != nil {
+		a.offer(asg)
+		return nil
+	}
+	now := w.now()
+	r := &record{Machine: id, Seq: 1, State: machine.Created, Since: now, Instance: instanceOf(asg), UpdatedAt: now}
+	r.event(now, "launch", byUser, nil)
+	if err := w.journal.create(r, asg); err != nil {
+		return err
+	}
+	w.begin(entry{rec: r, asg: asg})
+	w.dirty[id] = true
+	select {
+	case w.changed <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// Forget drops a destroyed Machine; for any other it does nothing.
+func (w *Worker) Forget(id key.MachineID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if a := w.actors[id]; a != nil {
+		a.release()
+	}
+}
+
+// dropped is told by an actor that its Machine is forgotten.
+func (w *Worker) dropped(id key.MachineID, a *actor) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.actors[id] == a {
+		delete(w.actors, id)
+		delete(w.seen, id)
+		delete(w.dirty, id)
+	}
+}
+
+// clearStrays removes the sandboxes of Machines that the journal does not know,
+// once, before anything is started: a census that the runtime cannot give is asked
+// for again.
+func (w *Worker) clearStrays() {
+	for wait := retryFirst; ; wait = min(2*wait, retryMax) {
+		err := w.clearOnce()
+		if err == nil {
+			close(w.survey)
+			return
+		}
+		if w.life.Err() != nil {
+			return
+		}
+		w.log.Warn("the node's sandboxes cannot be listed", "err", err, "again_in", wait)
+		select {
+		case <-time.After(wait):
+		case <-w.life.Done():
+			return
+		}
+	}
+}
+
+func (w *Worker) clearOnce() error {
+	ctx, cancel := context.WithTimeout(w.life, callTimeout)
+	defer cancel()
+	all, err := w.runtime.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, info := range all {
+		w.mu.Lock()
+		s := w.seen[info.Machine]
+		w.mu.Unlock()
+		if s != nil && s.rec.Sandbox != "" {
+			continue // its actor sees to it
+		}
+		w.log.Warn("a sandbox that no record names is removed", "machine", info.Machine, "slot", info.Slot)
+		if err := w.runtime.Remove(ctx, info.Machine); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// surveyed waits until strays are gone: nothing is started before.
+func (w *Worker) surveyed(ctx context.Context) error {
+	select {
+	case <-w.survey:
+		return nil
+	default:
+	}
+	t := time.NewTimer(5 * time.Second)
+	defer t.Stop()
+	select {
+	case <-w.survey:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-t.C:
+		return fault.New(fault.Unavailable, "the node's sandboxes cannot be listed yet; the warden does not answer")
+	}
+}
+
+// nameservers are those that Machines get by default.
+func (w *Worker) nameservers() []netip.Addr {
+	if w.opt.Nameservers != nil {
+		return w.opt.Nameservers
+	}
+	for _, p := range []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"} {
+		b, err := os.ReadFile(p)
+		if err != nil {
+			continue
+		}
+		if found := publicNameservers(string(b)); len(found) > 0 {
+			return found
+		}
+	}
+	return nil
+}
