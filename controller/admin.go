@@ -1,0 +1,65 @@
+package controller
+
+import (
+	"encoding/json"
+	"net/http"
+	"strings"
+
+	"bulkhead/fault"
+	"bulkhead/pki"
+)
+
+// AdminToken is the answer to POST /token on the admin socket.
+type AdminToken struct {
+	Token string `json:"token"`
+}
+
+// AdminLogin is the answer to GET /login on the admin socket: what a client needs to
+// know this cluster by.
+type AdminLogin struct {
+	Pin    string `json:"pin"`    // of the API's key; see pki.Pin
+	CAPEM  string `json:"ca_pem"` // the cluster's root certificate
+	APIURL string `json:"api_url"`
+	Domain string `json:"domain"`
+}
+
+// adminHandler serves the admin socket: for root of this machine alone, as the
+// kernel says, whatever the socket's file mode.
+//
+//	POST /token             makes a new admin token; the old one is refused from then on
+//	POST /token?if_none=1   only if there is none yet, otherwise 409
+//	GET  /login             what is needed to log in, besides the token
+func (c *Controller) adminHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /token", func(w http.ResponseWriter, r *http.Request) {
+		token, err := c.mintToken(r.Context(), r.URL.Query().Get("if_none") == "1")
+		if err != nil {
+			writeError(w, c.log, err)
+			return
+		}
+		c.log.Info("admin token made")
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(AdminToken{Token: token})
+	})
+	mux.HandleFunc("GET /login", func(w http.ResponseWriter, r *http.Request) {
+		host := "api." + c.cfg.Role.Domain
+		if port := portOf(c.cfg.Role.HTTPSAddr); port != "" && port != "443" {
+			host += ":" + port
+		}
+		writeJSON(w, http.StatusOK, AdminLogin{
+			Pin: c.cert.pin(), CAPEM: string(c.ca.RootPEM()), APIURL: "https://" + host, Domain: c.cfg.Role.Domain,
+		})
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p, ok := pki.PeerOf(r.Context())
+		if !ok || p.UID != 0 {
+			c.log.Warn("admin socket: refused a caller who is not root", "uid", p.UID, "pid", p.PID)
+			writeError(w, c.log, fault.New(fault.Denied, "the admin socket answers root alone"))
+			return
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, 1<<16)
+		mux.ServeHTTP(w, r)
+	})
+}
+
+func portOf(addr string) string { return addr[strings.LastIndexByte(addr, ':')+1:] }

@@ -1,0 +1,382 @@
+package controller
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"math"
+	"net/http"
+	"regexp"
+	"strings"
+	"time"
+
+	"bulkhead/fault"
+	"bulkhead/key"
+	"bulkhead/machine"
+	"bulkhead/privnet"
+	"bulkhead/store"
+)
+
+// App is an app as the API answers it.
+type App struct {
+	ID                string          `json:"id"`
+	InternalNumericID int64           `json:"internal_numeric_id"`
+	Name              string          `json:"name"`
+	Network           string          `json:"network"`
+	Status            string          `json:"status"` // "pending" before the first Machine, "deployed", "deleting"
+	MachineCount      int             `json:"machine_count"`
+	VolumeCount       int             `json:"volume_count"`
+	Organization      AppOrganization `json:"organization"`
+}
+
+// AppOrganization is the organization of an App.
+type AppOrganization struct {
+	Name              string `json:"name"`
+	Slug              string `json:"slug"`
+	InternalNumericID int64  `json:"internal_numeric_id"`
+}
+
+var networkRE = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9-]{0,62}$`)
+
+// appBody makes the answer for an app.
+func (c *Controller) appBody(ctx context.Context, a *app) (*App, error) {
+	records, _, err := list[record](ctx, c.store, machinesOf(a.Name))
+	if err != nil {
+		return nil, err
+	}
+	out := &App{
+		ID: a.ID, InternalNumericID: a.Number, Name: string(a.Name), Network: a.Network, Status: "pending",
+		Organization: AppOrganization{Name: a.Org, Slug: a.Org, InternalNumericID: 1},
+	}
+	for _, r := range records {
+		if r.Gone == nil {
+			out.MachineCount++
+		}
+	}
+	if out.MachineCount > 0 {
+		out.Status = "deployed"
+	}
+	if a.Deleting {
+		out.Status = "deleting"
+	}
+	return out, nil
+}
+
+// checkOrg refuses an organization that there is not.
+func checkOrg(slug string) error {
+	if slug != "" && slug != orgPersonal {
+		return fault.New(fault.NotFound, "organization %q not found; this cluster has one, %q", clip(slug), orgPersonal)
+	}
+	return nil
+}
+
+func (c *Controller) listApps(r *call) (int, any, error) {
+	q := r.URL.Query()
+	if err := checkOrg(q.Get("org_slug")); err != nil {
+		return 0, nil, err
+	}
+	apps, _, err := list[app](r.Context(), c.store, prefixApp)
+	if err != nil {
+		return 0, nil, err
+	}
+	out := struct {
+		TotalApps int    `json:"total_apps"`
+		Apps      []*App `json:"apps"`
+	}{Apps: []*App{}}
+	for _, a := range apps {
+		if role := q.Get("app_role"); role != "" && role != a.Role {
+			continue
+		}
+		b, err := c.appBody(r.Context(), a)
+		if err != nil {
+			return 0, nil, err
+		}
+		out.Apps = append(out.Apps, b)
+	}
+	out.TotalApps = len(out.Apps)
+	return http.StatusOK, out, nil
+}
+
+func (c *Controller) showApp(r *call) (int, any, error) {
+	a, _, err := c.getApp(r.Context(), r.app())
+	if err != nil {
+		return 0, nil, err
+	}
+	b, err := c.appBody(r.Context(), a)
+	return http.StatusOK, b, err
+}
+
+func (c *Controller) createApp(r *call) (int, any, error) {
+	var in struct {
+		Name    string `json:"name"`
+		AppName string `json:"app_name"` // as the prose documents call it
+		Org     string `json:"org_slug"`
+		Network string `json:"network"`
+		Role    string `json:"app_role_id"`
+	}
+	if err := r.read(&in, true); err != nil {
+		return 0, nil, err
+	}
+	if in.Name == "" {
+		in.Name = in.AppName
+	}
+	name, err := key.ParseAppName(in.Name)
+	if err != nil {
+		return 0, nil, err
+	}
+	if err := checkOrg(in.Org); err != nil {
+		return 0, nil, err
+	}
+	if in.Network == "" {
+		in.Network = defaultNetwork
+	}
+	if !networkRE.MatchString(in.Network) {
+		return 0, nil, fault.New(fault.Invalid, "network %q must be 1 to 63 letters, digits and dashes, and start with a letter", clip(in.Network))
+	}
+	if len(in.Role) > 63 {
+		return 0, nil, fault.New(fault.Invalid, "app_role_id is longer than 63 characters")
+	}
+	var made *app
+	err = retry(r.Context(), func() (err error) {
+		made, err = c.addApp(r.Context(), app{Name: name, Org: orgPersonal, Network: in.Network, Role: in.Role, CreatedAt: now()})
+		return err
+	})
+	if err != nil {
+		return 0, nil, err
+	}
+	b, err := c.appBody(r.Context(), made)
+	return http.StatusCreated, b, err
+}
+
+// addApp writes a new app, and in the same transaction its network if that is new.
+func (c *Controller) addApp(ctx context.Context, a app) (*app, error) {
+	_, rev, err := get[app](ctx, c.store, appKey(a.Name))
+	if err != nil {
+		return nil, err
+	}
+	if rev != 0 {
+		return nil, fault.New(fault.Unprocessable, "Name has already been taken").WithStatus("name_taken")
+	}
+	ids, idsRev, err := get[counter](ctx, c.store, counterKey("app"))
+	if err != nil {
+		return nil, err
+	}
+	if ids == nil {
+		ids = &counter{}
+	}
+	ids.Last++
+	conds := []store.Cond{at(appKey(a.Name), 0), at(counterKey("app"), idsRev)}
+	ops := []store.Op{put(counterKey("app"), ids)}
+
+	nk := networkKey(a.Org, a.Network)
+	n, nrev, err := get[network](ctx, c.store, nk)
+	if err != nil {
+		return nil, err
+	}
+	if n == nil {
+		nets, netsRev, err := get[counter](ctx, c.store, counterKey("network"))
+		if err != nil {
+			return nil, err
+		}
+		if nets == nil {
+			nets = &counter{}
+		}
+		if nets.Last >= math.MaxUint32 {
+			return nil, fault.New(fault.Unprocessable, "all network numbers have been used")
+		}
+		nets.Last++ // 0 is the platform's own
+		n = &network{Org: a.Org, Name: a.Network, Number: privnet.Network(nets.Last)}
+		conds = append(conds, at(counterKey("network"), netsRev))
+		ops = append(ops, put(counterKey("network"), nets), put(nk, n))
+	}
+	conds = append(conds, at(nk, nrev))
+	a.NetworkNumber, a.Number, a.ID = n.Number, ids.Last, newAppID()
+	ops = append(ops, put(appKey(a.Name), a))
+	_, err = c.store.Txn(ctx, conds, ops)
+	return &a, err
+}
+
+func newAppID() string {
+	var b [8]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}
+
+// deleteApp destroys an app's Machines and then the app. It answers when that is
+// done, or after a few seconds while it goes on.
+func (c *Controller) deleteApp(r *call) (int, any, error) {
+	ctx := r.Context()
+	var name key.AppName
+	err := retry(ctx, func() error {
+		a, rev, err := c.getApp(ctx, r.app())
+		if err != nil {
+			return err
+		}
+		name = a.Name
+		if a.Deleting {
+			return nil
+		}
+		a.Deleting = true
+		_, err = c.store.Txn(ctx, []store.Cond{at(appKey(a.Name), rev)}, []store.Op{put(appKey(a.Name), a)})
+		return err
+	})
+	if err != nil {
+		return 0, nil, err
+	}
+	if err := c.destroyAll(ctx, name); err != nil {
+		return 0, nil, err
+	}
+	if err := c.finishApp(ctx, name); err != nil {
+		return 0, nil, err
+	}
+	c.awaitDeleted(ctx, name)
+	return http.StatusAccepted, nil, nil
+}
+
+// destroyAll wants every Machine of a deleting app destroyed. No new one can come:
+// creating one is conditional on the app's record.
+func (c *Controller) destroyAll(ctx context.Context, name key.AppName) error {
+	records, _, err := list[record](ctx, c.store, machinesOf(name))
+	if err != nil {
+		return err
+	}
+	for _, m := range records {
+		if err := c.destroy(ctx, m.App, m.ID, true); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// destroy wants a Machine destroyed, whoever holds a lease on it.
+func (c *Controller) destroy(ctx context.Context, a key.AppName, id key.MachineID, force bool) error {
+	return retry(ctx, func() error {
+		r, rev, err := get[record](ctx, c.store, machineKey(a, id))
+		if err != nil || r == nil || r.Gone != nil || r.Desired == machine.WantDestroyed {
+			return err
+		}
+		r.wantDestroyed(force)
+		_, err = c.store.Txn(ctx, []store.Cond{at(machineKey(a, id), rev)}, []store.Op{
+			put(machineKey(a, id), r), put(nodeKey(r.Node, id), r.assigned()),
+		})
+		return err
+	})
+}
+
+// awaitDeleted waits a few seconds for an app's record to go.
+func (c *Controller) awaitDeleted(ctx context.Context, name key.AppName) {
+	_, rev, err := get[app](ctx, c.store, appKey(name))
+	if err != nil || rev == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.AckLimit)
+	defer cancel()
+	c.store.Watch(ctx, appKey(name), rev, func(es []store.Event) error {
+		for _, e := range es {
+			if e.Key == appKey(name) && e.Deleted {
+				return errAnswered
+			}
+		}
+		return nil
+	})
+}
+
+// finishApp removes a deleting app whose Machines are all gone, with everything
+// that is kept under its name. It may be cut off and called again at any point: the
+// app's own record goes last.
+func (c *Controller) finishApp(ctx context.Context, name key.AppName) error {
+	a, rev, err := get[app](ctx, c.store, appKey(name))
+	if err != nil || a == nil || !a.Deleting {
+		return err
+	}
+	records, _, err := list[record](ctx, c.store, machinesOf(name))
+	if err != nil {
+		return err
+	}
+	for _, m := range records {
+		if m.Gone == nil {
+			return nil
+		}
+	}
+	for _, m := range records {
+		if err := c.forgetMachine(ctx, m); err != nil {
+			return err
+		}
+	}
+	for _, prefix := range []string{machinesOf(name), versionsOfApp(name), leasesOf(name), namesOf(name)} {
+		if err := c.deletePrefix(ctx, prefix); err != nil {
+			return err
+		}
+	}
+	_, err = c.store.Txn(ctx, []store.Cond{at(appKey(name), rev)}, []store.Op{store.Delete(appKey(name))})
+	if err == nil {
+		c.log.Info("app deleted", "app", name)
+	}
+	return ignoreChanged(err)
+}
+
+// forgetMachine removes the last traces of a destroyed Machine.
+func (c *Controller) forgetMachine(ctx context.Context, m *record) error {
+	if err := c.deletePrefix(ctx, versionsOf(m.App, m.ID)); err != nil {
+		return err
+	}
+	_, err := c.store.Txn(ctx, nil, []store.Op{
+		store.Delete(machineKey(m.App, m.ID)), store.Delete(idKey(m.ID)),
+		store.Delete(tombKey(*m.Gone, m.App, m.ID)), store.Delete(leaseKey(m.App, m.ID)),
+	})
+	return err
+}
+
+func (c *Controller) deletePrefix(ctx context.Context, prefix string) error {
+	kvs, _, err := c.store.List(ctx, prefix)
+	if err != nil {
+		return err
+	}
+	for len(kvs) > 0 {
+		n := min(len(kvs), store.MaxOps)
+		ops := make([]store.Op, n)
+		for i, kv := range kvs[:n] {
+			ops[i] = store.Delete(kv.Key)
+		}
+		if _, err := c.store.Txn(ctx, nil, ops); err != nil {
+			return err
+		}
+		kvs = kvs[n:]
+	}
+	return nil
+}
+
+// ignoreChanged is for a change that somebody else made already.
+func ignoreChanged(err error) error {
+	if fault.Is(err, fault.Precondition) {
+		return nil
+	}
+	return err
+}
+
+// listIPs answers the public addresses of an app: none of its own, all apps share
+// the edge's.
+func (c *Controller) listIPs(r *call) (int, any, error) {
+	if _, _, err := c.getApp(r.Context(), r.app()); err != nil {
+		return 0, nil, err
+	}
+	return http.StatusOK, struct {
+		IPs []struct{} `json:"ips"`
+	}{IPs: []struct{}{}}, nil
+}
+
+// stamp is how the API writes a time.
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+
+// csv splits a comma-separated list, also one given in several parameters.
+func csv(values []string) []string {
+	var out []string
+	for _, v := range values {
+		for _, s := range strings.Split(v, ",") {
+			if s = strings.TrimSpace(s); s != "" {
+				out = append(out, s)
+			}
+		}
+	}
+	return out
+}

@@ -1,0 +1,94 @@
+package controller
+
+import (
+	"context"
+	"time"
+
+	"bulkhead/key"
+)
+
+// Times of the collector.
+const (
+	collectEvery  = 10 * time.Minute
+	tombstoneLife = 24 * time.Hour // how long a destroyed Machine is shown
+	registryGrace = 2 * time.Hour  // from a blob's push to its manifest's
+	registryEvery = 6              // collections of the store for each of the registry
+)
+
+// collect removes what is no longer needed, now and then, until ctx ends.
+func (c *Controller) collect(ctx context.Context) error {
+	tick := time.NewTicker(collectEvery)
+	defer tick.Stop()
+	for n := 0; ; n++ {
+		if err := c.collectOnce(ctx, time.Now().Add(-c.cfg.TombstoneLife)); err != nil && ctx.Err() == nil {
+			c.log.Warn("collection failed; it is tried again later", "err", err)
+		}
+		if n%registryEvery == registryEvery-1 {
+			if _, err := c.registry.GC(ctx, registryGrace); err != nil && ctx.Err() == nil {
+				c.log.Warn("the registry's collection failed; it is tried again later", "err", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// collectOnce forgets Machines destroyed before a time, and finishes the deletion of
+// apps that a kill cut off.
+func (c *Controller) collectOnce(ctx context.Context, before time.Time) error {
+	kvs, _, err := c.store.List(ctx, prefixTomb)
+	if err != nil {
+		return err
+	}
+	for _, kv := range kvs {
+		at, a, id, ok := parseTombKey(kv.Key)
+		if !ok || at.After(before) {
+			break // sorted by time: all that follow are younger
+		}
+		r, _, err := get[record](ctx, c.store, machineKey(a, id))
+		if err != nil {
+			return err
+		}
+		if r == nil || r.Gone == nil {
+			r = &record{ID: id, App: a, Gone: &at}
+		}
+		if err := c.forgetMachine(ctx, r); err != nil {
+			return err
+		}
+	}
+	apps, _, err := list[app](ctx, c.store, prefixApp)
+	if err != nil {
+		return err
+	}
+	for _, a := range apps {
+		if !a.Deleting {
+			continue
+		}
+		if err := c.destroyAll(ctx, a.Name); err != nil {
+			return err
+		}
+		if err := c.finishApp(ctx, a.Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// imagesInUse is the registry's question which images without a tag must stay: those
+// of every version of every Machine.
+func (c *Controller) imagesInUse(ctx context.Context) (func(repo string, d key.Digest) bool, error) {
+	versions, _, err := list[version](ctx, c.store, "/version/")
+	if err != nil {
+		return nil, err
+	}
+	used := map[string]bool{}
+	for _, v := range versions {
+		if v.ImageRef.Registry == "" {
+			used[v.ImageRef.Repository+"@"+string(v.ImageRef.Digest)] = true
+		}
+	}
+	return func(repo string, d key.Digest) bool { return used[repo+"@"+string(d)] }, nil
+}

@@ -1,0 +1,284 @@
+// Package controller is the role that knows what is wanted: it keeps the desired
+// state in the store, serves the public API and the registry, signs identities and
+// certificates, tells workers what to run and edges where it runs.
+//
+// Facts and owners. What is wanted of apps and Machines is here, in the store, and
+// every acknowledged change is in it first. What is, the workers know; the
+// controller keeps their last word in memory (view.go) and merges both for those who
+// ask (merge.go). Routes are derived from both (routes.go).
+//
+// One create, by file: tls.go → http.go → auth.go → create.go → schedule → images.go
+// (the worker's Reserve) → state.go → sync.go (the assignment goes down, an
+// observation comes up) → wait.go and routes.go.
+//
+// Without the controller Machines run on, and edges route by what they last heard.
+package controller
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"bulkhead/api/internalpb"
+	"bulkhead/api/rpc"
+	"bulkhead/key"
+	"bulkhead/pki"
+	"bulkhead/registry"
+	"bulkhead/role"
+	"bulkhead/store"
+	"bulkhead/store/etcd"
+)
+
+// Config is what a Controller is made from. Zero times mean the defaults.
+type Config struct {
+	Role role.Config
+	Log  *slog.Logger
+
+	// AckLimit is how long a call waits for the worker to take up a change before it
+	// answers anyway; 5 s.
+	AckLimit time.Duration
+	// RouteGrace is how long after a start a worker that has not reported keeps its
+	// apps' routes from being changed; 30 s.
+	RouteGrace time.Duration
+	// TombstoneLife is how long a destroyed Machine is shown; a day.
+	TombstoneLife time.Duration
+}
+
+// Controller is the role. Make it with New, then Open, then Serve; Close undoes Open.
+type Controller struct {
+	cfg Config
+	log *slog.Logger
+
+	// Set by Open, not changed after.
+	store    store.Store
+	ca       *pki.CA
+	identity *pki.Identity
+	cert     *apiCert
+	registry *registry.Registry
+	grantKey ed25519.PrivateKey
+	tmp      string // directory of the store's sockets, when DataDir is too deep
+
+	view     *view
+	routes   *routes
+	ledger   *ledger
+	metrics  *metrics
+	sessions sessions
+	peers    peers
+	closures closures
+
+	closing context.Context // ends when Serve ends: long answers stop
+	close   context.CancelFunc
+}
+
+// New returns a controller that does nothing yet.
+func New(cfg Config) *Controller {
+	if cfg.AckLimit == 0 {
+		cfg.AckLimit = 5 * time.Second
+	}
+	if cfg.RouteGrace == 0 {
+		cfg.RouteGrace = 30 * time.Second
+	}
+	if cfg.TombstoneLife == 0 {
+		cfg.TombstoneLife = tombstoneLife
+	}
+	if cfg.Role.Region == "" {
+		cfg.Role.Region = "local"
+	}
+	c := &Controller{cfg: cfg, log: cfg.Log, view: newView(), ledger: newLedger()}
+	c.routes = newRoutes(c, cfg.RouteGrace)
+	c.metrics = newMetrics(c)
+	c.sessions.cur = map[key.Node]*sessionSlot{}
+	c.peers.conns = map[string]*grpc.ClientConn{}
+	c.closures.all = map[string]map[key.Digest]bool{}
+	c.closing, c.close = context.WithCancel(context.Background())
+	return c
+}
+
+// Open opens the store, the authority, the registry and the keys, and makes the
+// organization when there is none. After an error nothing is open.
+func (c *Controller) Open(ctx context.Context) (err error) {
+	defer func() {
+		if err != nil {
+			c.Close()
+		}
+	}()
+	rc := c.cfg.Role
+	if c.grantKey, err = readGrantKey(rc.GrantKeyFile); err != nil {
+		return err
+	}
+	sockets := filepath.Join(rc.DataDir, "store")
+	if len(sockets) > 90 { // a unix socket's path has 107 bytes
+		if c.tmp, err = os.MkdirTemp("", "bulkhead-store-"); err != nil {
+			return err
+		}
+		sockets = c.tmp
+	}
+	if c.store, err = openStore(ctx, etcd.Config{Dir: filepath.Join(rc.DataDir, "store"), SocketDir: sockets, Log: c.log}); err != nil {
+		return err
+	}
+	if err := c.ensureOrg(ctx); err != nil {
+		return err
+	}
+	if c.ca, err = pki.OpenCA(filepath.Join(rc.DataDir, "ca"), rc.Cluster, rc.Domain); err != nil {
+		return err
+	}
+	if c.cert, err = openAPICert(c.ca, rc.DataDir, rc.Domain); err != nil {
+		return err
+	}
+	self := pki.ID{Cluster: rc.Cluster, Role: role.Controller, Node: rc.Node}
+	signer := func(_ context.Context, csr []byte) ([][]byte, []byte, error) { return c.ca.IssueIdentity(csr, self) }
+	if c.identity, err = pki.NewIdentity(ctx, signer, c.log); err != nil {
+		return err
+	}
+	c.registry, err = registry.New(registry.Config{
+		Dir: filepath.Join(rc.DataDir, "registry"), Authorize: c.authorizeRegistry, InUse: c.imagesInUse, Log: c.log,
+	})
+	return err
+}
+
+// openStore returns a nil interface with its error.
+func openStore(ctx context.Context, cfg etcd.Config) (store.Store, error) {
+	s, err := etcd.Open(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func readGrantKey(path string) (ed25519.PrivateKey, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the key that signs grants: %w", err)
+	}
+	if len(b) != ed25519.PrivateKeySize {
+		return nil, fmt.Errorf("%s holds %d bytes; the key that signs grants has %d", path, len(b), ed25519.PrivateKeySize)
+	}
+	return ed25519.PrivateKey(b), nil
+}
+
+func (c *Controller) ensureOrg(ctx context.Context) error {
+	return retry(ctx, func() error {
+		o, rev, err := get[org](ctx, c.store, orgKey(orgPersonal))
+		if err != nil || o != nil {
+			return err
+		}
+		_, err = c.store.Txn(ctx, []store.Cond{at(orgKey(orgPersonal), rev)}, []store.Op{
+			put(orgKey(orgPersonal), org{Slug: orgPersonal, Name: orgPersonal, Number: 1, CreatedAt: now()}),
+		})
+		return err
+	})
+}
+
+// shutdownLimit is how long answers in progress may take when Serve ends.
+const shutdownLimit = 5 * time.Second
+
+// Serve answers on the listeners, by the names of package role, until ctx ends or a
+// part fails, and returns why. ready is called when everything answers. Listeners
+// that are missing are not served; all given ones are closed when it returns.
+func (c *Controller) Serve(ctx context.Context, ls map[string]net.Listener, ready func() error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	run := func(name string, f func() error) {
+		wg.Go(func() {
+			if err := f(); ctx.Err() == nil {
+				cancel(fmt.Errorf("%s: %w", name, errors.Join(err, errors.New("ended"))))
+			}
+		})
+	}
+	loaded := make(chan struct{})
+	run("ledger", func() error { return c.ledger.run(ctx, c.store, loaded) })
+	run("routes", func() error { return c.routes.run(ctx) })
+	run("collector", func() error { return c.collect(ctx) })
+
+	g := rpc.NewServer(c.identity, c.log)
+	internalpb.RegisterControllerServer(g, internalServer{c: c})
+	internalpb.RegisterTelemetryServer(g, telemetryServer{c: c})
+	for _, name := range []string{role.SocketInternal, role.SocketCluster} {
+		if l := ls[name]; l != nil {
+			run(name, func() error { return g.Serve(l) })
+		}
+	}
+	if l := ls[role.SocketEnroll]; l != nil {
+		e := &pki.EnrollServer{CA: c.ca, Cluster: c.cfg.Role.Cluster, Node: c.cfg.Role.Node, Roles: c.enrollRoles(), Log: c.log}
+		run(role.SocketEnroll, func() error { return e.Serve(ctx, l) })
+	}
+	admin := &http.Server{
+		Handler: c.adminHandler(), ConnContext: pki.WithPeer, MaxHeaderBytes: 8 << 10, ErrorLog: quietHTTPLog(c.log),
+		ReadHeaderTimeout: headerLimit, ReadTimeout: headerLimit, WriteTimeout: 30 * time.Second, IdleTimeout: idleLimit,
+	}
+	if l := ls[role.SocketAdmin]; l != nil {
+		run(role.SocketAdmin, func() error { return admin.Serve(l) })
+	}
+	api := c.apiServer()
+	if l := ls[role.SocketAPI]; l != nil {
+		run(role.SocketAPI, func() error { return api.ServeTLS(proxyListener(l), "", "") })
+	}
+	select {
+	case <-loaded:
+		if err := ready(); err != nil {
+			cancel(err)
+		}
+	case <-ctx.Done():
+	}
+	<-ctx.Done()
+	c.close()
+	stop, done := context.WithTimeout(context.Background(), shutdownLimit)
+	defer done()
+	api.Shutdown(stop)
+	admin.Shutdown(stop)
+	api.Close()
+	admin.Close()
+	g.Stop()
+	wg.Wait()
+	return context.Cause(ctx)
+}
+
+// enrollRoles says which role a user id runs as. The warden is root.
+func (c *Controller) enrollRoles() map[uint32]string {
+	out := map[uint32]string{}
+	for name, uid := range c.cfg.Role.UIDs {
+		if name != role.Controller {
+			out[uid] = name
+		}
+	}
+	return out
+}
+
+// Close releases what Open opened. Serve must have returned.
+func (c *Controller) Close() error {
+	c.close()
+	c.peers.close()
+	if c.identity != nil {
+		c.identity.Close()
+		c.identity = nil
+	}
+	var errs []error
+	if c.registry != nil {
+		errs = append(errs, c.registry.Close())
+		c.registry = nil
+	}
+	if c.store != nil {
+		errs = append(errs, c.store.Close())
+		c.store = nil
+	}
+	if c.tmp != "" {
+		errs = append(errs, os.RemoveAll(c.tmp))
+		c.tmp = ""
+	}
+	return errors.Join(errs...)
+}
+
+// quietHTTPLog keeps what the HTTP servers say about broken clients at debug level.
+func quietHTTPLog(l *slog.Logger) *log.Logger { return slog.NewLogLogger(l.Handler(), slog.LevelDebug) }

@@ -1,0 +1,190 @@
+package controller
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"math/big"
+	"net/http"
+	"regexp"
+	"time"
+
+	"bulkhead/controller/schedule"
+	"bulkhead/fault"
+	"bulkhead/key"
+	"bulkhead/machine"
+	"bulkhead/store"
+)
+
+// Limits that every Machine gets, in its grant.
+const (
+	maxPIDs = 4096 // threads on the host
+	diskMB  = 8192 // MiB of its writable layer
+)
+
+// machineInput is the body of a create and of an update.
+type machineInput struct {
+	Config         json.RawMessage `json:"config"`
+	Name           string          `json:"name"`
+	Region         string          `json:"region"`
+	SkipLaunch     bool            `json:"skip_launch"`
+	SkipServices   bool            `json:"skip_service_registration"`
+	MinSecrets     *uint64         `json:"min_secrets_version"`
+	LeaseTTL       int             `json:"lease_ttl"` // seconds
+	LSVD           bool            `json:"lsvd"`
+	CurrentVersion string          `json:"current_version"` // update only
+}
+
+// config reads and checks the config, and fills in the size, so that what is stored
+// and answered is what the Machine gets.
+func (in *machineInput) config() (*machine.Config, error) {
+	if len(in.Config) == 0 || string(in.Config) == "null" {
+		return nil, fault.New(fault.Invalid, "config is missing; it needs at least an image")
+	}
+	conf := new(machine.Config)
+	if err := json.Unmarshal(in.Config, conf); err != nil {
+		return nil, fault.New(fault.Invalid, "config: %s", jsonProblem(err))
+	}
+	// Documented fields that the vocabulary does not have: accepting them silently
+	// would promise what is not kept.
+	var others map[string]json.RawMessage
+	json.Unmarshal(in.Config, &others)
+	for _, name := range []string{"cache_drive", "spot"} {
+		if v, ok := others[name]; ok && string(v) != "null" {
+			return nil, fault.New(fault.Invalid, "config.%s is not supported by this version of Bulkhead; leave it out", name)
+		}
+	}
+	if in.LSVD {
+		return nil, fault.New(fault.Invalid, "lsvd is not supported by this version of Bulkhead; leave it out")
+	}
+	if err := conf.Validate(); err != nil {
+		return nil, err
+	}
+	g := conf.EffectiveGuest()
+	conf.Guest, conf.Size = &g, ""
+	return conf, nil
+}
+
+var machineNameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
+
+func (c *Controller) createMachine(r *call) (int, any, error) {
+	ctx := r.Context()
+	a, _, err := c.getApp(ctx, r.app())
+	if err != nil {
+		return 0, nil, err
+	}
+	var in machineInput
+	if err := r.read(&in, true); err != nil {
+		return 0, nil, err
+	}
+	conf, err := in.config()
+	if err != nil {
+		return 0, nil, err
+	}
+	if in.Name != "" && !machineNameRE.MatchString(in.Name) {
+		return 0, nil, fault.New(fault.Invalid, "machine name %q must be 1 to 63 letters, digits, dashes, dots and underscores, and start with a letter or digit", clip(in.Name))
+	}
+	ttl, err := leaseTTL(in.LeaseTTL, in.LeaseTTL != 0)
+	if err != nil {
+		return 0, nil, err
+	}
+	node, err := schedule.Place(schedule.Request{Region: in.Region, MemoryMB: conf.Guest.MemoryMB, Starts: !in.SkipLaunch}, c.candidates())
+	if err != nil {
+		return 0, nil, err
+	}
+	t := now()
+	m := &record{
+		ID: key.NewMachineID(), App: a.Name, Name: in.Name, Org: a.Org, Network: a.NetworkNumber, Region: c.cfg.Role.Region,
+		Node: node, Instance: key.NewInstanceID(), Config: conf, Desired: machine.WantStarted, Generation: 1,
+		Cordoned: in.SkipServices, CreatedAt: t, UpdatedAt: t,
+	}
+	if in.SkipLaunch {
+		m.Desired = machine.WantStopped
+	}
+	if m.ImageRef, err = c.reserve(ctx, m.Node, m.ID, a, conf); err != nil {
+		return 0, nil, err
+	}
+	var l *lease
+	if in.LeaseTTL != 0 {
+		l = newLease(r.who, m, "", ttl)
+	}
+	if err := retry(ctx, func() error { return c.addMachine(ctx, m, in.Name == "", l) }); err != nil {
+		return 0, nil, err
+	}
+	b, err := c.machineBody(ctx, m, false)
+	if err != nil {
+		return 0, nil, err
+	}
+	b.State, b.Events = string(machine.Created), nil // whatever the worker has done of it already
+	return http.StatusOK, b, nil
+}
+
+// addMachine writes a new Machine: its record, its first version, its name, its
+// place and its assignment, all or nothing, and only while the app stays.
+func (c *Controller) addMachine(ctx context.Context, m *record, anyName bool, l *lease) error {
+	a, arev, err := c.getApp(ctx, string(m.App))
+	if err != nil {
+		return err
+	}
+	if a.Deleting {
+		return fault.New(fault.Conflict, "app %s is being deleted", a.Name)
+	}
+	if anyName {
+		m.Name = randomName()
+	}
+	taken, nrev, err := get[place](ctx, c.store, nameKey(m.App, m.Name))
+	if err != nil {
+		return err
+	}
+	if taken != nil {
+		if anyName {
+			return store.ErrChanged // another name, another try
+		}
+		return fault.New(fault.Conflict, "unique machine name violation: another machine of app %s has the name %q", m.App, m.Name)
+	}
+	mk := machineKey(m.App, m.ID)
+	ops := []store.Op{
+		put(mk, m),
+		put(versionKey(m.App, m.ID, m.Instance), m.version()),
+		put(nameKey(m.App, m.Name), place{App: m.App, Node: m.Node}),
+		put(idKey(m.ID), place{App: m.App, Node: m.Node}),
+		put(nodeKey(m.Node, m.ID), m.assigned()),
+	}
+	if l != nil {
+		ops = append(ops, put(leaseKey(m.App, m.ID), l))
+	}
+	conds := []store.Cond{at(appKey(m.App), arev), at(nameKey(m.App, m.Name), nrev), at(mk, 0), at(idKey(m.ID), 0)}
+	_, err = c.store.Txn(ctx, conds, ops)
+	return err
+}
+
+func (r *record) version() version {
+	return version{Instance: r.Instance, Config: r.Config, ImageRef: r.ImageRef, CreatedAt: now()}
+}
+
+// leaseTTL checks a lease's time in seconds; without one it is a minute.
+func leaseTTL(seconds int, given bool) (time.Duration, error) {
+	if !given {
+		return defaultLease, nil
+	}
+	if seconds < 1 || time.Duration(seconds)*time.Second > maxLease {
+		return 0, fault.New(fault.Invalid, "a lease of %d seconds: it must be 1 to %d", seconds, int(maxLease.Seconds()))
+	}
+	return time.Duration(seconds) * time.Second, nil
+}
+
+// Words of the names that Machines get when nobody names them.
+var (
+	adjectives = []string{"amber", "bold", "brisk", "calm", "clear", "crisp", "deep", "dry", "fair", "firm", "fresh", "keen", "light", "long", "lucky", "misty", "noble", "plain", "quick", "quiet", "rapid", "sharp", "silent", "smooth", "snowy", "steady", "still", "stout", "swift", "tidal", "warm", "wild"}
+	nouns      = []string{"anchor", "bay", "beacon", "bow", "breeze", "buoy", "cape", "chart", "cliff", "coast", "coral", "cove", "deck", "delta", "dune", "gale", "gull", "harbor", "hull", "keel", "lagoon", "mast", "oar", "pier", "port", "reef", "rudder", "sail", "shoal", "strait", "surf", "tide"}
+)
+
+func randomName() string {
+	n, err := rand.Int(rand.Reader, big.NewInt(int64(len(adjectives)*len(nouns)*10000)))
+	if err != nil {
+		panic("controller: no random numbers: " + err.Error())
+	}
+	i := int(n.Int64())
+	return fmt.Sprintf("%s-%s-%04d", adjectives[i%32], nouns[i/32%32], i/1024)
+}

@@ -1,0 +1,76 @@
+package controller
+
+import (
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+
+	"bulkhead/fault"
+)
+
+// httpStatus is the one translation of kinds to codes. What is not a kind is 500.
+var httpStatus = map[fault.Kind]int{
+	fault.Invalid:         http.StatusBadRequest,
+	fault.Unauthenticated: http.StatusUnauthorized,
+	fault.Denied:          http.StatusForbidden,
+	fault.NotFound:        http.StatusNotFound,
+	fault.Timeout:         http.StatusRequestTimeout,
+	fault.Conflict:        http.StatusConflict,
+	fault.Precondition:    http.StatusPreconditionFailed,
+	fault.Unprocessable:   http.StatusUnprocessableEntity,
+	fault.TooMany:         http.StatusTooManyRequests,
+	fault.Unavailable:     http.StatusServiceUnavailable,
+	fault.Internal:        http.StatusInternalServerError,
+}
+
+// errorBody is the API's error form.
+type errorBody struct {
+	Error  string `json:"error"`
+	Status string `json:"status,omitempty"`
+}
+
+// notSupported is the answer to a documented endpoint that Bulkhead does not have yet.
+type notSupported struct{ what string }
+
+func (e notSupported) Error() string {
+	return e.what + " is not supported by this version of Bulkhead yet"
+}
+
+// writeError answers with an error, and logs what the caller is not told.
+func writeError(w http.ResponseWriter, log *slog.Logger, err error) int {
+	var ns notSupported
+	if errors.As(err, &ns) {
+		return writeJSON(w, http.StatusNotImplemented, errorBody{Error: ns.Error(), Status: "unknown"})
+	}
+	kind := fault.KindOf(err)
+	code, ok := httpStatus[kind]
+	if !ok {
+		code = http.StatusInternalServerError
+	}
+	body := errorBody{Error: fault.MessageOf(err)}
+	var f *fault.Error
+	if errors.As(err, &f) {
+		body.Status = f.Status
+	}
+	if code >= 500 {
+		log.Error("request failed", "err", err)
+	} else {
+		log.Debug("request refused", "err", err)
+	}
+	return writeJSON(w, code, body)
+}
+
+// writeJSON answers with a body and returns the code. A nil body is no body.
+func writeJSON(w http.ResponseWriter, code int, body any) int {
+	if body == nil {
+		w.WriteHeader(code)
+		return code
+	}
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.WriteHeader(code)
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	e.Encode(body) // an error here is the client's connection
+	return code
+}

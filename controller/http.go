@@ -1,0 +1,233 @@
+package controller
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"time"
+
+	"bulkhead/fault"
+	"bulkhead/key"
+)
+
+// Bounds of a request of the API.
+const (
+	maxBody        = 4 << 20          // bytes
+	bodyLimit      = 30 * time.Second // to send the body
+	answerLimit    = 2 * time.Minute  // to compute and take the answer, unless a handler says otherwise
+	leftoverLimit  = 5 * time.Second  // to send what of a body nobody wants
+	maxHeaderBytes = 64 << 10
+)
+
+// call is one request of the API on its way through a handler.
+type call struct {
+	*http.Request
+	w   http.ResponseWriter
+	rc  *http.ResponseController
+	who caller
+	id  string // fly-request-id
+}
+
+// app, machine and nonce are the parts of a request that many handlers need.
+func (r *call) app() string     { return r.PathValue("app") }
+func (r *call) machine() string { return r.PathValue("machine") }
+func (r *call) nonce() string   { return r.Header.Get("fly-machine-lease-nonce") }
+
+// flag reads a boolean of the query: present without a value counts as true.
+func (r *call) flag(name string) (bool, error) {
+	q := r.URL.Query()
+	if !q.Has(name) {
+		return false, nil
+	}
+	v := q.Get(name)
+	if v == "" {
+		return true, nil
+	}
+	b, err := strconv.ParseBool(v)
+	if err != nil {
+		return false, fault.New(fault.Invalid, "%s is %q; it is true or false", name, clip(v))
+	}
+	return b, nil
+}
+
+// number reads a whole number of the query, within bounds.
+func (r *call) number(name string, def, least, most int) (int, error) {
+	v := r.URL.Query().Get(name)
+	if v == "" {
+		return def, nil
+	}
+	n, err := strconv.Atoi(v)
+	if err != nil || n < least {
+		return 0, fault.New(fault.Invalid, "%s is %q; it is a whole number from %d", name, clip(v), least)
+	}
+	return min(n, most), nil
+}
+
+// read decodes the body into v. Unknown fields and nulls are fine, an empty body is
+// an error only when it is required.
+func (r *call) read(v any, required bool) error {
+	r.rc.SetReadDeadline(time.Now().Add(bodyLimit))
+	b, err := io.ReadAll(http.MaxBytesReader(r.w, r.Body, maxBody))
+	r.rc.SetReadDeadline(time.Time{})
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return fault.New(fault.Invalid, "the request's body is larger than %d MiB", maxBody>>20)
+	case err != nil:
+		return fault.Wrap(fault.Invalid, err, "the request's body could not be read")
+	case len(b) == 0 && !required:
+		return nil
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fault.New(fault.Invalid, "the request's body is not the JSON that is wanted: %s", jsonProblem(err))
+	}
+	return nil
+}
+
+// jsonProblem says what is wrong with a body in the caller's words, not in Go's.
+func jsonProblem(err error) string {
+	var typ *json.UnmarshalTypeError
+	if errors.As(err, &typ) {
+		return fmt.Sprintf("%s cannot be a %s", typ.Field, typ.Value)
+	}
+	return err.Error()
+}
+
+// handler answers a call: a code and a body, or an error.
+type handler func(r *call) (int, any, error)
+
+// endpoint is one route of the API.
+type endpoint struct {
+	pattern string // of http.ServeMux
+	act     action
+	h       handler
+}
+
+// serveAPI is the API's whole way in: id, log, panic, token, then the route.
+func (c *Controller) serveAPI() http.Handler {
+	mux := http.NewServeMux()
+	for _, e := range c.endpoints() {
+		mux.Handle(e.pattern, c.handle(e))
+	}
+	mux.Handle("/", c.handle(endpoint{act: actRead, h: func(r *call) (int, any, error) {
+		return 0, nil, fault.New(fault.NotFound, "no such endpoint: %s %s", r.Method, clip(r.URL.Path))
+	}}))
+	return c.outer(mux)
+}
+
+// callKey is the context key of the call that outer makes and handle completes.
+type callKey struct{}
+
+// outer does what every request needs, whatever its path.
+func (c *Controller) outer(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		start := time.Now()
+		rec := &recorder{ResponseWriter: w}
+		id := string(key.NewInstanceID()) + "-" + c.cfg.Role.Region
+		rec.Header().Set("fly-request-id", id)
+		rec.Header().Set("Cache-Control", "no-store")
+		rec.Header().Set("X-Content-Type-Options", "nosniff")
+		log := c.log.With("request", id)
+		rc := http.NewResponseController(rec)
+		rc.SetWriteDeadline(start.Add(answerLimit))
+		r := &call{Request: req, w: rec, rc: rc, id: id}
+		defer func() {
+			if p := recover(); p != nil {
+				if p == http.ErrAbortHandler {
+					panic(p)
+				}
+				log.Error("panic in a handler", "panic", p, "stack", string(debug.Stack()))
+				if rec.code == 0 {
+					writeError(rec, log, fault.New(fault.Internal, "internal error; the request id finds it in the server's log"))
+				}
+			}
+			rc.SetReadDeadline(time.Now().Add(leftoverLimit))
+			took := time.Since(start)
+			c.metrics.request(req.Method, rec.code, took)
+			log.Info("request", "method", req.Method, "path", clip(req.URL.Path), "code", rec.code,
+				"bytes", rec.bytes, "ms", float64(took.Microseconds())/1000, "caller", r.who.Name, "from", req.RemoteAddr)
+		}()
+		who, err := c.authenticate(req.Context(), tokenOf(req))
+		if err != nil {
+			if fault.Is(err, fault.Unauthenticated) {
+				rec.Header().Set("WWW-Authenticate", `Bearer realm="bulkhead"`)
+			}
+			writeError(rec, log, err)
+			return
+		}
+		r.who = who
+		next.ServeHTTP(rec, req.WithContext(context.WithValue(req.Context(), callKey{}, r)))
+	})
+}
+
+// handle runs one endpoint.
+func (c *Controller) handle(e endpoint) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		r := req.Context().Value(callKey{}).(*call)
+		r.Request = req
+		log := c.log.With("request", r.id)
+		on := object{Org: r.PathValue("org"), App: key.AppName(r.app()), Machine: key.MachineID(r.machine())}
+		if on.Org == "" {
+			on.Org = r.who.Org
+		}
+		if err := authorize(req.Context(), r.who, e.act, on); err != nil {
+			writeError(w, log, err)
+			return
+		}
+		code, body, err := e.h(r)
+		if req.Context().Err() != nil && err != nil {
+			return // the client is gone
+		}
+		switch {
+		case errors.Is(err, errAnswered):
+		case err != nil:
+			writeError(w, log, err)
+		default:
+			writeJSON(w, code, body)
+		}
+	})
+}
+
+// errAnswered is returned by a handler that wrote its answer itself.
+var errAnswered = errors.New("answered")
+
+// recorder notes the code and the size of an answer.
+type recorder struct {
+	http.ResponseWriter
+	code  int
+	bytes int64
+}
+
+// WriteHeader notes the code.
+func (r *recorder) WriteHeader(code int) {
+	if r.code == 0 {
+		r.code = code
+	}
+	r.ResponseWriter.WriteHeader(code)
+}
+
+// Write counts the bytes.
+func (r *recorder) Write(b []byte) (int, error) {
+	if r.code == 0 {
+		r.code = http.StatusOK
+	}
+	n, err := r.ResponseWriter.Write(b)
+	r.bytes += int64(n)
+	return n, err
+}
+
+// Unwrap lets http.ResponseController through.
+func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
+
+// clip bounds a hostile string for a message or a log line.
+func clip(s string) string {
+	if len(s) > 120 {
+		return s[:120] + "…"
+	}
+	return s
+}

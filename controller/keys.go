@@ -1,0 +1,84 @@
+package controller
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"bulkhead/key"
+)
+
+// The store's keys. Each kind of record has a prefix of its own, and nothing is
+// listed that grows with what it does not concern: an app's Machines, a node's
+// Machines and a Machine's versions each lie together.
+//
+//	/org/<slug>                        org
+//	/counter/<name>                    counter
+//	/token/admin                       adminToken
+//	/network/<org>/<name>              network: the number of a private network, for ever
+//	/app/<name>                        app
+//	/machine/<app>/<id>                record
+//	/version/<app>/<id>/<instance>     version
+//	/lease/<app>/<id>                  lease
+//	/name/<app>/<machine name>         the id of the Machine that has the name
+//	/id/<id>                           place: app and node of a Machine
+//	/node/<node>/<id>                  assigned: changes whenever the assignment does
+//	/tomb/<unix seconds>/<app>/<id>    when a destroyed Machine may be forgotten
+const (
+	prefixApp     = "/app/"
+	prefixMachine = "/machine/"
+	prefixNode    = "/node/"
+	prefixTomb    = "/tomb/"
+	keyAdminToken = "/token/admin"
+)
+
+func orgKey(slug string) string              { return "/org/" + slug }
+func counterKey(name string) string          { return "/counter/" + name }
+func networkKey(org, name string) string     { return "/network/" + org + "/" + name }
+func appKey(app key.AppName) string          { return prefixApp + string(app) }
+func machinesOf(app key.AppName) string      { return prefixMachine + string(app) + "/" }
+func versionsOfApp(a key.AppName) string     { return "/version/" + string(a) + "/" }
+func leasesOf(app key.AppName) string        { return "/lease/" + string(app) + "/" }
+func namesOf(app key.AppName) string         { return "/name/" + string(app) + "/" }
+func idKey(id key.MachineID) string          { return "/id/" + string(id) }
+func nodePrefix(n key.Node) string           { return prefixNode + string(n) + "/" }
+func nameKey(a key.AppName, n string) string { return namesOf(a) + n }
+
+func machineKey(app key.AppName, id key.MachineID) string { return machinesOf(app) + string(id) }
+func leaseKey(app key.AppName, id key.MachineID) string   { return leasesOf(app) + string(id) }
+func nodeKey(n key.Node, id key.MachineID) string         { return nodePrefix(n) + string(id) }
+
+func versionsOf(app key.AppName, id key.MachineID) string {
+	return versionsOfApp(app) + string(id) + "/"
+}
+
+func versionKey(app key.AppName, id key.MachineID, v key.InstanceID) string {
+	return versionsOf(app, id) + string(v)
+}
+
+// tombKey sorts by time, so that the collector reads from the front.
+func tombKey(at time.Time, app key.AppName, id key.MachineID) string {
+	return fmt.Sprintf("%s%012d/%s/%s", prefixTomb, at.Unix(), app, id)
+}
+
+// parseTombKey is the inverse of tombKey.
+func parseTombKey(k string) (at time.Time, app key.AppName, id key.MachineID, ok bool) {
+	parts := strings.Split(strings.TrimPrefix(k, prefixTomb), "/")
+	if len(parts) != 3 {
+		return at, "", "", false
+	}
+	var sec int64
+	if _, err := fmt.Sscanf(parts[0], "%d", &sec); err != nil {
+		return at, "", "", false
+	}
+	return time.Unix(sec, 0), key.AppName(parts[1]), key.MachineID(parts[2]), true
+}
+
+// lastPart is what follows the last slash of a key.
+func lastPart(k string) string { return k[strings.LastIndexByte(k, '/')+1:] }
+
+// appOfMachineKey is the app in a key below prefixMachine.
+func appOfMachineKey(k string) key.AppName {
+	app, _, _ := strings.Cut(strings.TrimPrefix(k, prefixMachine), "/")
+	return key.AppName(app)
+}

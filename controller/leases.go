@@ -1,0 +1,167 @@
+package controller
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/hex"
+	"net/http"
+	"time"
+
+	"bulkhead/fault"
+	"bulkhead/key"
+	"bulkhead/store"
+)
+
+// Times of a lease.
+const (
+	defaultLease = 60 * time.Second
+	maxLease     = 24 * time.Hour
+	maxLeaseNote = 512 // bytes of a lease's description
+)
+
+// Lease is a lease as the API answers it.
+type Lease struct {
+	Nonce       string `json:"nonce,omitempty"`
+	ExpiresAt   int64  `json:"expires_at,omitempty"` // Unix seconds
+	Owner       string `json:"owner,omitempty"`
+	Description string `json:"description,omitempty"`
+	Version     string `json:"version,omitempty"`
+}
+
+// leaseBody is both forms that clients read: the envelope, and the fields bare.
+type leaseBody struct {
+	Status string `json:"status"`
+	Data   Lease  `json:"data"`
+	Lease
+}
+
+func (l *lease) body() leaseBody {
+	b := Lease{Nonce: l.Nonce, ExpiresAt: l.ExpiresAt.Unix(), Owner: l.Owner, Description: l.Description, Version: l.Version}
+	return leaseBody{Status: "success", Data: b, Lease: b}
+}
+
+func newLease(who caller, m *record, description string, ttl time.Duration) *lease {
+	var b [8]byte
+	rand.Read(b[:])
+	return &lease{
+		Nonce: hex.EncodeToString(b[:]), Owner: who.Name + "@" + who.Org, Description: description,
+		ExpiresAt: time.Now().Add(ttl).UTC(), Version: string(m.Instance),
+	}
+}
+
+// liveLease returns the Machine's lease unless it has expired, and the revision of
+// its record, which may be there although it has.
+func (c *Controller) liveLease(ctx context.Context, a key.AppName, id key.MachineID) (*lease, int64, error) {
+	l, rev, err := get[lease](ctx, c.store, leaseKey(a, id))
+	if err != nil || l == nil || !l.ExpiresAt.After(time.Now()) {
+		return nil, rev, err
+	}
+	return l, rev, nil
+}
+
+// checkLease refuses a change of a Machine that somebody else holds. The revision
+// that it returns belongs into the change's transaction: the lease that was looked
+// at is then the one that counts.
+func (c *Controller) checkLease(ctx context.Context, m *record, nonce string) (*lease, int64, error) {
+	l, rev, err := c.liveLease(ctx, m.App, m.ID)
+	if err != nil || l == nil {
+		return nil, rev, err
+	}
+	if subtle.ConstantTimeCompare([]byte(l.Nonce), []byte(nonce)) != 1 {
+		return nil, rev, fault.New(fault.Conflict, "failed to get lease on machine %s: lease currently held by %s, expires at %s", m.ID, l.Owner, l.ExpiresAt.Format(time.RFC3339))
+	}
+	return l, rev, nil
+}
+
+func (c *Controller) showLease(r *call) (int, any, error) {
+	m, _, err := c.getMachine(r.Context(), r.app(), r.machine())
+	if err != nil {
+		return 0, nil, err
+	}
+	l, _, err := c.liveLease(r.Context(), m.App, m.ID)
+	if err != nil {
+		return 0, nil, err
+	}
+	if l == nil {
+		return 0, nil, fault.New(fault.NotFound, "lease not found")
+	}
+	return http.StatusOK, l.body(), nil
+}
+
+// takeLease takes a lease, or with a live one's nonce makes it longer.
+func (c *Controller) takeLease(r *call) (int, any, error) {
+	var in struct {
+		Description string `json:"description"`
+		TTL         int    `json:"ttl"` // seconds
+	}
+	if err := r.read(&in, false); err != nil {
+		return 0, nil, err
+	}
+	if len(in.Description) > maxLeaseNote {
+		return 0, nil, fault.New(fault.Invalid, "description is longer than %d bytes", maxLeaseNote)
+	}
+	seconds, err := r.number("ttl", in.TTL, 1, 1<<30)
+	if err != nil {
+		return 0, nil, err
+	}
+	ttl, err := leaseTTL(seconds, seconds != 0)
+	if err != nil {
+		return 0, nil, err
+	}
+	var out *lease
+	err = retry(r.Context(), func() error {
+		m, mrev, err := c.getMachine(r.Context(), r.app(), r.machine())
+		if err != nil {
+			return err
+		}
+		if m.Gone != nil {
+			return fault.New(fault.Precondition, "failed_precondition: machine %s is destroyed", m.ID)
+		}
+		held, rev, err := c.checkLease(r.Context(), m, r.nonce())
+		if err != nil {
+			return err
+		}
+		out = newLease(r.who, m, in.Description, ttl)
+		if held != nil {
+			out.Nonce, out.Owner = held.Nonce, held.Owner
+			if in.Description == "" {
+				out.Description = held.Description
+			}
+		}
+		lk := leaseKey(m.App, m.ID)
+		conds := []store.Cond{at(lk, rev), at(machineKey(m.App, m.ID), mrev)}
+		_, err = c.store.Txn(r.Context(), conds, []store.Op{put(lk, out)})
+		return err
+	})
+	if err != nil {
+		return 0, nil, err
+	}
+	return http.StatusCreated, out.body(), nil
+}
+
+func (c *Controller) releaseLease(r *call) (int, any, error) {
+	err := retry(r.Context(), func() error {
+		m, _, err := c.getMachine(r.Context(), r.app(), r.machine())
+		if err != nil {
+			return err
+		}
+		held, rev, err := c.checkLease(r.Context(), m, r.nonce())
+		if err != nil {
+			return err
+		}
+		if held == nil {
+			return fault.New(fault.NotFound, "lease not found")
+		}
+		lk := leaseKey(m.App, m.ID)
+		_, err = c.store.Txn(r.Context(), []store.Cond{at(lk, rev)}, []store.Op{store.Delete(lk)})
+		return err
+	})
+	if err != nil {
+		return 0, nil, err
+	}
+	return http.StatusOK, struct {
+		Status string `json:"status"`
+		Data   okBody `json:"data"`
+	}{"success", okBody{OK: true}}, nil
+}

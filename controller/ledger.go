@@ -1,0 +1,97 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"bulkhead/controller/schedule"
+	"bulkhead/key"
+	"bulkhead/store"
+)
+
+// ledger sums up what is assigned to each node, for placement. It follows the
+// store, so that a placement costs what there are nodes, not Machines.
+type ledger struct {
+	mu       sync.Mutex
+	machines map[key.Node]map[key.MachineID]assigned
+	memory   map[key.Node]int64 // MiB of what is wanted started
+}
+
+func newLedger() *ledger {
+	return &ledger{machines: map[key.Node]map[key.MachineID]assigned{}, memory: map[key.Node]int64{}}
+}
+
+// run follows the store until ctx ends; loaded is closed when the first sum is done.
+func (l *ledger) run(ctx context.Context, s store.Store, loaded chan struct{}) error {
+	for {
+		kvs, rev, err := s.List(ctx, prefixNode)
+		if err != nil {
+			return err
+		}
+		l.mu.Lock()
+		clear(l.machines)
+		clear(l.memory)
+		l.mu.Unlock()
+		for _, kv := range kvs {
+			l.take(store.Event{KV: kv})
+		}
+		if loaded != nil {
+			close(loaded)
+			loaded = nil
+		}
+		err = s.Watch(ctx, prefixNode, rev, func(es []store.Event) error {
+			for _, e := range es {
+				l.take(e)
+			}
+			return nil
+		})
+		if !errors.Is(err, store.ErrCompacted) {
+			return err
+		}
+	}
+}
+
+func (l *ledger) take(e store.Event) {
+	id := key.MachineID(lastPart(e.Key))
+	node := key.Node(e.Key[len(prefixNode) : len(e.Key)-len(id)-1])
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.machines[node] == nil {
+		l.machines[node] = map[key.MachineID]assigned{}
+	}
+	if old, ok := l.machines[node][id]; ok && old.Runs {
+		l.memory[node] -= int64(old.MemoryMB)
+	}
+	delete(l.machines[node], id)
+	if e.Deleted {
+		return
+	}
+	a, err := decode[assigned](e.KV)
+	if err != nil {
+		return
+	}
+	l.machines[node][id] = *a
+	if a.Runs {
+		l.memory[node] += int64(a.MemoryMB)
+	}
+}
+
+// used returns the MiB that a node's started Machines may use.
+func (l *ledger) used(n key.Node) int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.memory[n]
+}
+
+// candidates is what placement chooses from.
+func (c *Controller) candidates() []schedule.Node {
+	var out []schedule.Node
+	for n, st := range c.view.allNodes() {
+		out = append(out, schedule.Node{
+			Name: n, Region: c.cfg.Role.Region, Connected: st.Connected,
+			MemoryMB: st.MemoryMB, UsedMemoryMB: c.ledger.used(n),
+		})
+	}
+	return out
+}

@@ -1,0 +1,190 @@
+package controller
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"sync"
+	"time"
+
+	"bulkhead/api/internalpb"
+	"bulkhead/fault"
+	"bulkhead/key"
+)
+
+// Bounds of reading logs.
+const (
+	maxTail       = 100_000
+	maxLogSources = 200              // Machines that one request follows
+	logWrite      = 30 * time.Second // a reader that takes nothing for so long is cut off
+	logHeartbeat  = 15 * time.Second // an empty line, so that a dead reader is noticed
+)
+
+// LogLine is one line of an answer: newline-delimited JSON (application/x-ndjson).
+// This endpoint is Bulkhead's own, the Machines API has none:
+//
+//	GET /v1/apps/{app}/machines/{id}/logs?follow=true&tail=100
+//	GET /v1/apps/{app}/logs?follow=true&tail=100
+//
+// Lines of one Machine are in order. While following, an empty line is sent now and
+// then; readers skip it.
+type LogLine struct {
+	Timestamp string `json:"timestamp"` // RFC 3339, UTC
+	Machine   string `json:"machine"`
+	Stream    string `json:"stream"` // "stdout", "stderr", or "bulkhead" for the platform's own words
+	Message   string `json:"message"`
+}
+
+func (c *Controller) machineLogs(r *call) (int, any, error) {
+	m, _, err := c.getMachine(r.Context(), r.app(), r.machine())
+	if err != nil {
+		return 0, nil, err
+	}
+	if m.Gone != nil {
+		return 0, nil, fault.New(fault.Precondition, "failed_precondition: machine %s is destroyed; its logs are gone with it", m.ID)
+	}
+	return c.streamLogs(r, []*record{m}, false)
+}
+
+// appLogs merges the lines of all Machines of an app, as they come.
+func (c *Controller) appLogs(r *call) (int, any, error) {
+	a, _, err := c.getApp(r.Context(), r.app())
+	if err != nil {
+		return 0, nil, err
+	}
+	records, _, err := list[record](r.Context(), c.store, machinesOf(a.Name))
+	if err != nil {
+		return 0, nil, err
+	}
+	var live []*record
+	for _, m := range records {
+		if m.Gone == nil {
+			live = append(live, m)
+		}
+	}
+	if len(live) > maxLogSources {
+		return 0, nil, fault.New(fault.Unprocessable, "app %s has %d machines; logs of at most %d can be read at once: ask for single machines", a.Name, len(live), maxLogSources)
+	}
+	return c.streamLogs(r, live, true)
+}
+
+// streamLogs copies lines from the workers to the caller. An error before the first
+// line is answered as usual; after it, it ends the stream.
+func (c *Controller) streamLogs(r *call, from []*record, merged bool) (int, any, error) {
+	follow, err := r.flag("follow")
+	if err != nil {
+		return 0, nil, err
+	}
+	tail, err := r.number("tail", 0, 0, maxTail)
+	if err != nil {
+		return 0, nil, err
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	stop := context.AfterFunc(c.closing, cancel)
+	defer stop()
+	lines, errs := make(chan LogLine, 64), make(chan error, len(from))
+	var wg sync.WaitGroup
+	for _, m := range from {
+		wg.Go(func() { errs <- c.readLogs(ctx, m, follow, tail, lines) })
+	}
+	go func() { wg.Wait(); close(lines) }()
+	if err := c.writeLogs(r, lines, errs, merged, follow); err != nil {
+		return 0, nil, err
+	}
+	return 0, nil, errAnswered
+}
+
+// readLogs reads one Machine's lines until they end.
+func (c *Controller) readLogs(ctx context.Context, m *record, follow bool, tail int, out chan<- LogLine) error {
+	conn, err := c.dial("worker", m.Node)
+	if err != nil {
+		return err
+	}
+	if !follow {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, answerLimit)
+		defer cancel()
+	}
+	stream, err := internalpb.NewWorkerClient(conn).Logs(ctx, &internalpb.LogsRequest{MachineId: string(m.ID), Follow: follow, Tail: int32(tail)})
+	if err != nil {
+		return err
+	}
+	for {
+		l, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		select {
+		case out <- logLine(m.ID, l):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func logLine(id key.MachineID, l *internalpb.LogLine) LogLine {
+	return LogLine{Timestamp: stamp(time.Unix(0, l.TimeNs)), Machine: string(id), Stream: l.Stream, Message: string(l.Line)}
+}
+
+// writeLogs writes lines until there are no more.
+func (c *Controller) writeLogs(r *call, lines <-chan LogLine, errs <-chan error, merged, follow bool) error {
+	started := false
+	begin := func() {
+		if !started {
+			started = true
+			r.w.Header().Set("Content-Type", "application/x-ndjson")
+			r.w.WriteHeader(http.StatusOK)
+		}
+	}
+	write := func(b []byte) error {
+		begin()
+		r.rc.SetWriteDeadline(time.Now().Add(logWrite))
+		if _, err := r.w.Write(append(b, '\n')); err != nil {
+			return err
+		}
+		if len(lines) == 0 {
+			return r.rc.Flush()
+		}
+		return nil
+	}
+	beat := time.NewTicker(logHeartbeat)
+	defer beat.Stop()
+	for {
+		select {
+		case l, more := <-lines:
+			if !more {
+				if err := firstError(errs); err != nil && !started && !merged {
+					return err
+				}
+				begin()
+				return r.rc.Flush()
+			}
+			b, err := json.Marshal(l)
+			if err != nil {
+				return err
+			}
+			if write(b) != nil {
+				return nil // the reader is gone; errAnswered follows
+			}
+		case <-beat.C:
+			if follow && write(nil) != nil {
+				return nil
+			}
+		}
+	}
+}
+
+// firstError is the first error that says more than "no more lines".
+func firstError(errs <-chan error) error {
+	for {
+		select {
+		case err := <-errs:
+			if err != nil && fault.KindOf(err) != fault.Internal {
+				return err
+			}
+		default:
+			return nil
+		}
+	}
+}

@@ -1,0 +1,135 @@
+package controller
+
+import (
+	"time"
+
+	"bulkhead/key"
+	"bulkhead/machine"
+	"bulkhead/privnet"
+)
+
+// The records of the store, in JSON. Fields are added, never renamed or reused.
+
+// orgPersonal is the one organization there is.
+const orgPersonal = "personal"
+
+// defaultNetwork names the network of apps that do not name one.
+const defaultNetwork = "default"
+
+// org is an organization.
+type org struct {
+	Slug      string    `json:"slug"`
+	Name      string    `json:"name"`
+	Number    int64     `json:"number"`
+	CreatedAt time.Time `json:"created_at"`
+}
+
+// counter is the last number given out of a sequence.
+type counter struct {
+	Last int64 `json:"last"`
+}
+
+// network is a private network. Its number is given once and never to another.
+type network struct {
+	Org    string          `json:"org"`
+	Name   string          `json:"name"`
+	Number privnet.Network `json:"number"`
+}
+
+// adminToken is what is kept of the admin token.
+type adminToken struct {
+	SHA256    []byte    `json:"sha256"`
+	CreatedAt time.Time `json:"created_at"`
+}
+
+// app is an app. While Deleting is set its Machines are being destroyed, and no new
+// one is accepted; the record goes with the last of them, and the name is free.
+type app struct {
+	ID            string          `json:"id"`
+	Number        int64           `json:"number"`
+	Name          key.AppName     `json:"name"`
+	Org           string          `json:"org"`
+	Network       string          `json:"network"`
+	NetworkNumber privnet.Network `json:"network_number"`
+	Role          string          `json:"role,omitempty"`
+	CreatedAt     time.Time       `json:"created_at"`
+	Deleting      bool            `json:"deleting,omitempty"`
+}
+
+// record is the desired state of a Machine.
+type record struct {
+	ID       key.MachineID    `json:"id"`
+	App      key.AppName      `json:"app"`
+	Name     string           `json:"name"`
+	Org      string           `json:"org"`
+	Network  privnet.Network  `json:"network"`
+	Region   string           `json:"region"`
+	Node     key.Node         `json:"node"`
+	Instance key.InstanceID   `json:"instance_id"`
+	Config   *machine.Config  `json:"config"`
+	ImageRef machine.ImageRef `json:"image_ref"`
+
+	Desired machine.Desired `json:"desired"`
+	// Generation grows with each change that the worker must know of.
+	Generation   int64  `json:"generation"`
+	StartNonce   int64  `json:"start_nonce,omitempty"`
+	RestartNonce int64  `json:"restart_nonce,omitempty"`
+	StopSignal   string `json:"stop_signal,omitempty"`
+	StopTimeout  int64  `json:"stop_timeout_ms,omitempty"`
+	Force        bool   `json:"force,omitempty"`
+	Cordoned     bool   `json:"cordoned,omitempty"`
+
+	CreatedAt time.Time `json:"created_at"`
+	UpdatedAt time.Time `json:"updated_at"`
+
+	// Gone is set when the worker has reported the Machine's destruction: the record
+	// is a tombstone then, and Last is what was seen of the Machine at the end.
+	Gone *time.Time `json:"gone,omitempty"`
+	Last *lastSeen  `json:"last,omitempty"`
+}
+
+// lastSeen is the end of a Machine's life, for those who ask later.
+type lastSeen struct {
+	Events    []machine.Event `json:"events,omitempty"`
+	Error     string          `json:"error,omitempty"`
+	PrivateIP string          `json:"private_ip,omitempty"`
+}
+
+// place says where a Machine is.
+type place struct {
+	App  key.AppName `json:"app"`
+	Node key.Node    `json:"node"`
+}
+
+// assigned is what lies under a node for each of its Machines. It is written in the
+// transaction of every change of the assignment, so that watching the node's prefix
+// is watching its assignments.
+type assigned struct {
+	App        key.AppName `json:"app"`
+	Generation int64       `json:"generation"`
+	CPUs       int         `json:"cpus"`
+	MemoryMB   int         `json:"memory_mb"`
+	Runs       bool        `json:"runs"` // it is wanted started
+}
+
+// version is one version of a Machine's config.
+type version struct {
+	Instance  key.InstanceID   `json:"instance_id"`
+	Config    *machine.Config  `json:"config"`
+	ImageRef  machine.ImageRef `json:"image_ref"`
+	CreatedAt time.Time        `json:"created_at"`
+}
+
+// lease is somebody's hold on a Machine.
+type lease struct {
+	Nonce       string    `json:"nonce"`
+	Owner       string    `json:"owner"`
+	Description string    `json:"description,omitempty"`
+	ExpiresAt   time.Time `json:"expires_at"`
+	Version     string    `json:"version"`
+}
+
+func (r *record) assigned() assigned {
+	g := r.Config.EffectiveGuest()
+	return assigned{App: r.App, Generation: r.Generation, CPUs: g.CPUs, MemoryMB: g.MemoryMB, Runs: r.Desired == machine.WantStarted}
+}

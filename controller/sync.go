@@ -1,0 +1,405 @@
+package controller
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"bulkhead/api/internalpb"
+	"bulkhead/api/rpc"
+	"bulkhead/fault"
+	"bulkhead/grant"
+	"bulkhead/key"
+	"bulkhead/machine"
+	"bulkhead/store"
+)
+
+// helloLimit is how long a worker may take to open its Sync.
+const helloLimit = 10 * time.Second
+
+// internalServer serves internalpb.Controller. Which roles may call a method is
+// decided before it runs, by rpc.Policy; what of it they may see, here.
+type internalServer struct {
+	internalpb.UnimplementedControllerServer
+	c *Controller
+}
+
+// Sync implements internalpb.ControllerServer.
+func (s internalServer) Sync(stream grpc.BidiStreamingServer[internalpb.FromWorker, internalpb.ToWorker]) error {
+	id, err := rpc.Peer(stream.Context())
+	if err != nil {
+		return err
+	}
+	hello, err := recvHello(stream)
+	if err != nil {
+		return err
+	}
+	if hello.Node != string(id.Node) {
+		return fault.New(fault.Denied, "%s may not sync as node %q", id, hello.Node)
+	}
+	ctx, end := s.c.sessions.begin(stream.Context(), id.Node)
+	defer end()
+	ses := &session{c: s.c, node: id.Node, stream: stream, wake: make(chan struct{}, 1), todo: map[key.MachineID]bool{}}
+	return ses.run(ctx, hello)
+}
+
+func recvHello(stream grpc.BidiStreamingServer[internalpb.FromWorker, internalpb.ToWorker]) (*internalpb.Hello, error) {
+	type first struct {
+		m   *internalpb.FromWorker
+		err error
+	}
+	got := make(chan first, 1)
+	go func() {
+		m, err := stream.Recv() // ends with the stream at the latest
+		got <- first{m, err}
+	}()
+	select {
+	case f := <-got:
+		if f.err != nil {
+			return nil, f.err
+		}
+		if h := f.m.GetHello(); h != nil {
+			return h, nil
+		}
+		return nil, fault.New(fault.Invalid, "a sync begins with a hello")
+	case <-time.After(helloLimit):
+		return nil, fault.New(fault.Timeout, "no hello within %v", helloLimit)
+	}
+}
+
+// sessions holds the one Sync of each node: a newer one ends the older.
+type sessions struct {
+	mu  sync.Mutex
+	cur map[key.Node]*sessionSlot
+}
+
+type sessionSlot struct {
+	cancel context.CancelCauseFunc
+	done   chan struct{}
+}
+
+// begin waits until the node's older session is over.
+func (m *sessions) begin(ctx context.Context, n key.Node) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	slot := &sessionSlot{cancel: cancel, done: make(chan struct{})}
+	m.mu.Lock()
+	old := m.cur[n]
+	m.cur[n] = slot
+	m.mu.Unlock()
+	if old != nil {
+		old.cancel(fault.New(fault.Conflict, "the node has a newer sync"))
+		<-old.done
+	}
+	return ctx, func() {
+		m.mu.Lock()
+		if m.cur[n] == slot {
+			delete(m.cur, n)
+		}
+		m.mu.Unlock()
+		cancel(nil)
+		close(slot.done)
+	}
+}
+
+// session is one worker's Sync. Three goroutines share it: one receives, one
+// follows the store, one sends; todo is what the sender has yet to say.
+type session struct {
+	c      *Controller
+	node   key.Node
+	stream grpc.BidiStreamingServer[internalpb.FromWorker, internalpb.ToWorker]
+
+	mu   sync.Mutex
+	todo map[key.MachineID]bool // true: forget it; false: send its assignment
+	wake chan struct{}
+}
+
+// run takes the hello, answers with the snapshot, and serves until the stream ends.
+func (s *session) run(ctx context.Context, hello *internalpb.Hello) error {
+	mine, rev, err := s.assignments(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.takeHello(ctx, hello, mine); err != nil {
+		return err
+	}
+	defer s.c.view.bye(s.node)
+	s.c.log.Info("worker connected", "worker", s.node, "machines", len(mine), "observations", len(hello.Observations))
+	defer func() { s.c.log.Info("worker disconnected", "worker", s.node) }()
+
+	snap := &internalpb.Snapshot{}
+	for _, r := range mine {
+		a, err := s.c.assignment(r)
+		if err != nil {
+			return err
+		}
+		snap.Assignments = append(snap.Assignments, a)
+	}
+	if err := s.stream.Send(&internalpb.ToWorker{Kind: &internalpb.ToWorker_Snapshot{Snapshot: snap}}); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel(nil)
+	wg.Go(func() { cancel(s.follow(ctx, rev)) })
+	wg.Go(func() { cancel(s.send(ctx)) })
+	go func() { cancel(s.receive(ctx)) }() // ends with the stream, which ends when run returns
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
+
+// assignments reads everything assigned to the node, and the revision to follow from.
+func (s *session) assignments(ctx context.Context) (map[key.MachineID]*record, int64, error) {
+	kvs, rev, err := s.c.store.List(ctx, nodePrefix(s.node))
+	if err != nil {
+		return nil, 0, err
+	}
+	out := make(map[key.MachineID]*record, len(kvs))
+	for _, kv := range kvs {
+		a, err := decode[assigned](kv)
+		if err != nil {
+			return nil, 0, err
+		}
+		id := key.MachineID(lastPart(kv.Key))
+		r, _, err := get[record](ctx, s.c.store, machineKey(a.App, id))
+		if err != nil {
+			return nil, 0, err
+		}
+		if r != nil && r.Gone == nil { // else: removed since; follow reports it
+			out[id] = r
+		}
+	}
+	return out, rev, nil
+}
+
+// takeHello replaces what is known of the node. What the worker holds and the
+// controller does not know stays where it is, unless it is destroyed: then the
+// worker may forget it.
+func (s *session) takeHello(ctx context.Context, h *internalpb.Hello, mine map[key.MachineID]*record) error {
+	var known []*seen
+	for _, o := range h.Observations {
+		o := seenOf(s.node, o)
+		if mine[o.Machine] != nil {
+			known = append(known, o)
+			continue
+		}
+		if o.State == machine.Destroyed {
+			s.later(o.Machine, true)
+			continue
+		}
+		s.c.log.Warn("worker holds a machine that is not assigned to it; left alone", "worker", s.node, "machine", o.Machine, "state", o.State)
+	}
+	cap := nodeStatus{CPUs: int(h.Capacity.GetCpus()), MemoryMB: h.Capacity.GetMemoryMb()}
+	s.c.view.hello(s.node, cap, known)
+	for _, r := range mine {
+		s.c.routes.dirty(r.App)
+	}
+	for _, o := range known {
+		if o.State == machine.Destroyed {
+			if err := s.c.bury(ctx, mine[o.Machine].App, o); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// later queues a message about a Machine.
+func (s *session) later(id key.MachineID, forget bool) {
+	s.mu.Lock()
+	s.todo[id] = s.todo[id] || forget
+	s.mu.Unlock()
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// follow turns changes of the node's assignments into messages.
+func (s *session) follow(ctx context.Context, rev int64) error {
+	return s.c.store.Watch(ctx, nodePrefix(s.node), rev, func(es []store.Event) error {
+		for _, e := range es {
+			s.later(key.MachineID(lastPart(e.Key)), e.Deleted)
+		}
+		return nil
+	})
+}
+
+// send says what is queued. An assignment is read when it is sent: however often it
+// changed, the worker gets the newest, once.
+func (s *session) send(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.wake:
+		}
+		s.mu.Lock()
+		todo := s.todo
+		s.todo = map[key.MachineID]bool{}
+		s.mu.Unlock()
+		for id, forget := range todo {
+			m, err := s.message(ctx, id, forget)
+			if err != nil {
+				return err
+			}
+			if m == nil {
+				continue
+			}
+			if err := s.stream.Send(m); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (s *session) message(ctx context.Context, id key.MachineID, forget bool) (*internalpb.ToWorker, error) {
+	if forget {
+		return &internalpb.ToWorker{Kind: &internalpb.ToWorker_Forget{Forget: &internalpb.Forget{MachineId: string(id)}}}, nil
+	}
+	a, _, err := get[assigned](ctx, s.c.store, nodeKey(s.node, id))
+	if err != nil || a == nil {
+		return nil, err
+	}
+	r, _, err := get[record](ctx, s.c.store, machineKey(a.App, id))
+	if err != nil || r == nil {
+		return nil, err
+	}
+	as, err := s.c.assignment(r)
+	if err != nil {
+		return nil, err
+	}
+	return &internalpb.ToWorker{Kind: &internalpb.ToWorker_Assignment{Assignment: as}}, nil
+}
+
+// receive takes the worker's observations.
+func (s *session) receive(ctx context.Context) error {
+	for {
+		m, err := s.stream.Recv()
+		if err != nil {
+			return err
+		}
+		o := m.GetObservation()
+		if o == nil {
+			return fault.New(fault.Invalid, "after its hello a worker sends observations")
+		}
+		if err := s.observe(ctx, seenOf(s.node, o)); err != nil {
+			return err
+		}
+	}
+}
+
+// observe takes one observation. One of a Machine that is another node's is refused,
+// and ends the stream; one of a Machine that nobody knows is noted and left.
+func (s *session) observe(ctx context.Context, o *seen) error {
+	p, _, err := get[place](ctx, s.c.store, idKey(o.Machine))
+	if err != nil {
+		return err
+	}
+	if p == nil {
+		if o.State == machine.Destroyed {
+			s.later(o.Machine, true)
+		}
+		return nil
+	}
+	if p.Node != s.node {
+		return fault.New(fault.Denied, "machine %s is not assigned to node %s", o.Machine, s.node)
+	}
+	s.c.metrics.observations.Inc()
+	s.c.view.observe(o)
+	s.c.routes.dirty(p.App)
+	if o.State == machine.Destroyed {
+		return s.c.bury(ctx, p.App, o)
+	}
+	return nil
+}
+
+// bury turns a destroyed Machine's record into a tombstone, and frees its name, its
+// lease and its place. The worker is told to forget it when the node's key goes.
+func (c *Controller) bury(ctx context.Context, appName key.AppName, o *seen) error {
+	err := retry(ctx, func() error {
+		k := machineKey(appName, o.Machine)
+		r, rev, err := get[record](ctx, c.store, k)
+		if err != nil || r == nil || r.Gone != nil {
+			return err
+		}
+		t := now()
+		r.Gone, r.UpdatedAt, r.Desired = &t, t, machine.WantDestroyed
+		r.Last = &lastSeen{Events: o.Events, Error: o.Error, PrivateIP: o.PrivateIP}
+		_, err = c.store.Txn(ctx, []store.Cond{at(k, rev)}, []store.Op{
+			put(k, r),
+			store.Delete(nodeKey(r.Node, r.ID)),
+			store.Delete(nameKey(r.App, r.Name)),
+			store.Delete(leaseKey(r.App, r.ID)),
+			store.Put(tombKey(t, r.App, r.ID), nil),
+		})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	c.view.forget(o.Machine)
+	return c.finishApp(ctx, appName)
+}
+
+// assignment is what a worker is told of a Machine.
+func (c *Controller) assignment(r *record) (*internalpb.Assignment, error) {
+	config, err := json.Marshal(r.Config)
+	if err != nil {
+		return nil, err
+	}
+	ref, err := json.Marshal(r.ImageRef)
+	if err != nil {
+		return nil, err
+	}
+	g := r.Config.EffectiveGuest()
+	encoded, sig, err := grant.Sign(c.grantKey, grant.Grant{
+		Machine: r.ID, Instance: r.Instance, Node: r.Node, Network: r.Network,
+		CPUs: g.CPUs, MemoryMB: g.MemoryMB, MaxPIDs: maxPIDs, DiskMB: diskMB,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &internalpb.Assignment{
+		MachineId: string(r.ID), App: string(r.App), Name: r.Name, Generation: r.Generation,
+		InstanceId: string(r.Instance), Config: config, ImageRef: ref, Desired: string(r.Desired),
+		StartNonce: r.StartNonce, RestartNonce: r.RestartNonce, StopSignal: r.StopSignal, StopTimeoutMs: r.StopTimeout,
+		Force: r.Force, Grant: encoded, GrantSignature: sig, Region: r.Region, Cordoned: r.Cordoned,
+	}, nil
+}
+
+// awaitWorker waits until the worker has taken up a record's generation, at most
+// ackLimit. It gives no error: a wish holds also when the worker is away.
+func (c *Controller) awaitWorker(ctx context.Context, r *record) *seen {
+	w, stop := c.view.follow(r.ID)
+	defer stop()
+	limit := time.NewTimer(c.cfg.AckLimit)
+	defer limit.Stop()
+	for {
+		s := c.view.get(r.ID)
+		if s != nil && s.Generation >= r.Generation {
+			return s
+		}
+		if st, _ := c.view.node(r.Node); !st.Connected {
+			return s
+		}
+		if cur, _, err := get[record](ctx, c.store, machineKey(r.App, r.ID)); err != nil || cur == nil || cur.Gone != nil {
+			return s
+		}
+		select {
+		case <-w.poke:
+		case <-limit.C:
+			return s
+		case <-ctx.Done():
+			return s
+		}
+	}
+}
+
+// errShutdown ends streams when the controller closes.
+var errShutdown = errors.New("the controller is shutting down")

@@ -1,0 +1,149 @@
+package controller
+
+import (
+	"crypto/ecdsa"
+	"crypto/tls"
+	"crypto/x509"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/pires/go-proxyproto"
+
+	"bulkhead/fault"
+	"bulkhead/pki"
+)
+
+// apiCert is the certificate of api.<domain> and registry.<domain>. Its key is made
+// once and stays, in a file of mode 0600, so that the pin in every login string
+// stays good; the certificate is renewed at half its life.
+type apiCert struct {
+	ca    *pki.CA
+	key   *ecdsa.PrivateKey
+	names []string
+
+	mu  sync.Mutex
+	cur *tls.Certificate
+}
+
+func openAPICert(ca *pki.CA, dir, domain string) (*apiCert, error) {
+	k, err := pki.OpenKey(filepath.Join(dir, "api.key"))
+	if err != nil {
+		return nil, err
+	}
+	a := &apiCert{ca: ca, key: k, names: []string{"api." + domain, "registry." + domain}}
+	_, err = a.get(nil)
+	return a, err
+}
+
+// get is a tls.Config.GetCertificate.
+func (a *apiCert) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.cur != nil {
+		l := a.cur.Leaf
+		if time.Now().Before(l.NotBefore.Add(l.NotAfter.Sub(l.NotBefore) / 2)) {
+			return a.cur, nil
+		}
+	}
+	csr, err := pki.NewCSR(a.key)
+	if err != nil {
+		return nil, err
+	}
+	chain, err := a.ca.IssueServer(csr, a.names...)
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := x509.ParseCertificate(chain[0])
+	if err != nil {
+		return nil, err
+	}
+	a.cur = &tls.Certificate{Certificate: chain, PrivateKey: a.key, Leaf: leaf}
+	return a.cur, nil
+}
+
+func (a *apiCert) pin() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return pki.Pin(a.cur.Leaf)
+}
+
+// config is TLS 1.3 alone: every client is ours or current.
+func (a *apiCert) config() *tls.Config {
+	return &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: a.get, NextProtos: []string{"h2", "http/1.1"}}
+}
+
+// Limits of the public listener.
+const (
+	proxyHeaderLimit = 5 * time.Second
+	headerLimit      = 10 * time.Second // a request's header, and the handshake before it
+	idleLimit        = 2 * time.Minute
+	maxStreams       = 250
+)
+
+// proxyListener takes the PROXY v2 header that the edge puts before each connection:
+// it says where the client is. A connection without one is closed. Only the edge can
+// connect: the socket's file mode says so.
+func proxyListener(l net.Listener) net.Listener {
+	return &proxyproto.Listener{
+		Listener:          l,
+		ReadHeaderTimeout: proxyHeaderLimit,
+		ConnPolicy: func(proxyproto.ConnPolicyOptions) (proxyproto.Policy, error) {
+			return proxyproto.REQUIRE, nil
+		},
+		ValidateHeader: func(h *proxyproto.Header) error {
+			if h.Version != 2 {
+				return fault.New(fault.Invalid, "a PROXY header of version %d", h.Version)
+			}
+			return nil
+		},
+	}
+}
+
+// apiServer is the server of the api socket.
+func (c *Controller) apiServer() *http.Server {
+	return &http.Server{
+		Handler:           c.byHost(),
+		TLSConfig:         c.cert.config(),
+		ReadHeaderTimeout: headerLimit,
+		IdleTimeout:       idleLimit,
+		MaxHeaderBytes:    maxHeaderBytes,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams, SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second},
+		ErrorLog:          quietHTTPLog(c.log),
+	}
+}
+
+// byHost sends requests for registry.<domain> to the registry and those for
+// api.<domain> to the API. Another name is misdirected.
+func (c *Controller) byHost() http.Handler {
+	api, registry, domain := c.serveAPI(), c.registryHandler(), c.cfg.Role.Domain
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host := strings.ToLower(r.Host)
+		if h, _, err := net.SplitHostPort(host); err == nil {
+			host = h
+		}
+		switch host {
+		case "api." + domain:
+			api.ServeHTTP(w, r)
+		case "registry." + domain:
+			registry.ServeHTTP(w, r)
+		default:
+			writeError(w, c.log, fault.New(fault.NotFound, "this address serves api.%s and registry.%s", domain, domain))
+		}
+	})
+}
+
+// registryHandler adds a log line to the registry's own handler.
+func (c *Controller) registryHandler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		start, rec := time.Now(), &recorder{ResponseWriter: w}
+		c.registry.ServeHTTP(rec, r)
+		took := time.Since(start)
+		c.metrics.request(r.Method, rec.code, took)
+		c.log.Info("registry request", "method", r.Method, "path", clip(r.URL.Path), "code", rec.code,
+			"bytes", rec.bytes, "ms", float64(took.Microseconds())/1000, "from", r.RemoteAddr)
+	})
+}
