@@ -296,7 +296,9 @@ func TestALaterStartFails(t *testing.T) {
 		a.InstanceId = string(key.NewInstanceID())
 		a.ImageRef = bad
 	}))
-	r = n.until(a.MachineId, "at rest", func(r *record) bool { return r.State == machine.Failed && r.Sandbox == "" && string(r.Instance) == a.InstanceId })
+	r = n.until(a.MachineId, "at rest", func(r *record) bool {
+		return r.State == machine.Failed && r.Sandbox == "" && string(r.Instance) == a.InstanceId
+	})
 	seq := r.Seq
 	a = n.assign(n.next(a, desired(machine.WantStopped)))
 	r = n.state(a, machine.Stopped)

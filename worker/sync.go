@@ -94,6 +94,7 @@ func (w *Worker) receive(stream grpc.BidiStreamingClient[internalpb.FromWorker, 
 			return err
 		}
 		w.metrics.connected.Set(1)
+		w.link.Do(func() { close(w.linked) })
 		switch k := m.GetKind().(type) {
 		case *internalpb.ToWorker_Snapshot:
 			for _, a := range k.Snapshot.GetAssignments() {

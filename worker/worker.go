@@ -98,6 +98,8 @@ type Worker struct {
 	end    context.CancelFunc
 	done   sync.WaitGroup
 	survey chan struct{} // closed when the sandboxes of unknown Machines are gone
+	linked chan struct{} // closed when the controller has answered for the first time
+	link   sync.Once
 
 	sealing sync.RWMutex // held shared from a sealing until its image is marked as used
 
@@ -138,7 +140,7 @@ func New(opt Options) *Worker {
 	w := &Worker{
 		opt: opt, log: opt.Log, runtime: opt.Runtime, images: opt.Images,
 		capacity: newCapacity(memoryLimit(opt)), starts: newGate(8), fetches: newGate(3),
-		survey: make(chan struct{}), changed: make(chan struct{}, 1),
+		survey: make(chan struct{}), linked: make(chan struct{}), changed: make(chan struct{}, 1),
 		actors: map[key.MachineID]*actor{}, seen: map[key.MachineID]*seen{},
 		dirty: map[key.MachineID]bool{}, lastUsed: map[key.Digest]time.Time{},
 	}
@@ -191,6 +193,9 @@ func (w *Worker) Open() (err error) {
 	w.log.Info("the worker carries on", "machines", len(entries))
 	return nil
 }
+
+// Connected is closed when the controller has answered a Sync for the first time.
+func (w *Worker) Connected() <-chan struct{} { return w.linked }
 
 // begin starts the actor of an entry. w.mu is held.
 func (w *Worker) begin(e entry) *actor {

@@ -51,6 +51,16 @@ func (p *Process) Handle(signals ...int) <-chan int {
 	return p.box.signals
 }
 
+// Env looks up a variable of the process.
+func (p *Process) Env(name string) string {
+	for _, kv := range p.Spec.Env {
+		if k, v, ok := strings.Cut(kv, "="); ok && k == name {
+			return v
+		}
+	}
+	return ""
+}
+
 // Sleep is a Program that runs until it is signalled.
 func Sleep(p *Process) int { <-p.Done; return 0 }
 
