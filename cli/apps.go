@@ -1,0 +1,140 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"bulkhead/client"
+	"bulkhead/fault"
+)
+
+func (s *session) appsCommand() *cobra.Command {
+	c := group("apps", "Create, list and destroy apps", "Create, list and destroy apps.")
+	c.AddCommand(s.appsCreateCommand(), s.appsListCommand(), s.appsDestroyCommand())
+	return c
+}
+
+func (s *session) appsCreateCommand() *cobra.Command {
+	var network string
+	c := &cobra.Command{
+		Use: "create NAME", Short: "Create an app", Args: exactly("NAME"),
+		Long: "Create an app. Its name is part of its address, https://NAME.<domain>, and is unique in the cluster.",
+		RunE: func(c *cobra.Command, args []string) error {
+			name, err := checkApp(args[0])
+			if err != nil {
+				return err
+			}
+			api, err := s.client()
+			if err != nil {
+				return err
+			}
+			if err := api.CreateApp(c.Context(), name, network); err != nil {
+				if e := classify(err); e.exit == ExitConflict {
+					return hint(err, "choose another name, or deploy to the app that is there: bulkhead deploy --app %s", name)
+				}
+				return err
+			}
+			s.ui.progress("created app %s", name)
+			return s.ui.result(map[string]string{"name": name, "url": api.AppURL(name)}, func(w io.Writer) { fmt.Fprintln(w, name) })
+		},
+	}
+	c.Flags().StringVar(&network, "network", "", "private network to join (default the organization's)")
+	return c
+}
+
+func (s *session) appsListCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List the apps", Args: exactly(),
+		RunE: func(c *cobra.Command, _ []string) error {
+			api, err := s.client()
+			if err != nil {
+				return err
+			}
+			apps, err := api.Apps(c.Context())
+			if err != nil {
+				return err
+			}
+			if apps == nil {
+				apps = []client.App{}
+			}
+			return s.ui.result(apps, func(w io.Writer) {
+				var rows [][]string
+				for _, a := range apps {
+					rows = append(rows, []string{a.Name, a.Status, strconv.Itoa(a.MachineCount), api.AppURL(a.Name)})
+				}
+				table(w, []string{"NAME", "STATUS", "MACHINES", "URL"}, rows)
+			})
+		},
+	}
+}
+
+func (s *session) appsDestroyCommand() *cobra.Command {
+	var yes bool
+	c := &cobra.Command{
+		Use: "destroy NAME", Short: "Destroy an app with all its Machines", Args: exactly("NAME"),
+		Long: "Destroy an app with all its Machines and images. There is no way back.",
+		RunE: func(c *cobra.Command, args []string) error {
+			name, err := checkApp(args[0])
+			if err != nil {
+				return err
+			}
+			api, err := s.client()
+			if err != nil {
+				return err
+			}
+			app, err := api.App(c.Context(), name)
+			if err != nil {
+				return appError(err)
+			}
+			if !yes {
+				if err := s.confirm(c.Context(), name, app.MachineCount); err != nil {
+					return err
+				}
+			}
+			if err := api.DestroyApp(c.Context(), name); err != nil {
+				return err
+			}
+			s.ui.progress("destroyed app %s", name)
+			return s.ui.result(map[string]any{"name": name, "destroyed": true}, func(io.Writer) {})
+		},
+	}
+	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	return c
+}
+
+// confirm asks the user to type the app's name.
+func (s *session) confirm(ctx context.Context, name string, machines int) error {
+	if !s.env.StdinTTY || !s.env.StderrTTY {
+		return hint(usagef("destroying an app needs a yes, and there is no terminal to ask on"), "add --yes")
+	}
+	fmt.Fprintf(s.env.Stderr, "this destroys app %s and its %d Machines for good; type its name to go on: ", name, machines)
+	answer := make(chan string, 1)
+	go func() {
+		line, _ := bufio.NewReader(s.env.Stdin).ReadString('\n')
+		answer <- strings.TrimSpace(line)
+	}()
+	select {
+	case <-ctx.Done():
+		fmt.Fprintln(s.env.Stderr)
+		return ctx.Err()
+	case a := <-answer:
+		if a != name {
+			return fault.New(fault.Invalid, "app %s was not destroyed: the name typed was %q", name, a)
+		}
+	}
+	return nil
+}
+
+// appError adds the next step to an app that is not there.
+func appError(err error) error {
+	if fault.Is(err, fault.NotFound) {
+		return hint(err, "\"bulkhead apps list\" shows the apps there are, \"bulkhead apps create NAME\" makes one")
+	}
+	return err
+}

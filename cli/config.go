@@ -1,0 +1,163 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sort"
+	"strings"
+
+	"bulkhead/client"
+	"bulkhead/fault"
+)
+
+// clusterConfig is one cluster the user has logged in to.
+type clusterConfig struct {
+	URL   string `json:"url"`
+	Pin   string `json:"pin"`
+	Token string `json:"token"`
+}
+
+// configFile is what the CLI remembers. It holds tokens: the file has mode 0600,
+// its directory 0700.
+type configFile struct {
+	Default  string                   `json:"default,omitempty"`
+	Clusters map[string]clusterConfig `json:"clusters"`
+}
+
+// configPathOrErr returns the path of the configuration file.
+func (s *session) configPathOrErr() (string, error) {
+	if s.configPath != "" {
+		return s.configPath, nil
+	}
+	if p := s.env.Getenv("BULKHEAD_CONFIG"); p != "" {
+		return p, nil
+	}
+	if s.env.ConfigDir == "" {
+		return "", hint(usagef("this user has no configuration directory"), "give --config FILE, or set BULKHEAD_URL, BULKHEAD_PIN and BULKHEAD_TOKEN")
+	}
+	return filepath.Join(s.env.ConfigDir, "bulkhead", "config.json"), nil
+}
+
+// readConfig reads the configuration; a file that is not there is an empty one. A
+// file that others can read is refused: its tokens are no secret any more.
+func (s *session) readConfig() (*configFile, string, error) {
+	path, err := s.configPathOrErr()
+	if err != nil {
+		return nil, "", err
+	}
+	c := &configFile{Clusters: map[string]clusterConfig{}}
+	st, err := os.Stat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return c, path, nil
+	}
+	if err != nil {
+		return nil, path, fault.Wrap(fault.Invalid, err, "cannot read the configuration %s: %v", path, errors.Unwrap(err))
+	}
+	// Windows has no such modes; the user's profile directory keeps others out.
+	if runtime.GOOS != "windows" && st.Mode().Perm()&0o077 != 0 {
+		return nil, path, hint(fault.New(fault.Invalid, "the configuration %s holds tokens and can be read by others (mode %04o)", path, st.Mode().Perm()),
+			"chmod 600 %s", path)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, path, fault.Wrap(fault.Invalid, err, "cannot read the configuration %s: %v", path, errors.Unwrap(err))
+	}
+	if err := json.Unmarshal(b, c); err != nil {
+		return nil, path, hint(fault.New(fault.Invalid, "the configuration %s is not in order: %v", path, err), "remove it and log in again")
+	}
+	if c.Clusters == nil {
+		c.Clusters = map[string]clusterConfig{}
+	}
+	return c, path, nil
+}
+
+// writeConfig replaces the configuration file whole: a crash leaves the old one.
+func writeConfig(path string, c *configFile) error {
+	fail := func(err error) error {
+		return fault.Wrap(fault.Internal, err, "cannot write the configuration %s: %v", path, err)
+	}
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fail(err)
+	}
+	b, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
+		return fail(err)
+	}
+	f, err := os.CreateTemp(dir, ".config-*.json") // mode 0600
+	if err != nil {
+		return fail(err)
+	}
+	defer os.Remove(f.Name())
+	if _, err := f.Write(append(b, '\n')); err != nil {
+		f.Close()
+		return fail(err)
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return fail(err)
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return fail(err)
+	}
+	return nil
+}
+
+// chooseCluster returns the cluster to speak to: BULKHEAD_URL, BULKHEAD_PIN and
+// BULKHEAD_TOKEN where they are set, for the rest the one named by --cluster or
+// the default one.
+func (s *session) chooseCluster() (clusterConfig, error) {
+	env := clusterConfig{URL: s.env.Getenv("BULKHEAD_URL"), Pin: s.env.Getenv("BULKHEAD_PIN"), Token: s.env.Getenv("BULKHEAD_TOKEN")}
+	if env.URL != "" {
+		// A stored token belongs to a stored address and is never sent elsewhere.
+		if env.Pin == "" || env.Token == "" {
+			return env, hint(usagef("BULKHEAD_URL is set without BULKHEAD_PIN and BULKHEAD_TOKEN"), "set all three; \"bulkheadd up\" prints them")
+		}
+		return env, nil
+	}
+	cfg, path, err := s.readConfig()
+	if err != nil {
+		return env, err
+	}
+	name := s.cluster
+	if name == "" {
+		name = cfg.Default
+	}
+	c, ok := cfg.Clusters[name]
+	switch {
+	case !ok && s.cluster != "":
+		return env, hint(&failure{msg: fmt.Sprintf("there is no cluster %q in %s", name, path), kind: string(fault.NotFound), exit: ExitNotFound},
+			"known clusters: %s", strings.Join(cfg.names(), ", "))
+	case !ok:
+		return env, hint(fault.New(fault.Unauthenticated, "not logged in to any cluster"), "log in with the line that \"bulkheadd up\" printed: bulkhead login URL --pin PIN --token TOKEN")
+	}
+	if env.Pin != "" {
+		c.Pin = env.Pin
+	}
+	if env.Token != "" {
+		c.Token = env.Token
+	}
+	return c, nil
+}
+
+// names returns the names of the clusters, sorted.
+func (c *configFile) names() []string {
+	ns := make([]string, 0, len(c.Clusters))
+	for n := range c.Clusters {
+		ns = append(ns, n)
+	}
+	sort.Strings(ns)
+	return ns
+}
+
+// clusterName is the name a cluster gets when none is given: its domain and port.
+func clusterName(rawURL string) (string, error) {
+	u, err := client.ParseURL(rawURL)
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimPrefix(u.Host, "api."), nil
+}

@@ -1,0 +1,199 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"bulkhead/client"
+	"bulkhead/fault"
+)
+
+func (s *session) loginCommand() *cobra.Command {
+	var pin, token, name string
+	c := &cobra.Command{
+		Use:   "login URL --pin PIN --token TOKEN",
+		Short: "Log in to a cluster",
+		Long: `Log in to a cluster with the line that "bulkheadd up" printed.
+
+The server is recognized by its public key alone: PIN is the base64url SHA-256 of
+that key. The address, pin and token are kept in bulkhead/config.json in the user's
+configuration directory, readable by the user alone. The cluster logged in to last
+is the default one.
+
+In CI, set BULKHEAD_URL, BULKHEAD_PIN and BULKHEAD_TOKEN instead; nothing is stored.`,
+		Example: `  bulkhead login https://api.bulkhead.localhost:8443 --pin PIN --token bh_TOKEN
+  bulkhead login https://api.example.com --pin PIN --token - < token.txt`,
+		Args: exactly("URL"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return s.login(c.Context(), args[0], pin, token, name)
+		},
+	}
+	c.Flags().StringVar(&pin, "pin", "", "pin of the server's public key, base64url SHA-256 (required)")
+	c.Flags().StringVar(&token, "token", "", "token; \"-\" reads it from standard input")
+	c.Flags().StringVar(&name, "name", "", "name for this cluster (default its domain)")
+	return c
+}
+
+func (s *session) login(ctx context.Context, url, pin, token, name string) error {
+	if pin == "" {
+		return hint(usagef("missing --pin"), "\"bulkheadd up\" prints the whole line; without the pin the server cannot be told from an impostor")
+	}
+	token, err := s.readToken(token)
+	if err != nil {
+		return err
+	}
+	if name == "" {
+		if name, err = clusterName(url); err != nil {
+			return usage(err)
+		}
+	}
+	api, err := client.New(client.Config{URL: url, Pin: pin, Token: token, Proxy: s.proxyAddr(), UserAgent: "bulkhead/" + version()})
+	if err != nil {
+		return usage(err)
+	}
+	s.api = api
+	cfg, path, err := s.readConfig()
+	if err != nil {
+		return err
+	}
+	if _, err := api.Regions(ctx); err != nil {
+		if fault.Is(err, fault.Unauthenticated) {
+			return hint(&failure{msg: fmt.Sprintf("%s does not accept this token: %s", api.URL(), fault.MessageOf(err)), kind: string(fault.Unauthenticated), exit: ExitUnauthorized, cause: err},
+				"copy the whole line that \"bulkheadd up\" printed")
+		}
+		return err
+	}
+	cfg.Clusters[name] = clusterConfig{URL: api.URL(), Pin: pin, Token: token}
+	cfg.Default = name
+	if err := writeConfig(path, cfg); err != nil {
+		return err
+	}
+	s.ui.progress("logged in to %s as cluster %q", api.URL(), name)
+	return s.ui.result(map[string]string{"cluster": name, "url": api.URL(), "config": path}, func(io.Writer) {})
+}
+
+// usage marks an error of package client as one in what the user typed.
+func usage(err error) error {
+	f := *classify(err)
+	f.kind, f.exit = "usage", ExitUsage
+	return &f
+}
+
+// readToken returns the token from the flag, standard input or a prompt.
+func (s *session) readToken(token string) (string, error) {
+	if token == "" {
+		token = s.env.Getenv("BULKHEAD_TOKEN")
+	}
+	if token != "" && token != "-" {
+		return token, nil
+	}
+	if token == "" && !s.env.StdinTTY {
+		return "", hint(usagef("missing --token"), "\"bulkheadd up\" prints the whole line; --token - reads the token from standard input")
+	}
+	var b []byte
+	var err error
+	if f, ok := s.env.Stdin.(interface{ Fd() uintptr }); ok && s.env.StdinTTY {
+		fmt.Fprint(s.env.Stderr, "token: ")
+		b, err = term.ReadPassword(int(f.Fd())) // not shown
+		fmt.Fprintln(s.env.Stderr)
+	} else {
+		b, err = io.ReadAll(io.LimitReader(s.env.Stdin, 64<<10))
+	}
+	if err != nil {
+		return "", usagef("cannot read the token from standard input: %v", err)
+	}
+	if t := strings.TrimSpace(string(b)); t != "" {
+		return t, nil
+	}
+	return "", usagef("standard input holds no token")
+}
+
+func (s *session) logoutCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "logout [CLUSTER]",
+		Short: "Forget a cluster and its token",
+		Long:  "Forget a cluster and its token, the default one if none is named. The token itself stays valid.",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			cfg, path, err := s.readConfig()
+			if err != nil {
+				return err
+			}
+			name := cfg.Default
+			if s.cluster != "" {
+				name = s.cluster
+			}
+			if len(args) == 1 {
+				name = args[0]
+			}
+			if _, ok := cfg.Clusters[name]; !ok {
+				return hint(fault.New(fault.NotFound, "not logged in to a cluster %q", name), "\"bulkhead clusters list\" shows those there are")
+			}
+			delete(cfg.Clusters, name)
+			if cfg.Default == name {
+				cfg.Default = ""
+				if ns := cfg.names(); len(ns) == 1 {
+					cfg.Default = ns[0]
+				}
+			}
+			if err := writeConfig(path, cfg); err != nil {
+				return err
+			}
+			s.ui.progress("forgot cluster %q", name)
+			return s.ui.result(map[string]string{"cluster": name}, func(io.Writer) {})
+		},
+	}
+}
+
+func (s *session) clustersCommand() *cobra.Command {
+	c := group("clusters", "List the clusters logged in to, and choose one", "List the clusters logged in to, and choose the default one.")
+	c.AddCommand(&cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List the clusters logged in to", Args: exactly(),
+		RunE: func(*cobra.Command, []string) error {
+			cfg, _, err := s.readConfig()
+			if err != nil {
+				return err
+			}
+			type entry struct {
+				Name    string `json:"name"`
+				URL     string `json:"url"`
+				Pin     string `json:"pin"`
+				Default bool   `json:"default"`
+			}
+			list, rows := []entry{}, [][]string{}
+			for _, n := range cfg.names() {
+				e := entry{Name: n, URL: cfg.Clusters[n].URL, Pin: cfg.Clusters[n].Pin, Default: n == cfg.Default}
+				list = append(list, e)
+				mark := ""
+				if e.Default {
+					mark = "yes"
+				}
+				rows = append(rows, []string{e.Name, e.URL, mark})
+			}
+			return s.ui.result(list, func(w io.Writer) { table(w, []string{"NAME", "URL", "DEFAULT"}, rows) })
+		},
+	}, &cobra.Command{
+		Use: "use CLUSTER", Short: "Make a cluster the default one", Args: exactly("CLUSTER"),
+		RunE: func(_ *cobra.Command, args []string) error {
+			cfg, path, err := s.readConfig()
+			if err != nil {
+				return err
+			}
+			if _, ok := cfg.Clusters[args[0]]; !ok {
+				return hint(fault.New(fault.NotFound, "not logged in to a cluster %q", args[0]), "\"bulkhead clusters list\" shows those there are")
+			}
+			cfg.Default = args[0]
+			if err := writeConfig(path, cfg); err != nil {
+				return err
+			}
+			s.ui.progress("cluster %q is the default one now", args[0])
+			return s.ui.result(map[string]string{"cluster": args[0]}, func(io.Writer) {})
+		},
+	})
+	return c
+}

@@ -1,0 +1,289 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"bulkhead/client"
+	"bulkhead/fault"
+	"bulkhead/key"
+	"bulkhead/machine"
+)
+
+func (s *session) machineCommand() *cobra.Command {
+	c := group("machine", "Run, list and control Machines", "Run, list and control single Machines. \"bulkhead deploy\" manages those of an app as a whole.")
+	c.Aliases = []string{"machines", "m"}
+	c.AddCommand(s.machineRunCommand(), s.machineListCommand(), s.machineStatusCommand(),
+		s.machineStartCommand(), s.machineStopCommand(), s.machineRestartCommand(),
+		s.machineDestroyCommand(), s.machineExecCommand())
+	return c
+}
+
+func (s *session) machineListCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List the Machines of an app", Args: exactly(),
+		RunE: func(c *cobra.Command, _ []string) error {
+			api, app, err := s.clientAndApp()
+			if err != nil {
+				return err
+			}
+			ms, err := s.machines(c.Context(), api, app)
+			if err != nil {
+				return err
+			}
+			return s.ui.result(ms, func(w io.Writer) { machineTable(w, ms) })
+		},
+	}
+}
+
+// machines lists the Machines of an app that is there.
+func (s *session) machines(ctx context.Context, api *client.Client, app string) ([]client.Machine, error) {
+	ms, err := api.Machines(ctx, app)
+	if fault.Is(err, fault.NotFound) {
+		_, err = api.App(ctx, app)
+		return nil, appError(err)
+	}
+	if ms == nil {
+		ms = []client.Machine{}
+	}
+	return ms, err
+}
+
+func machineTable(w io.Writer, ms []client.Machine) {
+	var rows [][]string
+	for _, m := range ms {
+		image := ""
+		if m.Config != nil {
+			image = m.Config.Image
+		}
+		rows = append(rows, []string{string(m.ID), m.Name, string(m.State), m.Group(), m.Region, m.PrivateIP, shortImage(image)})
+	}
+	table(w, []string{"ID", "NAME", "STATE", "GROUP", "REGION", "PRIVATE IP", "IMAGE"}, rows)
+}
+
+// shortImage shortens the digest of a reference.
+func shortImage(ref string) string {
+	if i := strings.Index(ref, "@sha256:"); i >= 0 && len(ref) > i+20 {
+		return ref[:i+20]
+	}
+	return ref
+}
+
+func (s *session) machineStatusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "status ID", Short: "Show a Machine and its last events", Args: exactly("ID"),
+		RunE: func(c *cobra.Command, args []string) error {
+			api, app, id, err := s.oneMachine(args[0])
+			if err != nil {
+				return err
+			}
+			m, err := api.Machine(c.Context(), app, id)
+			if err != nil {
+				return machineError(err, app, id)
+			}
+			return s.ui.result(m, func(w io.Writer) { printMachine(w, m) })
+		},
+	}
+}
+
+func printMachine(w io.Writer, m client.Machine) {
+	field := func(name, value string) {
+		if value != "" {
+			fmt.Fprintf(w, "%-11s %s\n", name, clean(value))
+		}
+	}
+	field("id", string(m.ID))
+	field("name", m.Name)
+	field("state", string(m.State))
+	field("region", m.Region)
+	field("private ip", m.PrivateIP)
+	field("version", string(m.InstanceID))
+	field("created", m.CreatedAt)
+	field("updated", m.UpdatedAt)
+	if m.Config != nil {
+		field("image", m.Config.Image)
+		field("group", m.Group())
+		g := m.Config.EffectiveGuest()
+		field("size", fmt.Sprintf("%d %s cpu, %d MiB", g.CPUs, g.CPUKind, g.MemoryMB))
+	}
+	for _, ch := range m.Checks {
+		field("check", ch.Name+" "+ch.Status+" "+ch.Output)
+	}
+	if len(m.Events) == 0 {
+		return
+	}
+	fmt.Fprintln(w)
+	var rows [][]string
+	for _, e := range m.Events {
+		rows = append(rows, []string{time.UnixMilli(e.Timestamp).UTC().Format(time.RFC3339), e.Type, e.Status, eventDetail(e)})
+	}
+	table(w, []string{"TIME", "EVENT", "STATE", "DETAIL"}, rows)
+}
+
+func eventDetail(e machine.Event) string {
+	if e.Request != nil && e.Request.Error != "" {
+		if e.Request.Step != "" {
+			return e.Request.Step + ": " + e.Request.Error
+		}
+		return e.Request.Error
+	}
+	if x := exitOf(e); x != nil {
+		if x.RequestedStop {
+			return fmt.Sprintf("stopped as asked, exit code %d", x.ExitCode)
+		}
+		return describeExit(x)
+	}
+	return ""
+}
+
+// oneMachine is what commands on one Machine start with.
+func (s *session) oneMachine(arg string) (*client.Client, string, key.MachineID, error) {
+	id, err := checkMachine(arg)
+	if err != nil {
+		return nil, "", "", err
+	}
+	api, app, err := s.clientAndApp()
+	return api, app, id, err
+}
+
+// machineError names the Machine and the app in "not found".
+func machineError(err error, app string, id key.MachineID) error {
+	if fault.Is(err, fault.NotFound) {
+		return hint(fault.Wrap(fault.NotFound, nil, "there is no Machine %s in app %s", id, app), "\"bulkhead machine list --app %s\" shows those there are", app)
+	}
+	if fault.Is(err, fault.Conflict) {
+		return hint(err, "somebody may be deploying; try again in a moment")
+	}
+	return err
+}
+
+// each runs one action on every Machine named, stops at the first error, and prints
+// what was done.
+func (s *session) each(ctx context.Context, ids []string, verb string, act func(*client.Client, string, key.MachineID) error) error {
+	for _, id := range ids {
+		if _, err := checkMachine(id); err != nil {
+			return err
+		}
+	}
+	type done struct {
+		ID     string `json:"id"`
+		Result string `json:"result"`
+	}
+	list := []done{}
+	for _, arg := range ids {
+		api, app, id, err := s.oneMachine(arg)
+		if err != nil {
+			return err
+		}
+		if err := act(api, app, id); err != nil {
+			if len(list) > 0 {
+				s.ui.warn("%d of %d Machines were %s before this error", len(list), len(ids), verb)
+			}
+			return machineError(err, app, id)
+		}
+		list = append(list, done{string(id), verb})
+		s.ui.progress("%s %s", verb, id)
+	}
+	return s.ui.result(list, func(io.Writer) {})
+}
+
+func (s *session) machineStartCommand() *cobra.Command {
+	var wait time.Duration
+	c := &cobra.Command{
+		Use: "start ID...", Short: "Start stopped Machines", Args: atLeastOne("ID"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return s.each(c.Context(), args, "started", func(api *client.Client, app string, id key.MachineID) error {
+				if err := api.StartMachine(c.Context(), app, id, ""); err != nil || wait == 0 {
+					return err
+				}
+				return s.started(c.Context(), api, app, id, wait)
+			})
+		},
+	}
+	c.Flags().DurationVar(&wait, "wait", time.Minute, "how long to wait until it runs; 0 does not wait")
+	return c
+}
+
+// started waits until a Machine runs.
+func (s *session) started(ctx context.Context, api *client.Client, app string, id key.MachineID, wait time.Duration) error {
+	m, err := api.Machine(ctx, app, id)
+	if err != nil {
+		return err
+	}
+	_, err = awaitStarted(ctx, api, app, m, wait, 0, func(st machine.State) { s.ui.progress("%s is %s", id, st) })
+	return err
+}
+
+func (s *session) machineStopCommand() *cobra.Command {
+	var signal string
+	var timeout, wait time.Duration
+	c := &cobra.Command{
+		Use: "stop ID...", Short: "Stop Machines", Args: atLeastOne("ID"),
+		Long: "Stop Machines: the signal is sent, and after the timeout the process is killed. A stopped Machine keeps its place and can be started again.",
+		RunE: func(c *cobra.Command, args []string) error {
+			in := client.StopInput{Signal: signal}
+			if timeout > 0 {
+				d := machine.Duration(timeout)
+				in.Timeout = &d
+			}
+			return s.each(c.Context(), args, "stopped", func(api *client.Client, app string, id key.MachineID) error {
+				m, err := api.Machine(c.Context(), app, id)
+				if err != nil {
+					return err
+				}
+				if err := api.StopMachine(c.Context(), app, id, in, ""); err != nil || wait == 0 {
+					return err
+				}
+				return awaitState(c.Context(), api, app, m, machine.Stopped, wait+timeout)
+			})
+		},
+	}
+	c.Flags().StringVar(&signal, "signal", "", "signal to send, such as SIGTERM (default what the Machine's config says, or SIGINT)")
+	c.Flags().DurationVar(&timeout, "timeout", 0, "time to end before the process is killed (default what the Machine's config says, or 5s)")
+	c.Flags().DurationVar(&wait, "wait", time.Minute, "how long to wait until it has stopped; 0 does not wait")
+	return c
+}
+
+func (s *session) machineRestartCommand() *cobra.Command {
+	var timeout, wait time.Duration
+	var force bool
+	c := &cobra.Command{
+		Use: "restart ID...", Short: "Stop and start Machines", Args: atLeastOne("ID"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return s.each(c.Context(), args, "restarted", func(api *client.Client, app string, id key.MachineID) error {
+				if err := api.RestartMachine(c.Context(), app, id, timeout, force, ""); err != nil || wait == 0 {
+					return err
+				}
+				return s.started(c.Context(), api, app, id, wait)
+			})
+		},
+	}
+	c.Flags().DurationVar(&timeout, "timeout", 0, "time to end before the process is killed (default what the Machine's config says, or 5s)")
+	c.Flags().BoolVar(&force, "force", false, "kill the process at once")
+	c.Flags().DurationVar(&wait, "wait", time.Minute, "how long to wait until it runs; 0 does not wait")
+	return c
+}
+
+func (s *session) machineDestroyCommand() *cobra.Command {
+	var force bool
+	c := &cobra.Command{
+		Use: "destroy ID...", Aliases: []string{"rm"}, Short: "Destroy Machines", Args: atLeastOne("ID"),
+		Long: "Destroy Machines. One that runs is refused without --force.",
+		RunE: func(c *cobra.Command, args []string) error {
+			return s.each(c.Context(), args, "destroyed", func(api *client.Client, app string, id key.MachineID) error {
+				err := api.DestroyMachine(c.Context(), app, id, force, "")
+				if k := fault.KindOf(err); !force && (k == fault.Conflict || k == fault.Precondition || k == fault.Invalid || k == fault.Unprocessable) {
+					return hint(err, "stop it first, or add --force")
+				}
+				return err
+			})
+		},
+	}
+	c.Flags().BoolVarP(&force, "force", "f", false, "destroy it although it runs")
+	return c
+}

@@ -1,0 +1,138 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"text/tabwriter"
+	"unicode"
+)
+
+// The rules of output:
+//
+//   - Results go to standard output, and nothing else does. Progress, warnings and
+//     hints go to standard error.
+//   - An error is one lower-case sentence on standard error, "bulkhead: error: …",
+//     and where there is a next step, a second line "hint: …".
+//   - With --json a result is one JSON document on standard output (one per line for
+//     logs), and so is an error: {"error", "kind", "hint", "details"}.
+//   - Only a terminal gets moving progress and escape sequences; everything else
+//     gets plain lines.
+//   - What an app or a server wrote never reaches a terminal with its control
+//     characters: see clean.
+type ui struct {
+	out, err       io.Writer
+	outTTY, errTTY bool
+	json, quiet    bool
+
+	mu sync.Mutex // serializes lines on err
+}
+
+// result prints a command's result: v with --json, else what text writes.
+func (u *ui) result(v any, text func(w io.Writer)) error {
+	if !u.json {
+		text(u.out)
+		return nil
+	}
+	e := json.NewEncoder(u.out)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+// line prints one entry of a result that is a stream.
+func (u *ui) line(v any, text string) error {
+	if u.json {
+		return json.NewEncoder(u.out).Encode(v)
+	}
+	_, err := io.WriteString(u.out, text+"\n")
+	return err
+}
+
+// table writes rows below a header, in aligned columns. Cells are cleaned.
+func table(w io.Writer, header []string, rows [][]string) {
+	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(t, strings.Join(header, "\t"))
+	for _, r := range rows {
+		for i := range r {
+			r[i] = clean(r[i])
+			if r[i] == "" {
+				r[i] = "-"
+			}
+		}
+		fmt.Fprintln(t, strings.Join(r, "\t"))
+	}
+	t.Flush()
+}
+
+// progress says what the command is doing.
+func (u *ui) progress(format string, args ...any) {
+	if !u.quiet {
+		u.note("", format, args...)
+	}
+}
+
+// warn says what the user should know although the command goes on.
+func (u *ui) warn(format string, args ...any) { u.note("bulkhead: warning: ", format, args...) }
+
+// note writes one cleaned line to standard error.
+func (u *ui) note(prefix, format string, args ...any) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	fmt.Fprintln(u.err, prefix+clean(fmt.Sprintf(format, args...)))
+}
+
+// finish reports how the command ended and returns its exit code.
+func (u *ui) finish(err error) int {
+	if err == nil {
+		return ExitOK
+	}
+	f := classify(err)
+	if f.silent {
+		return f.exit
+	}
+	if u.json {
+		e := json.NewEncoder(u.out)
+		e.SetIndent("", "  ")
+		e.Encode(struct {
+			Error   string `json:"error"`
+			Kind    string `json:"kind"`
+			Hint    string `json:"hint,omitempty"`
+			Details any    `json:"details,omitempty"`
+		}{f.msg, f.kind, f.hint, f.details})
+		return f.exit
+	}
+	u.note("bulkhead: error: ", "%s", f.msg)
+	for _, m := range f.more {
+		u.note("bulkhead: error: ", "%s", m)
+	}
+	if f.hint != "" && !u.quiet {
+		u.note("hint: ", "%s", f.hint)
+	}
+	return f.exit
+}
+
+// clean makes a string from elsewhere harmless to a terminal: control characters,
+// among them those that start escape sequences, are shown as \x1b and the like, and
+// so are characters that turn the direction of text around. Tabs stay.
+func clean(s string) string {
+	bad := func(r rune) bool {
+		return r != '\t' && (unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r))
+	}
+	if strings.IndexFunc(s, bad) < 0 {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		switch {
+		case !bad(r):
+			b.WriteRune(r)
+		case r < 0x100:
+			fmt.Fprintf(&b, `\x%02x`, r)
+		default:
+			fmt.Fprintf(&b, `\u%04x`, r)
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,41 @@
+package cli
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"hash"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+)
+
+// verifier holds a stream against the digest and size it is to have.
+type verifier struct {
+	want v1.Hash
+	size int64
+	n    int64
+	h    hash.Hash
+}
+
+func newVerifier(want v1.Hash, size int64) *verifier {
+	return &verifier{want: want, size: size, h: sha256.New()}
+}
+
+// see takes the next bytes; at the end, or past the size, it tells what is wrong.
+func (v *verifier) see(p []byte, end bool) error {
+	v.n += int64(len(p))
+	v.h.Write(p)
+	if v.n > v.size {
+		return fmt.Errorf("the layer %s has more than the %d bytes that the manifest says", v.want, v.size)
+	}
+	if !end {
+		return nil
+	}
+	if v.n < v.size {
+		return fmt.Errorf("the layer %s has %d bytes, and the manifest says %d", v.want, v.n, v.size)
+	}
+	if got := hex.EncodeToString(v.h.Sum(nil)); v.want.Algorithm == "sha256" && got != v.want.Hex {
+		return fmt.Errorf("the layer %s has the digest sha256:%s", v.want, got)
+	}
+	return nil
+}

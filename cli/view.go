@@ -1,0 +1,159 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"bulkhead/client"
+)
+
+func (s *session) logsCommand() *cobra.Command {
+	var follow bool
+	var tail int
+	var id string
+	c := &cobra.Command{
+		Use: "logs", Short: "Show what an app wrote to its output", Args: exactly(),
+		Long: `Show what an app's Machines wrote to standard output and standard error.
+
+With --json every line is one object: {"timestamp", "machine", "stream", "message"}.`,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if tail < 0 {
+				return usagef("-n %d is negative", tail)
+			}
+			q := client.LogQuery{Tail: tail, Follow: follow}
+			if id != "" {
+				m, err := checkMachine(id)
+				if err != nil {
+					return err
+				}
+				q.Machine = m
+			}
+			api, app, err := s.clientAndApp()
+			if err != nil {
+				return err
+			}
+			q.App = app
+			err = api.Logs(c.Context(), q, func(l client.LogLine) error {
+				return s.ui.line(l, s.logText(l))
+			})
+			if q.Machine != "" {
+				return machineError(err, app, q.Machine)
+			}
+			return appError(err)
+		},
+	}
+	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what is written from now on, until Ctrl-C")
+	c.Flags().IntVarP(&tail, "tail", "n", 100, "number of past lines to show")
+	c.Flags().StringVar(&id, "machine", "", "only this Machine")
+	return c
+}
+
+// logText is a log line as people read it. On a terminal the app's control
+// characters are made harmless; a file or pipe gets the bytes that it wrote.
+func (s *session) logText(l client.LogLine) string {
+	msg := strings.TrimRight(l.Message, "\r\n")
+	if s.ui.outTTY {
+		msg = clean(msg)
+	}
+	return fmt.Sprintf("%s %s %s %s", l.Timestamp.UTC().Format("2006-01-02T15:04:05.000Z"), clean(string(l.Machine)), clean(l.Stream), msg)
+}
+
+func (s *session) statusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Short: "Show an app and its Machines", Args: exactly(),
+		RunE: func(c *cobra.Command, _ []string) error {
+			api, name, err := s.clientAndApp()
+			if err != nil {
+				return err
+			}
+			app, err := api.App(c.Context(), name)
+			if err != nil {
+				return appError(err)
+			}
+			ms, err := s.machines(c.Context(), api, name)
+			if err != nil {
+				return err
+			}
+			out := struct {
+				client.App
+				URL      string           `json:"url"`
+				Machines []client.Machine `json:"machines"`
+			}{app, api.AppURL(name), ms}
+			return s.ui.result(out, func(w io.Writer) {
+				fmt.Fprintf(w, "app      %s\n", clean(app.Name))
+				fmt.Fprintf(w, "status   %s\n", clean(app.Status))
+				fmt.Fprintf(w, "url      %s\n\n", out.URL)
+				machineTable(w, ms)
+			})
+		},
+	}
+}
+
+func (s *session) openCommand() *cobra.Command {
+	var print bool
+	c := &cobra.Command{
+		Use: "open", Short: "Open an app in the browser", Args: exactly(),
+		Long: "Open an app in the browser: the one that $BROWSER names, or the system's own.",
+		RunE: func(c *cobra.Command, _ []string) error {
+			api, name, err := s.clientAndApp()
+			if err != nil {
+				return err
+			}
+			if _, err := api.App(c.Context(), name); err != nil {
+				return appError(err)
+			}
+			url := api.AppURL(name)
+			if !print && !s.ui.json {
+				if err := s.browse(url); err != nil {
+					return hint(&failure{msg: fmt.Sprintf("cannot open a browser: %v", err), kind: "internal", exit: ExitFailed, cause: err}, "open %s yourself", url)
+				}
+				s.ui.progress("opened %s", url)
+				return nil
+			}
+			return s.ui.result(map[string]string{"url": url}, func(w io.Writer) { fmt.Fprintln(w, url) })
+		},
+	}
+	c.Flags().BoolVar(&print, "print", false, "print the address instead")
+	return c
+}
+
+func (s *session) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version of this program", Args: exactly(),
+		RunE: func(*cobra.Command, []string) error {
+			v := versionInfo()
+			return s.ui.result(v, func(w io.Writer) { fmt.Fprintf(w, "bulkhead %s %s/%s %s\n", v.Version, v.OS, v.Arch, v.Go) })
+		},
+	}
+}
+
+func (s *session) completionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "completion bash|zsh|fish|powershell", Short: "Print a script that completes commands in a shell",
+		Long: `Print a script that completes bulkhead's commands and flags in a shell.
+
+  bash        source <(bulkhead completion bash)
+  zsh         bulkhead completion zsh > "${fpath[1]}/_bulkhead"
+  fish        bulkhead completion fish > ~/.config/fish/completions/bulkhead.fish
+  powershell  bulkhead completion powershell | Out-String | Invoke-Expression`,
+		ValidArgs: []string{"bash", "zsh", "fish", "powershell"},
+		Args:      exactly("a shell: bash, zsh, fish or powershell"),
+		RunE: func(c *cobra.Command, args []string) error {
+			root := c.Root()
+			switch args[0] {
+			case "bash":
+				return root.GenBashCompletionV2(s.env.Stdout, true)
+			case "zsh":
+				return root.GenZshCompletion(s.env.Stdout)
+			case "fish":
+				return root.GenFishCompletion(s.env.Stdout, true)
+			case "powershell":
+				return root.GenPowerShellCompletionWithDesc(s.env.Stdout)
+			}
+			return usagef("there is no completion for %q; there is for bash, zsh, fish and powershell", args[0])
+		},
+	}
+}

@@ -1,0 +1,84 @@
+package client
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+
+	"bulkhead/fault"
+)
+
+// Organization is the one organization there is.
+const Organization = "personal"
+
+// App is what the API says of an app.
+type App struct {
+	ID           string          `json:"id,omitempty"`
+	Name         string          `json:"name"`
+	Network      string          `json:"network,omitempty"`
+	Status       string          `json:"status,omitempty"` // pending, deployed, suspended
+	MachineCount int             `json:"machine_count"`
+	Organization AppOrganization `json:"organization"`
+}
+
+// AppOrganization is the organization that owns an App.
+type AppOrganization struct {
+	Name string `json:"name,omitempty"`
+	Slug string `json:"slug,omitempty"`
+}
+
+// CreateApp makes an app. A name that is taken is fault.Unprocessable with status
+// "name_taken".
+func (c *Client) CreateApp(ctx context.Context, name, network string) error {
+	in := struct {
+		Name    string `json:"name"`
+		Org     string `json:"org_slug"`
+		Network string `json:"network,omitempty"`
+	}{name, Organization, network}
+	return c.do(ctx, call{method: http.MethodPost, path: []string{"apps"}, in: in})
+}
+
+// Apps lists the apps of the organization.
+func (c *Client) Apps(ctx context.Context) ([]App, error) {
+	var out struct {
+		Apps []App `json:"apps"`
+	}
+	err := c.do(ctx, call{method: http.MethodGet, path: []string{"apps"}, query: url.Values{"org_slug": {Organization}}, out: &out})
+	return out.Apps, err
+}
+
+// App returns one app. An app that is not there is fault.NotFound.
+func (c *Client) App(ctx context.Context, name string) (App, error) {
+	var out App
+	err := c.do(ctx, call{method: http.MethodGet, path: []string{"apps", name}, out: &out})
+	if fault.Is(err, fault.NotFound) {
+		// The server's text differs between versions; the name is what helps.
+		return out, fault.Wrap(fault.NotFound, nil, "there is no app %q on %s", name, c.base.Host)
+	}
+	return out, err
+}
+
+// DestroyApp destroys an app with everything it holds. It is answered before the
+// Machines are gone.
+func (c *Client) DestroyApp(ctx context.Context, name string) error {
+	return c.do(ctx, call{method: http.MethodDelete, path: []string{"apps", name}, query: url.Values{"force": {"true"}}})
+}
+
+// Region is one region of the cluster.
+type Region struct {
+	Code string `json:"code"`
+	Name string `json:"name,omitempty"`
+	// Architectures are the GOARCH values that the region's hosts run; empty where
+	// the server does not say.
+	Architectures []string `json:"architectures,omitempty"`
+}
+
+// Regions lists the cluster's regions. It is also the cheapest call that needs a
+// valid token.
+func (c *Client) Regions(ctx context.Context) ([]Region, error) {
+	var out struct {
+		Regions []Region `json:"regions"`
+	}
+	err := c.do(ctx, call{method: http.MethodGet, path: []string{"platform", "regions"}, out: &out})
+	return out.Regions, err
+}
