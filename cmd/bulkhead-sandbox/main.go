@@ -1,0 +1,146 @@
+// Command bulkhead-sandbox is gVisor as Bulkhead uses it: the few commands of runsc
+// that a Machine's shim calls, and one of our own.
+//
+// It never runs as root of the host: the shim starts it inside the Machine's user
+// namespace. It lives in a Go module of its own, so that gVisor's pinned
+// dependencies stay out of Bulkhead's.
+//
+// Differences from runsc:
+//   - "boot" takes the memory and the number of processors that the guest sees from
+//     the bundle's annotations (annotationMemory, annotationCPUs). runsc takes them
+//     from a cgroup that it manages itself, which a process without privileges on
+//     the host cannot do.
+//   - "boot" and "exec" write the exact wait status of the process they ran to the
+//     error log (--log); runsc folds it into an exit code, in which 143 and SIGTERM
+//     are the same.
+//   - "processes" lists processes as JSON, with times and names.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strconv"
+
+	"github.com/google/subcommands"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/runsc/cli"
+	"gvisor.dev/gvisor/runsc/cmd"
+	"gvisor.dev/gvisor/runsc/cmd/sentry/sentrycmd"
+	"gvisor.dev/gvisor/runsc/cmd/util"
+	"gvisor.dev/gvisor/runsc/config"
+	"gvisor.dev/gvisor/runsc/container"
+	"gvisor.dev/gvisor/runsc/flag"
+)
+
+// Annotations of the bundle that boot obeys. Package warden/runsc writes them.
+const (
+	annotationMemory = "bulkhead.memory" // bytes
+	annotationCPUs   = "bulkhead.cpus"
+)
+
+func main() {
+	cli.Run(nil, map[util.SubCommand]string{
+		new(cmd.Run):              "",
+		exec{new(cmd.Exec)}:       "",
+		new(cmd.Kill):             "",
+		new(processes):            "",
+		boot{new(sentrycmd.Boot)}: "internal",
+		new(cmd.Gofer):            "internal",
+		new(sentrycmd.Umount):     "internal",
+	}, nil)
+}
+
+// boot is the sandbox process itself.
+type boot struct{ *sentrycmd.Boot }
+
+// Execute sets the guest's size, runs the sandbox and reports the wait status.
+func (b boot) Execute(ctx context.Context, f *flag.FlagSet, args ...any) subcommands.ExitStatus {
+	if err := setSize(f); err != nil {
+		return util.Errorf("guest size: %v", err)
+	}
+	code := b.Boot.Execute(ctx, f, args...)
+	report(code, args)
+	return code
+}
+
+// setSize overrides the flags that "run" passed with what the bundle asks for. boot
+// executes itself several times; every time comes through here.
+func setSize(f *flag.FlagSet) error {
+	fd, err := strconv.Atoi(f.Lookup("spec-fd").Value.String())
+	if err != nil || fd < 0 {
+		return fmt.Errorf("boot was started without --spec-fd")
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("read the bundle's config.json: %w", err)
+	}
+	buf := make([]byte, st.Size)
+	n, err := unix.Pread(fd, buf, 0)
+	if err != nil {
+		return fmt.Errorf("read the bundle's config.json: %w", err)
+	}
+	var spec struct {
+		Annotations map[string]string `json:"annotations"`
+	}
+	if err := json.Unmarshal(buf[:n], &spec); err != nil {
+		return fmt.Errorf("read the bundle's config.json: %w", err)
+	}
+	for annotation, name := range map[string]string{annotationMemory: "total-memory", annotationCPUs: "cpu-num"} {
+		if v, ok := spec.Annotations[annotation]; ok {
+			if err := f.Set(name, v); err != nil {
+				return fmt.Errorf("annotation %s: %w", annotation, err)
+			}
+		}
+	}
+	return nil
+}
+
+// exec runs one more process in a sandbox and waits for it.
+type exec struct{ *cmd.Exec }
+
+// Execute runs the process and reports its wait status.
+func (e exec) Execute(ctx context.Context, f *flag.FlagSet, args ...any) subcommands.ExitStatus {
+	code := e.Exec.Execute(ctx, f, args...)
+	report(code, args)
+	return code
+}
+
+// report writes the wait status to the error log as {"status":N}.
+func report(code subcommands.ExitStatus, args []any) {
+	if ws, ok := args[1].(*unix.WaitStatus); ok && code == subcommands.ExitSuccess && util.ErrorLogger != nil {
+		fmt.Fprintf(util.ErrorLogger, "{\"status\":%d}\n", uint32(*ws))
+	}
+}
+
+// processes lists the processes of a sandbox.
+type processes struct{}
+
+func (*processes) Name() string           { return "processes" }
+func (*processes) Synopsis() string       { return "list the processes of a sandbox as JSON" }
+func (*processes) Usage() string          { return "processes ID\n" }
+func (*processes) SetFlags(*flag.FlagSet) {}
+
+// FetchSpec implements util.SubCommand.
+func (*processes) FetchSpec(*config.Config, *flag.FlagSet) (string, *specs.Spec, error) {
+	return "", nil, nil
+}
+
+// Execute implements subcommands.Command.
+func (*processes) Execute(_ context.Context, f *flag.FlagSet, args ...any) subcommands.ExitStatus {
+	conf, id := args[0].(*config.Config), f.Arg(0)
+	c, err := container.Load(conf.RootDir, container.FullID{SandboxID: id, ContainerID: id}, container.LoadOpts{Exact: true, SkipCheck: true})
+	if err != nil {
+		return util.Errorf("load sandbox %q: %v", id, err)
+	}
+	list, err := c.Processes()
+	if err != nil {
+		return util.Errorf("list processes: %v", err)
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(list); err != nil {
+		return util.Errorf("list processes: %v", err)
+	}
+	return subcommands.ExitSuccess
+}

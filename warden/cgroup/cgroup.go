@@ -1,0 +1,371 @@
+// Package cgroup gives each Machine its limits: memory, processor time, number of
+// host processes. It writes the kernel's files directly, for version 1 and 2,
+// whichever the host has.
+//
+// A Machine has two leaf groups below one directory, <root>/bulkhead-<tag>/<machine>:
+// "sandbox", with the limits, and "shim", without, so that the process that reports
+// an out-of-memory kill is not its victim. The directory is at the top of each
+// hierarchy, not in the service's group: restarting the service ends no sandbox.
+package cgroup
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"bulkhead/fault"
+)
+
+// Limits bound a Machine's sandbox.
+type Limits struct {
+	MemoryBytes int64
+	CPUQuota    int // percent of one processor
+	MaxPIDs     int // processes and threads on the host
+}
+
+// period is the length of a scheduling period, in microseconds.
+const period = 100000
+
+// Names of the leaves.
+const (
+	sandboxLeaf = "sandbox"
+	shimLeaf    = "shim"
+)
+
+// Tree is the cgroups of one installation.
+type Tree struct {
+	v2    bool
+	roots map[string]string // controller (v1) or "" (v2) → directory of the installation
+	mkdir func(dir string) error
+}
+
+// Detect finds the host's hierarchies and makes the installation's directory,
+// named name, in each.
+func Detect(name string) (*Tree, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var lines []string
+	for s := bufio.NewScanner(f); s.Scan(); {
+		lines = append(lines, s.Text())
+	}
+	return open(name, lines, func(dir string) error { return os.MkdirAll(dir, 0o755) })
+}
+
+// controllers that a Machine's limits need.
+var controllers = []string{"memory", "cpu", "pids"}
+
+// open makes a Tree from the lines of a mountinfo file. The kernel fills what mkdir
+// makes with control files; a test's mkdir does that itself.
+func open(name string, mountinfo []string, mkdir func(string) error) (*Tree, error) {
+	t := &Tree{roots: map[string]string{}, mkdir: mkdir}
+	unified := ""
+	for _, line := range mountinfo {
+		before, after, ok := strings.Cut(line, " - ")
+		left, right := strings.Fields(before), strings.Fields(after)
+		if !ok || len(left) < 5 || len(right) < 3 {
+			continue
+		}
+		dir := left[4]
+		switch right[0] {
+		case "cgroup2":
+			unified = dir
+		case "cgroup":
+			for _, o := range strings.Split(right[2], ",") {
+				if slices.Contains(controllers, o) || o == "name=systemd" {
+					t.roots[o] = filepath.Join(dir, name)
+				}
+			}
+		}
+	}
+	if t.roots["memory"] == "" && unified != "" {
+		t.v2 = true
+		t.roots = map[string]string{"": filepath.Join(unified, name)}
+		return t, t.initV2(unified)
+	}
+	for _, c := range controllers {
+		if t.roots[c] == "" {
+			return nil, fault.New(fault.Unavailable, "this host has no %s cgroup controller: mount cgroup version 2 at /sys/fs/cgroup, or all of version 1's controllers", c)
+		}
+	}
+	if unified != "" {
+		// A service manager on a mixed host tracks processes here; be out of its groups.
+		t.roots["unified"] = filepath.Join(unified, name)
+	}
+	for _, dir := range t.roots {
+		if err := t.mkdir(dir); err != nil {
+			return nil, fmt.Errorf("make cgroup: %w", err)
+		}
+	}
+	return t, nil
+}
+
+// initV2 makes the installation's directory and hands the controllers down to it.
+func (t *Tree) initV2(root string) error {
+	if err := delegate(root); err != nil {
+		return err
+	}
+	if err := t.mkdir(t.roots[""]); err != nil {
+		return fmt.Errorf("make cgroup: %w", err)
+	}
+	return delegate(t.roots[""])
+}
+
+// delegate switches the controllers on for dir's children.
+func delegate(dir string) error {
+	var on []string
+	for _, c := range controllers {
+		on = append(on, "+"+c)
+	}
+	if err := write(filepath.Join(dir, "cgroup.subtree_control"), strings.Join(on, " ")); err != nil {
+		return fault.Wrap(fault.Unavailable, err, "cgroup controllers %v cannot be switched on in %s", controllers, dir)
+	}
+	return nil
+}
+
+// V2 reports whether the host has version 2 only.
+func (t *Tree) V2() bool { return t.v2 }
+
+// Create makes the groups of a Machine and sets its limits. What exists is kept.
+func (t *Tree) Create(machine string, l Limits) error {
+	for _, dir := range t.roots {
+		if err := t.mkdir(filepath.Join(dir, machine)); err != nil {
+			return fmt.Errorf("make cgroup: %w", err)
+		}
+		if t.v2 {
+			if err := delegate(filepath.Join(dir, machine)); err != nil {
+				return err
+			}
+		}
+		for _, leaf := range []string{sandboxLeaf, shimLeaf} {
+			if err := t.mkdir(filepath.Join(dir, machine, leaf)); err != nil {
+				return fmt.Errorf("make cgroup: %w", err)
+			}
+		}
+	}
+	if l.CPUQuota <= 0 || l.MemoryBytes <= 0 || l.MaxPIDs <= 0 {
+		return fault.New(fault.Invalid, "limits %+v must all be positive", l)
+	}
+	for _, s := range t.settings(machine, l) {
+		if err := write(s.file, s.value); err != nil && !(s.optional && errors.Is(err, fs.ErrNotExist)) {
+			return fmt.Errorf("set limit: %w", err)
+		}
+	}
+	return nil
+}
+
+type setting struct {
+	file, value string
+	optional    bool // absent on hosts without swap accounting
+}
+
+// settings lists the files that hold the limits, in the order to write them.
+func (t *Tree) settings(machine string, l Limits) []setting {
+	mem, quota := strconv.FormatInt(l.MemoryBytes, 10), strconv.Itoa(l.CPUQuota*period/100)
+	at := func(controller, name string) string {
+		return filepath.Join(t.roots[controller], machine, sandboxLeaf, name)
+	}
+	if t.v2 {
+		return []setting{
+			{file: at("", "memory.max"), value: mem},
+			{file: at("", "memory.swap.max"), value: "0", optional: true},
+			// All of the sandbox or nothing: half a sandbox is of no use.
+			{file: at("", "memory.oom.group"), value: "1", optional: true},
+			{file: at("", "cpu.max"), value: quota + " " + strconv.Itoa(period)},
+			{file: at("", "pids.max"), value: strconv.Itoa(l.MaxPIDs)},
+		}
+	}
+	return []setting{
+		{file: at("memory", "memory.limit_in_bytes"), value: mem},
+		{file: at("memory", "memory.memsw.limit_in_bytes"), value: mem, optional: true}, // memory and swap together
+		{file: at("cpu", "cpu.cfs_period_us"), value: strconv.Itoa(period)},
+		{file: at("cpu", "cpu.cfs_quota_us"), value: quota},
+		{file: at("pids", "pids.max"), value: strconv.Itoa(l.MaxPIDs)},
+	}
+}
+
+// AddShim moves process pid into the Machine's unlimited group.
+func (t *Tree) AddShim(machine string, pid int) error {
+	for _, dir := range t.roots {
+		if err := write(filepath.Join(dir, machine, shimLeaf, "cgroup.procs"), strconv.Itoa(pid)); err != nil {
+			return fmt.Errorf("move the shim into its cgroup: %w", err)
+		}
+	}
+	return nil
+}
+
+// OpenSandbox opens the cgroup.procs files of the sandbox's group for writing, and
+// the file that counts its out-of-memory kills for reading. Who holds the former
+// may move itself in. The caller closes them.
+func (t *Tree) OpenSandbox(machine string) (procs []*os.File, oom *os.File, err error) {
+	defer func() {
+		if err != nil {
+			for _, f := range procs {
+				f.Close()
+			}
+		}
+	}()
+	for _, dir := range t.roots {
+		f, err := os.OpenFile(filepath.Join(dir, machine, sandboxLeaf, "cgroup.procs"), os.O_WRONLY, 0)
+		if err != nil {
+			return procs, nil, fmt.Errorf("open cgroup: %w", err)
+		}
+		procs = append(procs, f)
+	}
+	oom, err = os.Open(t.oomFile(machine))
+	return procs, oom, err
+}
+
+func (t *Tree) oomFile(machine string) string {
+	if t.v2 {
+		return filepath.Join(t.roots[""], machine, sandboxLeaf, "memory.events")
+	}
+	return filepath.Join(t.roots["memory"], machine, sandboxLeaf, "memory.oom_control")
+}
+
+// OOMKilled reports whether the kernel killed anything in the Machine for its limit.
+func (t *Tree) OOMKilled(machine string) bool {
+	b, err := os.ReadFile(t.oomFile(machine))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "oom_kill "); ok {
+			return strings.TrimSpace(v) != "0"
+		}
+	}
+	return false
+}
+
+// Processes returns the pids of all processes of the Machine, sandbox first.
+func (t *Tree) Processes(machine string) []int { return t.processes(machine, sandboxLeaf, shimLeaf) }
+
+func (t *Tree) processes(machine string, leaves ...string) []int {
+	var pids []int
+	for _, leaf := range leaves {
+		for _, dir := range t.roots {
+			b, err := os.ReadFile(filepath.Join(dir, machine, leaf, "cgroup.procs"))
+			if err != nil {
+				continue
+			}
+			for _, f := range strings.Fields(string(b)) {
+				if pid, err := strconv.Atoi(f); err == nil && pid > 0 && !slices.Contains(pids, pid) {
+					pids = append(pids, pid)
+				}
+			}
+		}
+	}
+	return pids
+}
+
+// Remove kills every process of the Machine and removes its groups. It succeeds when
+// there is nothing to remove, and fails when ctx ends before the processes do.
+func (t *Tree) Remove(ctx context.Context, machine string) error {
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		pids := t.Processes(machine)
+		for _, pid := range pids {
+			// A pid read from a cgroup could be reused before the signal only if the
+			// process died in between; killing by cgroup where the kernel can.
+			if !t.v2 || !t.killV2(machine) {
+				syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+		if len(pids) == 0 {
+			if err := t.rmdir(machine); err == nil {
+				return nil
+			} else if !errors.Is(err, syscall.EBUSY) {
+				return fmt.Errorf("remove cgroup: %w", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fault.Wrap(fault.Internal, ctx.Err(), "processes %v of machine %s did not die", pids, machine)
+		case <-time.After(wait):
+		}
+	}
+}
+
+// Kill kills the processes of the Machine's sandbox, not its shim, and does not wait.
+func (t *Tree) Kill(machine string) error {
+	for _, pid := range t.processes(machine, sandboxLeaf) {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && err != syscall.ESRCH {
+			return fmt.Errorf("kill process %d: %w", pid, err)
+		}
+	}
+	return nil
+}
+
+// killV2 kills the whole group at once; kernels before 5.14 cannot.
+func (t *Tree) killV2(machine string) bool {
+	return write(filepath.Join(t.roots[""], machine, "cgroup.kill"), "1") == nil
+}
+
+func (t *Tree) rmdir(machine string) error {
+	var errs []error
+	for _, dir := range t.roots {
+		for _, d := range []string{filepath.Join(dir, machine, sandboxLeaf), filepath.Join(dir, machine, shimLeaf), filepath.Join(dir, machine)} {
+			if err := syscall.Rmdir(d); err != nil && err != syscall.ENOENT {
+				errs = append(errs, &fs.PathError{Op: "rmdir", Path: d, Err: err})
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// List returns the names of all Machines that have a group.
+func (t *Tree) List() ([]string, error) {
+	var names []string
+	for _, dir := range t.roots {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		for _, e := range entries {
+			if e.IsDir() && !slices.Contains(names, e.Name()) {
+				names = append(names, e.Name())
+			}
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// Destroy removes every Machine's groups, with their processes, and the
+// installation's own directories.
+func (t *Tree) Destroy(ctx context.Context) error {
+	names, err := t.List()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, n := range names {
+		errs = append(errs, t.Remove(ctx, n))
+	}
+	for _, dir := range t.roots {
+		if err := syscall.Rmdir(dir); err != nil && err != syscall.ENOENT {
+			errs = append(errs, &fs.PathError{Op: "rmdir", Path: dir, Err: err})
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// write writes to a file that must exist: the kernel makes them.
+func write(path, value string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
+}

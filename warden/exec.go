@@ -1,0 +1,295 @@
+package warden
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"bulkhead/fault"
+	"bulkhead/key"
+	"bulkhead/sandbox"
+	"bulkhead/warden/client"
+	"bulkhead/warden/runsc"
+	"bulkhead/warden/wire"
+)
+
+const (
+	// commandTimeout bounds commands to the sandbox that do not wait for a tenant.
+	commandTimeout = 15 * time.Second
+	// outputGrace is how long output is awaited after a command has ended: its children
+	// may keep the pipe open for ever.
+	outputGrace = 200 * time.Millisecond
+	// maxProcessList bounds the sandbox's answer, in bytes.
+	maxProcessList = 4 << 20
+)
+
+// execNumber tells the pid files of execs apart.
+var execNumber atomic.Uint64
+
+// checkRunning reports whether commands can be sent to the Machine's sandbox.
+func (s *Server) checkRunning(id key.MachineID) error {
+	r, err := s.get(id)
+	if err != nil {
+		return err
+	}
+	if !r.running() {
+		return fault.New(fault.NotFound, "machine %s is not running", id)
+	}
+	return nil
+}
+
+// ask sends a request to the Machine's shim and waits for the reply.
+func (s *Server) ask(ctx context.Context, id key.MachineID, args []string, files ...*os.File) (wire.ShimReply, error) {
+	var reply wire.ShimReply
+	nc, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: filepath.Join(s.runDir(id), controlFile), Net: "unix"})
+	if err != nil {
+		return reply, fault.Wrap(fault.NotFound, err, "machine %s is not running", id)
+	}
+	defer nc.Close() // the shim then kills what still runs
+	c := client.Conn{UnixConn: nc}
+	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if err := wire.Send(c, wire.ShimRequest{Args: args}.Marshal(), files...); err != nil {
+		return reply, fault.Wrap(fault.NotFound, err, "machine %s has just ended", id)
+	}
+	body, replyFiles, err := wire.Receive(c)
+	closeFiles(replyFiles)
+	if err == nil {
+		reply, err = wire.ParseShimReply(body)
+	}
+	switch {
+	case ctx.Err() != nil:
+		return reply, ctx.Err()
+	case err != nil:
+		return reply, fault.Wrap(fault.NotFound, err, "machine %s has just ended", id)
+	}
+	return reply, nil
+}
+
+// signal signals the first process.
+func (s *Server) signal(ctx context.Context, id key.MachineID, sig int) error {
+	if sig < 1 || sig > 31 {
+		return fault.New(fault.Invalid, "signal %d is not between 1 and 31", sig)
+	}
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	unlock, err := s.lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := s.checkRunning(id); err != nil {
+		return err
+	}
+	return s.command(ctx, id, "kill", string(id), strconv.Itoa(sig))
+}
+
+// command runs a command of bulkhead-sandbox that says nothing when all is well.
+func (s *Server) command(ctx context.Context, id key.MachineID, args ...string) error {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	reply, err := s.ask(ctx, id, args, null, null, null)
+	if err != nil {
+		return err
+	}
+	if reply.Code != 0 {
+		if err := s.checkRunning(id); err != nil {
+			return fault.New(fault.NotFound, "machine %s has just ended", id)
+		}
+		return fault.Wrap(fault.Internal, fmt.Errorf("%s", reply.Log), "the sandbox of machine %s refused %q", id, args[0])
+	}
+	return nil
+}
+
+// processes lists the processes.
+func (s *Server) processes(ctx context.Context, id key.MachineID) ([]sandbox.Process, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	if err := s.checkRunning(id); err != nil {
+		return nil, err
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	out, err := newCollector(maxProcessList)
+	if err != nil {
+		return nil, err
+	}
+	reply, err := s.ask(ctx, id, []string{"processes", string(id)}, null, out.w, null)
+	b := out.finish()
+	if err != nil {
+		return nil, err
+	}
+	if reply.Code != 0 {
+		return nil, fault.Wrap(fault.Internal, fmt.Errorf("%s", reply.Log), "the sandbox of machine %s gave no process list", id)
+	}
+	return runsc.ParseProcesses(b, time.Now())
+}
+
+// exec runs a command and waits for it. It does not hold the Machine's lock: a
+// command may take minutes, and the Machine must be stoppable meanwhile.
+func (s *Server) exec(ctx context.Context, id key.MachineID, e *sandbox.ExecSpec) (*sandbox.ExecResult, error) {
+	if err := checkExec(e); err != nil {
+		return nil, err
+	}
+	if err := s.checkRunning(id); err != nil {
+		return nil, err
+	}
+	description, err := runsc.ExecProcess(*e)
+	if err != nil {
+		return nil, err
+	}
+	process, err := memfile("process", description)
+	if err != nil {
+		return nil, err
+	}
+	defer process.Close()
+	stdin, err := feed(e.Stdin)
+	if err != nil {
+		return nil, err
+	}
+	defer stdin.Close()
+	stdout, err := newCollector(sandbox.MaxOutput)
+	if err != nil {
+		return nil, err
+	}
+	stderr, err := newCollector(sandbox.MaxOutput)
+	if err != nil {
+		stdout.finish()
+		return nil, err
+	}
+	pidPath := filepath.Join(s.runDir(id), stateDir, fmt.Sprintf("exec-%d.pid", execNumber.Add(1)))
+	defer os.Remove(pidPath)
+	ectx, cancel := context.WithTimeout(ctx, e.Timeout)
+	defer cancel()
+	reply, err := s.ask(ectx, id, []string{"exec", "--internal-pid-file=" + pidPath, "--process=/proc/self/fd/4", string(id)}, stdin, stdout.w, stderr.w, process)
+	if ectx.Err() != nil {
+		s.killExec(context.WithoutCancel(ctx), id, pidPath)
+	}
+	res := &sandbox.ExecResult{Stdout: stdout.finish(), Stderr: stderr.finish()}
+	switch {
+	case ctx.Err() != nil:
+		return nil, fault.Wrap(fault.Timeout, ctx.Err(), "the caller gave the command up")
+	case ectx.Err() != nil:
+		res.Code, res.Signal = 128+int(syscall.SIGKILL), int(syscall.SIGKILL)
+		return res, nil
+	case err != nil:
+		return nil, err
+	case !reply.Known:
+		if err := s.checkRunning(id); err != nil {
+			return nil, fault.New(fault.NotFound, "machine %s ended before the command did", id)
+		}
+		return nil, runsc.StartError(reply.Log, e.Args[0])
+	}
+	status := syscall.WaitStatus(reply.Status)
+	res.Code = status.ExitStatus()
+	if status.Signaled() {
+		res.Signal = int(status.Signal())
+		res.Code = 128 + res.Signal
+	}
+	return res, nil
+}
+
+// killExec kills the command whose pid inside the sandbox is in the file: killing
+// the process that waits for it would leave it running.
+func (s *Server) killExec(ctx context.Context, id key.MachineID, pidPath string) {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	// The Machine's user owns the directory, so this may be anything: only a small
+	// regular file is read.
+	f, err := openFIFO(pidPath, unix.O_RDONLY|unix.O_NONBLOCK)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	b, _ := io.ReadAll(io.LimitReader(f, 16))
+	pid, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 32)
+	if err != nil || pid < 2 {
+		return
+	}
+	if err := s.command(ctx, id, "kill", "--pid", strconv.FormatInt(pid, 10), string(id), "9"); err != nil {
+		s.log.Warn("a command that took too long could not be killed", "machine", id, "err", err)
+	}
+}
+
+// memfile returns a file in memory that holds content.
+func memfile(name string, content []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), name)
+	if _, err = f.WriteAt(content, 0); err == nil {
+		// The reader opens it again by its /proc path, as another user.
+		err = f.Chmod(0o444)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// feed returns a pipe that gives content and then ends.
+func feed(content []byte) (*os.File, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	go func() {
+		defer w.Close()
+		// Ends when the reader has it all or is gone.
+		w.Write(content)
+	}()
+	return r, nil
+}
+
+// collector keeps the first bytes that are written to w and drops the rest.
+type collector struct {
+	w, r *os.File
+	done chan []byte
+}
+
+func newCollector(limit int64) (*collector, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	c := &collector{w: w, r: r, done: make(chan []byte, 1)}
+	go func() {
+		b, err := io.ReadAll(io.LimitReader(r, limit))
+		if err == nil {
+			_, err = io.Copy(io.Discard, r)
+		}
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			b = append(b, []byte("\n[output ends here: "+err.Error()+"]\n")...)
+		}
+		c.done <- b
+	}()
+	return c, nil
+}
+
+// finish closes w and returns what came, at the latest after outputGrace.
+func (c *collector) finish() []byte {
+	c.w.Close()
+	c.r.SetReadDeadline(time.Now().Add(outputGrace))
+	b := <-c.done
+	c.r.Close()
+	return b
+}
