@@ -110,8 +110,13 @@ func (s *Supervisor) Up(ctx context.Context) error {
 	s.notify.send("READY=1")
 	watch, cancel := context.WithCancel(ctx)
 	defer cancel()
-	go s.notify.watchdog(watch, func() { s.spawner.do(func() {}) })
+	watched := make(chan struct{})
+	go func() {
+		s.notify.watchdog(watch, func() { s.spawner.do(func() {}) })
+		close(watched)
+	}()
 	<-ctx.Done()
+	<-watched
 	s.notify.send("STOPPING=1")
 	s.log.Info("stopping; Machines keep running until \"bulkheadd down\" or a restart of this machine")
 	s.stop()
