@@ -29,6 +29,7 @@ type AdminLogin struct {
 //	POST /token             makes a new admin token; the old one is refused from then on
 //	POST /token?if_none=1   only if there is none yet, otherwise 409
 //	GET  /login             what is needed to log in, besides the token
+//	GET  /ready             200 once a worker is connected, 503 before
 func (c *Controller) adminHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /token", func(w http.ResponseWriter, r *http.Request) {
@@ -49,6 +50,15 @@ func (c *Controller) adminHandler() http.Handler {
 		writeJSON(w, http.StatusOK, AdminLogin{
 			Pin: c.cert.pin(), CAPEM: string(c.ca.RootPEM()), APIURL: "https://" + host, Domain: c.cfg.Role.Domain,
 		})
+	})
+	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, r *http.Request) {
+		for _, n := range c.view.allNodes() {
+			if n.Connected {
+				writeJSON(w, http.StatusOK, map[string]string{"status": "ready"})
+				return
+			}
+		}
+		writeError(w, c.log, fault.New(fault.Unavailable, "no worker is connected yet"))
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p, ok := pki.PeerOf(r.Context())
