@@ -40,7 +40,8 @@ func (r *Registry) GC(ctx context.Context, grace time.Duration) (GCResult, error
 	// Whoever marked something before fresh was there has written what refers to it
 	// when this lock is got: the collector will see it.
 	r.reach.Lock()
-	r.reach.Unlock() //lint:ignore SA2001 a barrier
+	//lint:ignore SA2001 this is a barrier
+	r.reach.Unlock()
 	defer func() {
 		r.freshMu.Lock()
 		r.fresh = nil
