@@ -1,0 +1,218 @@
+package controller_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"bulkhead/pki"
+	"bulkhead/role"
+)
+
+func TestNothingAnswersWithoutAToken(t *testing.T) {
+	e := newEnv(t)
+	e.app("web")
+	m := e.launch("web", image())
+	other := "bh_" + strings.Repeat("A", 43)
+	for _, path := range []string{"/healthz", "/metrics", "/v1/apps", "/v1/apps/web", "/v1/apps/web/machines/" + m.ID, "/v1/platform/regions", "/v1/tokens/current", "/", "/nothing", "//x"} {
+		for _, auth := range []string{"", "Bearer", "Bearer ", "Bearer x", "Bearer " + other, "FlyV1 " + other, "Basic " + e.token, e.token, "Bearer " + e.token + "x", "Bearer " + e.token[:len(e.token)-1]} {
+			a := e.do("GET", path, nil, "Authorization", auth)
+			if a.code != 401 || !strings.Contains(string(a.body), "Authenticate: token validation error") {
+				t.Errorf("GET %s with %q: %d %s", path, auth, a.code, a.body)
+			}
+		}
+	}
+	for _, auth := range []string{"Bearer " + e.token, "bearer " + e.token, "FlyV1 " + e.token} {
+		e.want(200, "GET", "/v1/apps", nil, nil, "Authorization", auth)
+	}
+	if strings.Contains(e.logs.String(), e.token) || strings.Contains(e.logs.String(), other) {
+		t.Error("a token is in the log")
+	}
+}
+
+func TestAdminToken(t *testing.T) {
+	e := newEnv(t)
+	old := e.token
+	if len(old) != 46 || !strings.HasPrefix(old, "bh_") {
+		t.Errorf("token %q", old)
+	}
+	if code, b := e.admin("POST", "/token?if_none=1"); code != 409 {
+		t.Errorf("if_none with a token: %d %s", code, b)
+	}
+	e.token = e.mint("")
+	e.want(200, "GET", "/v1/apps", nil, nil)
+	e.want(401, "GET", "/v1/apps", nil, nil, "Authorization", "Bearer "+old)
+	if code, _ := e.admin("GET", "/token"); code == 200 {
+		t.Error("a token can be read")
+	}
+	if got, _ := json.Marshal(e.logs.String()); bytes.Contains(got, []byte(e.token)) {
+		t.Error("the token is in the log")
+	}
+}
+
+// TestAdminSocketAnswersRootAlone connects as nobody to a socket whose mode would
+// allow it.
+func TestAdminSocketAnswersRootAlone(t *testing.T) {
+	if path := os.Getenv("ADMIN_SOCKET"); path != "" {
+		conn, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(conn, "POST /token HTTP/1.0\r\n\r\n")
+		io.Copy(os.Stdout, conn)
+		return
+	}
+	e := newEnvWithoutWorker(t)
+	if err := os.Chmod(e.dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(e.socks[role.SocketAdmin], 0o666); err != nil {
+		t.Fatal(err)
+	}
+	bin := e.dir + "/self"
+	b, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(bin, b, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ask := func(uid uint32) string {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, bin, "-test.run=^TestAdminSocketAnswersRootAlone$")
+		cmd.Env = []string{"ADMIN_SOCKET=" + e.socks[role.SocketAdmin]}
+		cmd.Dir = "/"
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("as uid %d: %v %s", uid, err, out)
+		}
+		return string(out)
+	}
+	if out := ask(65534); !strings.Contains(out, "403 Forbidden") || strings.Contains(out, "bh_") {
+		t.Errorf("as nobody: %s", out)
+	}
+	if out := ask(0); !strings.Contains(out, "bh_") {
+		t.Errorf("control: as root: %s", out)
+	}
+}
+
+func TestPublicTLS(t *testing.T) {
+	e := newEnvWithoutWorker(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	conn, err := e.dialAPI(ctx, "api."+domain+":443", &tls.Config{RootCAs: e.roots, NextProtos: []string{"h2", "http/1.1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	st := conn.ConnectionState()
+	if st.Version != tls.VersionTLS13 || st.NegotiatedProtocol != "h2" || pki.Pin(st.PeerCertificates[0]) != e.pin {
+		t.Errorf("version %x, protocol %q, pin %s, want %s", st.Version, st.NegotiatedProtocol, pki.Pin(st.PeerCertificates[0]), e.pin)
+	}
+	conn.Close()
+	if _, err := e.dialAPI(ctx, "api."+domain+":443", &tls.Config{RootCAs: e.roots, MaxVersion: tls.VersionTLS12}); err == nil {
+		t.Error("TLS 1.2 was accepted")
+	}
+	raw, err := net.Dial("unix", e.socks[role.SocketAPI])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	raw.SetDeadline(time.Now().Add(10 * time.Second))
+	if err := tls.Client(raw, &tls.Config{RootCAs: e.roots, ServerName: "api." + domain}).Handshake(); err == nil {
+		t.Error("a connection without a PROXY header was accepted")
+	}
+	old := e.pin
+	e.stop()
+	e.startController()
+	e.login()
+	if e.pin != old {
+		t.Errorf("the pin changed at a restart from %s to %s", old, e.pin)
+	}
+	e.get("/v1/apps", nil)
+	h1 := e.transport()
+	h1.ForceAttemptHTTP2 = false
+	h1.DialTLSContext = func(ctx context.Context, _, addr string) (net.Conn, error) {
+		return e.dialAPI(ctx, addr, &tls.Config{RootCAs: e.roots, NextProtos: []string{"http/1.1"}})
+	}
+	e.client = &http.Client{Transport: h1}
+	e.get("/v1/apps", nil)
+	a := e.do("GET", "/v1/apps", nil, "Host", "x")
+	if a.code != 200 || !strings.Contains(e.logs.String(), "192.0.2.7") {
+		t.Errorf("the client's address from the PROXY header is not in the log")
+	}
+}
+
+func TestBadRequests(t *testing.T) {
+	e := newEnv(t)
+	e.app("web")
+	m := e.launch("web", image())
+	base := "/v1/apps/web/machines/" + m.ID
+	for _, tc := range []struct {
+		code                   int
+		method, path, sentence string
+		body                   any
+	}{
+		{404, "GET", "/v1/nothing", "no such endpoint", nil},
+		{404, "PATCH", "/v1/apps", "no such endpoint", nil},
+		{404, "GET", "/v1/apps/nope", "app not found", nil},
+		{404, "GET", "/v1/apps/nope/machines", "app not found", nil},
+		{404, "GET", "/v1/apps/nope/machines/" + m.ID, "app not found", nil},
+		{404, "GET", "/v1/apps/web/machines/00000000000000", "machine not found", nil},
+		{404, "GET", "/v1/apps/web/machines/x", "machine not found", nil},
+		{404, "GET", "/v1/apps?org_slug=zzz", "organization", nil},
+		{422, "POST", "/v1/apps", "app name", map[string]any{"name": "Bad Name"}},
+		{422, "POST", "/v1/apps", "reserved", map[string]any{"name": "registry"}},
+		{422, "POST", "/v1/apps", "Name has already been taken", map[string]any{"name": "web"}},
+		{400, "POST", "/v1/apps", "network", map[string]any{"name": "x", "network": "9 lives"}},
+		{400, "POST", "/v1/apps", "JSON", "{"},
+		{400, "POST", "/v1/apps", "name cannot be a number", `{"name": 7}`},
+		{400, "POST", "/v1/apps", "larger than 4 MiB", `{"name": "` + strings.Repeat("x", 5<<20) + `"}`},
+		{400, "POST", "/v1/apps/web/machines", "config is missing", "{}"},
+		{400, "POST", "/v1/apps/web/machines", "config.image", config{"config": config{}}},
+		{400, "POST", "/v1/apps/web/machines", "region", config{"config": image(), "region": "moon"}},
+		{400, "POST", "/v1/apps/web/machines", "machine name", config{"config": image(), "name": "a b"}},
+		{400, "POST", "/v1/apps/web/machines", "cache_drive", config{"config": config{"image": "x", "cache_drive": config{"size_mb": 1}}}},
+		{400, "POST", "/v1/apps/web/machines", "volumes", config{"config": config{"image": "x", "mounts": []config{{"volume": "v"}}}}},
+		{400, "POST", "/v1/apps/web/machines", "lease", config{"config": image(), "lease_ttl": -5}},
+		{409, "POST", "/v1/apps/web/machines", "unique machine name violation", config{"config": image(), "name": m.Name}},
+		{422, "POST", "/v1/apps/web/machines", "push it first", config{"config": config{"image": "registry." + domain + "/web:none"}}},
+		{422, "POST", "/v1/apps/web/machines", "belongs to no app", config{"config": config{"image": "registry." + domain + "/other:1"}}},
+		{400, "GET", base + "/wait?state=happy", "cannot be waited for", nil},
+		{400, "GET", base + "/wait?timeout=soon", "timeout", nil},
+		{400, "GET", base + "/wait?version=x", "ULID", nil},
+		{400, "GET", base + "/events?limit=none", "limit", nil},
+		{400, "POST", base + "/stop", "signal", config{"signal": "SIGNOPE"}},
+		{400, "POST", base + "/stop", "timeout", config{"timeout": "10h"}},
+		{400, "POST", base + "/signal", "signal is missing", config{}},
+		{400, "POST", base + "/exec", "command is missing", config{}},
+		{400, "POST", base + "/exec", "quotation", config{"cmd": `echo "x`}},
+		{400, "POST", base + "/exec", "timeout", config{"cmd": "x", "timeout": 100000}},
+		{400, "POST", base + "/lease?ttl=0", "ttl", nil},
+		{400, "DELETE", base + "?force=maybe", "force", nil},
+		{400, "PUT", base + "/metadata", "metadata is missing", config{}},
+		{501, "GET", "/v1/apps/web/volumes", "not supported", nil},
+		{501, "POST", "/v1/apps/web/secrets", "not supported", config{}},
+		{501, "GET", "/v1/apps/web/certificates/a.example", "not supported", nil},
+		{501, "POST", "/v1/apps/web/deploy_token", "not supported", config{}},
+		{501, "POST", "/v1/apps/web/ip_assignments", "not supported", config{}},
+		{501, "GET", "/v1/tokens/current", "not supported", nil},
+		{501, "PUT", base + "/memory", "not supported", config{"limit_mb": 512}},
+	} {
+		e.refused(tc.code, tc.sentence, tc.method, tc.path, tc.body)
+	}
+	if n := len(e.worker.machines); n != 1 {
+		t.Errorf("refused requests left %d machines", n-1)
+	}
+}
