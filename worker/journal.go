@@ -39,6 +39,8 @@ type journal struct {
 	path string
 	// point is called before and after each write; tests crash there.
 	point func(name string) error
+	// skip is a seeded fault for tests: writes that it names are not made.
+	skip func(name string) bool
 }
 
 // entry is a record and its assignment.
@@ -177,6 +179,9 @@ func (j *journal) load() (out []entry, err error) {
 func (j *journal) write(name string, fn func(tx *bbolt.Tx) error) error {
 	if err := j.point("before " + name); err != nil {
 		return err
+	}
+	if j.skip != nil && j.skip(name) {
+		return j.point("after " + name)
 	}
 	if err := j.db.Update(fn); err != nil {
 		return fault.Wrap(fault.Internal, err, "the worker's journal cannot be written")

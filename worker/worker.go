@@ -111,8 +111,9 @@ type Worker struct {
 	lastUsed map[key.Digest]time.Time
 	closed   bool
 
-	// point is called at crash points; see journal.
+	// point and skip are the journal's, for tests.
 	point func(string) error
+	skip  func(string) bool
 }
 
 // seen is the newest truth about a Machine as others in this process read it.
@@ -160,6 +161,7 @@ func (w *Worker) Open() (err error) {
 	if w.point != nil {
 		w.journal.point = w.point
 	}
+	w.journal.skip = w.skip
 	entries, err := w.journal.load()
 	if err == nil {
 		w.logs, err = logs.Open(filepath.Join(w.opt.Dir, "logs"), w.opt.Logs)
