@@ -44,6 +44,7 @@ type env struct {
 	cfg    controller.Config
 	worker *fakeWorker
 	c      *contract
+	ctl    *controller.Controller
 
 	token  string
 	client *http.Client
@@ -132,6 +133,7 @@ func (e *env) startController() {
 	e.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	c := controller.New(e.cfg)
+	e.ctl = c
 	if err := c.Open(ctx); err != nil {
 		e.t.Fatal(err)
 	}

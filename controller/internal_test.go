@@ -156,7 +156,6 @@ func TestAWorkerGetsOnlyItsOwn(t *testing.T) {
 	if got := e.machine("web", m.ID); got.State != "started" {
 		t.Errorf("another worker's words made the machine %s", got.State)
 	}
-	_ = foreign
 }
 
 // hello opens a sync and returns the snapshot.
