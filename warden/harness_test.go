@@ -72,7 +72,7 @@ type world struct {
 	config Config
 	key    ed25519.PrivateKey
 	image  key.Digest
-	client *client.Client
+	client workerClient
 	socket *net.UnixListener
 
 	slot   atomic.Uint32
@@ -98,7 +98,7 @@ func newWorld(t testing.TB) *world {
 	w := &world{t: t, dir: dir, key: priv, config: Config{
 		Node: "node-1", Host: 1, Tag: fmt.Sprintf("t%d", tags.Add(1)+uint32(os.Getpid()%90)*10),
 		RunDir: filepath.Join(dir, "run"), MachineDir: filepath.Join(dir, "machines"), ImageDir: filepath.Join(dir, "images"), LibDir: libDir,
-		WorkerUID: 0, GrantKey: pub, Log: log,
+		WorkerUID: workerUID, GrantKey: pub, Log: log,
 	}}
 	for _, d := range []string{w.config.RunDir, w.config.ImageDir} {
 		if err := os.Mkdir(d, 0o711); err != nil {
@@ -110,7 +110,10 @@ func newWorld(t testing.TB) *world {
 	if w.socket, err = net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"}); err != nil {
 		t.Fatal(err)
 	}
-	w.client = client.New(path)
+	if err := os.Chmod(path, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	w.client = workerClient{client.New(path)}
 	t.Cleanup(func() {
 		if w.stop != nil {
 			w.stop()
@@ -255,6 +258,9 @@ func writeImage(t testing.TB, dir string) key.Digest {
 		t.Fatal(err)
 	}
 	defer f.Close()
+	if err := f.Chown(workerUID, workerUID); err != nil {
+		t.Fatal(err)
+	}
 	w := erofs.NewWriter(imageOut{f})
 	data, err := w.Append(app, uint64(st.Size()))
 	if err != nil {
@@ -297,4 +303,17 @@ type testLog struct{ t testing.TB }
 func (l testLog) Write(b []byte) (int, error) {
 	l.t.Logf("%s", strings.TrimSpace(string(b)))
 	return len(b), nil
+}
+
+func freshKey(t testing.TB) ed25519.PrivateKey {
+	_, k, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func dialWarden(w *world) (c *net.UnixConn, err error) {
+	as(workerUID, func() { c, err = net.DialUnix("unix", nil, w.socket.Addr().(*net.UnixAddr)) })
+	return c, err
 }

@@ -80,13 +80,28 @@ func removeNamespace(path string) error {
 	return nil
 }
 
-// onThread runs f on an operating system thread that dies with it, so that whatever
-// f does to the thread's namespaces affects nobody else.
+// onThread runs f on an operating system thread of its own and brings the thread
+// back to its network namespace. A thread that cannot come back is not used again.
 func onThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		done <- f()
+		// The thread may be the process's first, which cannot end, and which is what
+		// /proc/self shows: it must not stay away.
+		runtime.LockOSThread()
+		home, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			runtime.UnlockOSThread()
+			done <- err
+			return
+		}
+		defer home.Close()
+		err = f()
+		if herr := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); herr != nil {
+			done <- errors.Join(err, fmt.Errorf("leave network namespace: %w", herr))
+			return
+		}
+		runtime.UnlockOSThread()
+		done <- err
 	}()
 	return <-done
 }

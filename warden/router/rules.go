@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -273,7 +274,7 @@ func (r *Router) removeElements(m Member) error {
 	return errors.Join(errs...)
 }
 
-// Members returns the slots that the packet rules know.
+// Members returns the slots that the packet rules know, in order.
 func (r *Router) Members() ([]privnet.Slot, error) {
 	c, err := nftables.New(nftables.WithNetNSFd(int(r.ns.Fd())))
 	if err != nil {
@@ -297,5 +298,6 @@ func (r *Router) Members() ([]privnet.Slot, error) {
 			}
 		}
 	}
+	slices.Sort(slots)
 	return slots, nil
 }

@@ -1,0 +1,104 @@
+package warden
+
+import (
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/google/nftables"
+
+	"bulkhead/privnet"
+	"bulkhead/sandbox"
+	"bulkhead/warden/router"
+)
+
+// TestIsolation tries, from inside a Machine, to reach what must not be reached.
+// Package router has the finer tests, without sandboxes.
+func TestIsolation(t *testing.T) {
+	w := newWorld(t).start()
+	addr := func(s sandbox.Spec, n privnet.Network) string {
+		return net.JoinHostPort(privnet.MachineAddr(n, w.config.Host, s.Slot).String(), "8080")
+	}
+	server, friend, stranger := w.specIn(7, "serve", "8080"), w.specIn(7, "sleep"), w.specIn(8, "serve", "8080")
+	for _, s := range []sandbox.Spec{server, friend, stranger} {
+		w.begin(s)
+	}
+	l, err := net.Listen("tcp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := l.Addr().(*net.TCPAddr).Port
+	targets := map[string]string{
+		"another network":             addr(stranger, 8),
+		"another network's IPv4":      fmt.Sprintf("%s:8080", privnet.MachineIPv4(stranger.Slot)),
+		"its own network's IPv4":      fmt.Sprintf("%s:8080", privnet.MachineIPv4(server.Slot)),
+		"the metadata service":        "169.254.169.254:80",
+		"the router":                  fmt.Sprintf("[%s]:%d", privnet.RouterAddr(w.config.Host), port),
+		"the gateway":                 fmt.Sprintf("%s:%d", privnet.GatewayIPv4, port),
+		"the sandbox's own loopback":  fmt.Sprintf("127.0.0.1:%d", port),
+		"the sandbox's own loopback6": fmt.Sprintf("[::1]:%d", port),
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addrs {
+		if ip := a.(*net.IPNet).IP; !ip.IsLoopback() && !ip.IsLinkLocalUnicast() {
+			targets["the host at "+ip.String()] = net.JoinHostPort(ip.String(), fmt.Sprint(port))
+		}
+	}
+	for what, to := range targets {
+		if code, out := w.run(friend.Machine, "dial", to); code == 0 || out == "connected" {
+			t.Errorf("a Machine reaches %s at %s", what, to)
+		}
+	}
+	if code, out := w.run(friend.Machine, "dial", addr(server, 7)); code != 0 {
+		t.Errorf("a Machine does not reach its own network: %s", out)
+	}
+	if code, out := w.run(friend.Machine, "raw"); code == 0 || !strings.Contains(out, "not permitted") {
+		t.Errorf("raw socket: %d %q", code, out)
+	}
+	forged := fmt.Sprintf("[%s]:5000", privnet.MachineAddr(8, w.config.Host, 99))
+	if code, out := w.run(friend.Machine, "send", forged, addr(server, 7)); code == 0 {
+		t.Errorf("the sandbox itself sends with a forged source: %q", out)
+	}
+
+	// The control: without the packet rules the dial to another network succeeds.
+	c, err := nftables.New(nftables.WithNetNSFd(int(w.server.router.Namespace().Fd())))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.DelTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "bulkhead"})
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if code, out := w.run(friend.Machine, "dial", addr(stranger, 8)); code != 0 {
+		t.Errorf("without rules another network is not reached either (%s): this test tests nothing", out)
+	}
+}
+
+// TestEdgeReachesMachines dials a Machine from where the edge runs, with a response
+// that takes more than one packet.
+func TestEdgeReachesMachines(t *testing.T) {
+	w := newWorld(t).start()
+	spec := w.spec("serve", "8080")
+	w.begin(spec)
+	var body string
+	err := router.Do(w.server.router.Namespace(), func() error {
+		c, err := net.Dial("tcp", net.JoinHostPort(privnet.MachineAddr(7, w.config.Host, spec.Slot).String(), "8080"))
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		fmt.Fprintf(c, "GET /%s HTTP/1.0\r\n\r\n", strings.Repeat("x", 20000))
+		buf := make([]byte, 4096)
+		n, err := c.Read(buf)
+		body = string(buf[:n])
+		return err
+	})
+	if err != nil || !strings.Contains(body, "hello ["+privnet.RouterAddr(w.config.Host).String()) {
+		t.Errorf("answer is %q, %v", body, err)
+	}
+}
