@@ -56,6 +56,14 @@ func copyProgram(h hook, from, to string) error {
 		return err
 	}
 	defer src.Close()
+	fi, err := src.Stat()
+	if err != nil {
+		return err
+	}
+	// A copy gets its original's time only when it is whole.
+	if have, err := os.Lstat(to); err == nil && have.Mode() == 0o755 && have.Size() == fi.Size() && have.ModTime().Equal(fi.ModTime()) {
+		return nil
+	}
 	tmp := to + ".tmp"
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -72,6 +80,9 @@ func copyProgram(h hook, from, to string) error {
 		return err
 	}
 	if err := dst.Close(); err != nil {
+		return err
+	}
+	if err := os.Chtimes(tmp, fi.ModTime(), fi.ModTime()); err != nil {
 		return err
 	}
 	return os.Rename(tmp, to)

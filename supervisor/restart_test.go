@@ -382,3 +382,30 @@ func TestNotify(t *testing.T) {
 		}
 	}
 }
+
+// TestCopiesFollowTheirOriginals replaces a program and copies again.
+func TestCopiesFollowTheirOriginals(t *testing.T) {
+	n := newNode(t)
+	to := filepath.Join(openDir(t), "programs")
+	if _, err := copyPrograms(nil, n.lib, to); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.Stat(filepath.Join(to, "bulkhead-edge"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	edge := filepath.Join(n.lib, "bulkhead-worker")
+	os.Remove(edge)
+	if err := os.WriteFile(edge, []byte("#!/bin/sh\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := copyPrograms(nil, n.lib, to); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(to, "bulkhead-worker")); err != nil || string(b) != "#!/bin/sh\n" {
+		t.Errorf("the worker's copy is %q, %v", b, err)
+	}
+	if after, err := os.Stat(filepath.Join(to, "bulkhead-edge")); err != nil || !os.SameFile(before, after) {
+		t.Errorf("the edge was copied again: %v", err)
+	}
+}
