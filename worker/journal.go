@@ -24,6 +24,9 @@ import (
 //	1: buckets machines (id → record in JSON), assignments (id → Assignment), slots (slot → id)
 const journalVersion = 1
 
+// lockWait is how long a worker waits for the one before it to let go of the file.
+var lockWait = 10 * time.Second
+
 var (
 	bucketMeta        = []byte("meta")
 	bucketMachines    = []byte("machines")
@@ -64,7 +67,7 @@ func openJournal(dir string) (j *journal, err error) {
 	if err := checkSize(path); err != nil {
 		return nil, damaged(err)
 	}
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: 10 * time.Second, FreelistType: bbolt.FreelistMapType})
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockWait, FreelistType: bbolt.FreelistMapType})
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
 		return nil, fault.Wrap(fault.Conflict, err, "the worker's journal %s is in use by another process", path)

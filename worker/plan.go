@@ -49,7 +49,7 @@ func plan(r *record, a *internalpb.Assignment, now time.Time) step {
 	switch r.State {
 	case machine.Destroyed:
 		return step{do: actWait}
-	case machine.LaunchFailed, machine.Destroying:
+	case machine.LaunchFailed, machine.Destroying, machine.Replacing:
 		return step{do: actTeardown}
 	}
 	if want == machine.WantDestroyed {

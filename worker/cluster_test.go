@@ -1,0 +1,501 @@
+package worker
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"bulkhead/api/internalpb"
+	"bulkhead/api/rpc"
+	"bulkhead/fault"
+	"bulkhead/key"
+	"bulkhead/machine"
+	"bulkhead/pki"
+	"bulkhead/pki/pkitest"
+	"bulkhead/role"
+	"bulkhead/sandbox/fake"
+)
+
+// brain is a controller for tests: it keeps assignments and what it hears.
+type brain struct {
+	internalpb.UnimplementedControllerServer
+
+	mu       sync.Mutex
+	assigned map[string]*internalpb.Assignment
+	heard    map[string]*internalpb.Observation
+	hellos   []*internalpb.Hello
+	down     chan *internalpb.ToWorker // to the worker of the present stream
+	blobs    map[string][]byte
+	cut      int // FetchBlob streams that break after a few bytes
+}
+
+func newBrain() *brain {
+	return &brain{assigned: map[string]*internalpb.Assignment{}, heard: map[string]*internalpb.Observation{}, blobs: map[string][]byte{}}
+}
+
+// Sync takes a hello, sends the snapshot, and then both ways.
+func (b *brain) Sync(s grpc.BidiStreamingServer[internalpb.FromWorker, internalpb.ToWorker]) error {
+	m, err := s.Recv()
+	if err != nil {
+		return err
+	}
+	down := make(chan *internalpb.ToWorker, 100)
+	snap := &internalpb.Snapshot{}
+	b.mu.Lock()
+	b.hellos = append(b.hellos, m.GetHello())
+	for _, o := range m.GetHello().GetObservations() {
+		b.heard[o.MachineId] = o
+	}
+	for _, a := range b.assigned {
+		snap.Assignments = append(snap.Assignments, a)
+	}
+	b.down = down
+	b.mu.Unlock()
+	if err := s.Send(&internalpb.ToWorker{Kind: &internalpb.ToWorker_Snapshot{Snapshot: snap}}); err != nil {
+		return err
+	}
+	up := make(chan error, 1)
+	go func() {
+		for {
+			m, err := s.Recv()
+			if err != nil {
+				up <- err
+				return
+			}
+			b.mu.Lock()
+			if o := m.GetObservation(); o != nil && o.Seq >= b.heard[o.MachineId].GetSeq() {
+				b.heard[o.MachineId] = o
+			}
+			b.mu.Unlock()
+		}
+	}()
+	for {
+		select {
+		case err := <-up:
+			return err
+		case m := <-down:
+			if err := s.Send(m); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (b *brain) FetchManifest(_ context.Context, r *internalpb.FetchManifestRequest) (*internalpb.FetchManifestResponse, error) {
+	return &internalpb.FetchManifestResponse{Content: []byte(r.Repository + r.Digest + r.MachineId), MediaType: "t"}, nil
+}
+
+func (b *brain) FetchBlob(r *internalpb.FetchBlobRequest, s grpc.ServerStreamingServer[internalpb.BlobChunk]) error {
+	b.mu.Lock()
+	data, ok := b.blobs[r.Digest]
+	cut := b.cut > 0
+	b.cut--
+	b.mu.Unlock()
+	if !ok {
+		return fault.New(fault.NotFound, "there is no blob %s", r.Digest)
+	}
+	data = data[r.Offset:]
+	for i := 0; len(data) > 0; i++ {
+		n := min(1000, len(data))
+		if err := s.Send(&internalpb.BlobChunk{Data: data[:n]}); err != nil {
+			return err
+		}
+		if data = data[n:]; cut && i == 2 {
+			return fault.New(fault.Unavailable, "the controller is restarted")
+		}
+	}
+	return nil
+}
+
+// assign changes what is assigned and tells the connected worker.
+func (b *brain) assign(a *internalpb.Assignment) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.assigned[a.MachineId] = a
+	if b.down != nil {
+		b.down <- &internalpb.ToWorker{Kind: &internalpb.ToWorker_Assignment{Assignment: a}}
+	}
+}
+
+func (b *brain) forget(id string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.assigned, id)
+	delete(b.heard, id)
+	b.down <- &internalpb.ToWorker{Kind: &internalpb.ToWorker_Forget{Forget: &internalpb.Forget{MachineId: id}}}
+}
+
+// hears waits for an observation.
+func (b *brain) hears(t *testing.T, id, what string, ok func(o *internalpb.Observation) bool) *internalpb.Observation {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		b.mu.Lock()
+		o := b.heard[id]
+		b.mu.Unlock()
+		if o != nil && ok(o) {
+			return o
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the controller never hears of %s; last: %v", what, o)
+		}
+	}
+}
+
+func inState(s machine.State) func(*internalpb.Observation) bool {
+	return func(o *internalpb.Observation) bool { return o.State == string(s) }
+}
+
+// cluster is a controller and a worker that speak over mutual TLS.
+type cluster struct {
+	t     *testing.T
+	dir   string
+	ca    *pki.CA
+	brain *brain
+	node  *node
+	id    *pki.Identity // the worker's
+	ctrl  *grpc.Server
+}
+
+func newCluster(t *testing.T) *cluster {
+	c := &cluster{t: t, dir: t.TempDir(), ca: pkitest.CA(t, "test", "bulkhead.localhost"), brain: newBrain(), node: newNode(t)}
+	c.id = pkitest.Identity(t, c.ca, pki.ID{Cluster: "test", Role: role.Worker, Node: "n1"})
+	c.node.boot()
+	ctx, cancel := context.WithCancel(context.Background())
+	cc := c.dial(c.id, c.socket("internal"), role.Controller)
+	done := make(chan struct{})
+	go func() { c.node.w.Sync(ctx, internalpb.NewControllerClient(cc)); close(done) }()
+	t.Cleanup(func() { cancel(); <-done; c.stopController() })
+	c.serveWorker()
+	return c
+}
+
+func (c *cluster) socket(name string) string { return filepath.Join(c.dir, name) }
+
+func (c *cluster) dial(id *pki.Identity, socket, want string) *grpc.ClientConn {
+	c.t.Helper()
+	cc, err := rpc.Dial(id, socket, want, "")
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { cc.Close() })
+	return cc
+}
+
+// serveWorker serves the worker's own services.
+func (c *cluster) serveWorker() {
+	l, err := net.Listen("unix", c.socket("worker"))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	s := rpc.NewServer(c.id, slog.New(slog.DiscardHandler))
+	c.node.w.Register(s)
+	go s.Serve(l)
+	c.t.Cleanup(s.Stop)
+}
+
+func (c *cluster) startController() {
+	c.t.Helper()
+	l, err := net.Listen("unix", c.socket("internal"))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	id := pkitest.Identity(c.t, c.ca, pki.ID{Cluster: "test", Role: role.Controller, Node: "n1"})
+	c.ctrl = rpc.NewServer(id, slog.New(slog.DiscardHandler))
+	internalpb.RegisterControllerServer(c.ctrl, c.brain)
+	go c.ctrl.Serve(l)
+}
+
+func (c *cluster) stopController() {
+	if c.ctrl != nil {
+		c.ctrl.Stop()
+		c.ctrl = nil
+	}
+}
+
+// as returns a client of the worker with a role's identity.
+func (c *cluster) as(roleName string) internalpb.WorkerClient {
+	id := pkitest.Identity(c.t, c.ca, pki.ID{Cluster: "test", Role: roleName, Node: "n1"})
+	return internalpb.NewWorkerClient(c.dial(id, c.socket("worker"), role.Worker))
+}
+
+// TestSyncOverTheWire: assignments down, observations up, with the controller away
+// in between, while a Machine is restarted without it.
+func TestSyncOverTheWire(t *testing.T) {
+	c := newCluster(t)
+	c.startController()
+	id := key.NewMachineID()
+	a := c.node.asg(id, plain)
+	c.brain.assign(a)
+	o := c.brain.hears(t, a.MachineId, "the start", inState(machine.Started))
+	if o.PrivateIp == "" || o.InstanceId != a.InstanceId || len(o.Events) == 0 {
+		t.Fatalf("%v", o)
+	}
+	select {
+	case <-c.node.w.Connected():
+	default:
+		t.Fatal("the worker does not know that it is connected")
+	}
+
+	c.stopController()
+	c.node.host.OOM(id) // restarted by policy, without a controller
+	c.node.until(a.MachineId, "second run", func(r *record) bool { return r.State == machine.Started && len(exits(r)) == 1 })
+	if c.node.host.Starts(id) != 2 {
+		t.Fatal("not restarted")
+	}
+	// Meanwhile the user stops it, and another Machine is unknown to the controller's
+	// snapshot: it stays.
+	other := c.node.assign(c.node.asg(key.NewMachineID(), plain))
+	c.node.state(other, machine.Started)
+	a = c.node.next(a, desired(machine.WantStopped))
+	c.brain.mu.Lock()
+	c.brain.assigned[a.MachineId], c.brain.down = a, nil
+	c.brain.mu.Unlock()
+	c.startController()
+	o = c.brain.hears(t, a.MachineId, "the stop", inState(machine.Stopped))
+	if !strings.Contains(string(o.Events[0])+string(o.Events[1]), `"requested_stop":true`) {
+		t.Fatalf("%s", o.Events[0])
+	}
+	c.brain.hears(t, other.MachineId, "the other one", inState(machine.Started))
+
+	a = c.node.next(a, desired(machine.WantDestroyed))
+	c.brain.assign(a)
+	c.brain.hears(t, a.MachineId, "the destruction", inState(machine.Destroyed))
+	c.brain.forget(a.MachineId)
+	c.node.vanishes(id)
+	c.brain.mu.Lock()
+	defer c.brain.mu.Unlock()
+	if n := len(c.brain.hellos); n != 2 || c.brain.hellos[1].Capacity.MemoryMb != 4096 || c.brain.hellos[0].Node != "n1" {
+		t.Fatalf("%d hellos, last %v", n, c.brain.hellos[n-1].Capacity)
+	}
+}
+
+// TestHelloIsBounded: with many Machines the events follow in messages of their own.
+func TestHelloIsBounded(t *testing.T) {
+	n := newNode(t)
+	n.boot()
+	n.w.mu.Lock()
+	for range 300 {
+		id := key.NewMachineID()
+		r := &record{Machine: id, State: machine.Stopped}
+		for range maxEvents {
+			r.event(time.Now(), "exit", byPlatform, &machine.EventRequest{Error: strings.Repeat("x", 800)})
+		}
+		n.w.setSeen(r, &internalpb.Assignment{})
+	}
+	n.w.mu.Unlock()
+	h := n.w.hello()
+	if len(h.Observations) != 300 || len(h.Observations[0].Events) != 0 {
+		t.Fatalf("%d observations with %d events", len(h.Observations), len(h.Observations[0].Events))
+	}
+	if d := n.w.takeDirty(); len(d) != 300 || len(d[0].Events) != maxEvents {
+		t.Fatalf("%d observations follow", len(d))
+	}
+}
+
+func TestService(t *testing.T) {
+	c := newCluster(t)
+	c.node.host.Install("echo", func(p *fake.Process) int {
+		b, _ := io.ReadAll(p.Stdin)
+		io.WriteString(p.Stdout, strings.Join(p.Spec.Args[1:], " ")+string(b))
+		io.WriteString(p.Stderr, p.Env("FROM_IMAGE"))
+		return 4
+	})
+	c.node.host.Install("talk", func(p *fake.Process) int {
+		sig := p.Handle(10)
+		io.WriteString(p.Stdout, "one\ntwo\n")
+		for {
+			select {
+			case <-sig:
+				io.WriteString(p.Stderr, "three\n")
+			case <-p.Done:
+				return 0
+			}
+		}
+	})
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	w := c.as(role.Controller)
+	a := c.node.assign(c.node.asg(key.NewMachineID(), `{"image":"a","init":{"cmd":["talk"]}}`))
+	c.node.state(a, machine.Started)
+	c.node.line(a, "two")
+
+	t.Run("exec", func(t *testing.T) {
+		r, err := w.Exec(ctx, &internalpb.ExecRequest{MachineId: a.MachineId, Command: []string{"echo", "a", "b"}, Stdin: []byte("!")})
+		if err != nil || r.ExitCode != 4 || string(r.Stdout) != "a b!" || string(r.Stderr) != "1" {
+			t.Fatalf("%v, %v", r, err)
+		}
+		for _, bad := range []*internalpb.ExecRequest{{MachineId: a.MachineId}, {MachineId: a.MachineId, Command: []string{"echo"}, TimeoutMs: 1 << 40}, {MachineId: "x", Command: []string{"echo"}}} {
+			if _, err := w.Exec(ctx, bad); !fault.Is(err, fault.Invalid) {
+				t.Errorf("%v: %v", bad, err)
+			}
+		}
+		if _, err := w.Exec(ctx, &internalpb.ExecRequest{MachineId: a.MachineId, Command: []string{"nonsense"}}); !fault.Is(err, fault.Unprocessable) {
+			t.Errorf("%v", err)
+		}
+	})
+	t.Run("processes", func(t *testing.T) {
+		r, err := w.Processes(ctx, &internalpb.ProcessesRequest{MachineId: a.MachineId})
+		if err != nil || len(r.Processes) != 1 || r.Processes[0].Command != "talk" || r.Processes[0].Stime == 0 {
+			t.Fatalf("%v, %v", r, err)
+		}
+	})
+	t.Run("logs and signal", func(t *testing.T) {
+		s, err := w.Logs(ctx, &internalpb.LogsRequest{MachineId: a.MachineId, Follow: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, want := range []string{"stdout one", "stdout two", "stderr three"} {
+			if i == 2 {
+				if _, err := w.Signal(ctx, &internalpb.SignalRequest{MachineId: a.MachineId, Signal: 10}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			l, err := s.Recv()
+			if err != nil || l.Stream+" "+string(l.Line) != want || l.TimeNs == 0 {
+				t.Fatalf("%v, %v; want %s", l, err, want)
+			}
+		}
+		s, err = w.Logs(ctx, &internalpb.LogsRequest{MachineId: a.MachineId, Tail: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l, err := s.Recv(); err != nil || string(l.Line) != "three" {
+			t.Fatalf("%v, %v", l, err)
+		}
+		if _, err := s.Recv(); err != io.EOF {
+			t.Fatalf("%v", err)
+		}
+	})
+	t.Run("unknown and stopped", func(t *testing.T) {
+		if _, err := w.Signal(ctx, &internalpb.SignalRequest{MachineId: "ffffffffffffff", Signal: 1}); !fault.Is(err, fault.NotFound) {
+			t.Errorf("%v", err)
+		}
+		if _, err := w.Signal(ctx, &internalpb.SignalRequest{MachineId: a.MachineId, Signal: 99}); !fault.Is(err, fault.Invalid) {
+			t.Errorf("%v", err)
+		}
+		a = c.node.assign(c.node.next(a, desired(machine.WantStopped)))
+		c.node.state(a, machine.Stopped)
+		if _, err := w.Processes(ctx, &internalpb.ProcessesRequest{MachineId: a.MachineId}); !fault.Is(err, fault.Conflict) {
+			t.Errorf("%v", err)
+		}
+	})
+	t.Run("metrics", func(t *testing.T) {
+		id := pkitest.Identity(t, c.ca, pki.ID{Cluster: "test", Role: role.Controller, Node: "n1"})
+		m, err := internalpb.NewTelemetryClient(c.dial(id, c.socket("worker"), role.Worker)).Metrics(ctx, &internalpb.MetricsRequest{})
+		if err != nil || !strings.Contains(string(m.Text), `bulkhead_worker_machines{state="stopped"} 1`) || !strings.Contains(string(m.Text), "bulkhead_worker_memory_limit_megabytes 4096") {
+			t.Fatalf("%v\n%s", err, m.GetText())
+		}
+	})
+	t.Run("another role is refused", func(t *testing.T) {
+		for _, r := range []string{role.Edge, role.Worker} {
+			if _, err := c.as(r).Signal(ctx, &internalpb.SignalRequest{MachineId: a.MachineId, Signal: 9}); !fault.Is(err, fault.Denied) {
+				t.Errorf("%s: %v", r, err)
+			}
+		}
+	})
+}
+
+func TestReserve(t *testing.T) {
+	c := newCluster(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	w := c.as(role.Controller)
+	id := string(key.NewMachineID())
+	reserve := func(config string, change func(*internalpb.ReserveRequest)) (machine.ImageRef, error) {
+		req := &internalpb.ReserveRequest{MachineId: id, App: "web", Config: []byte(config)}
+		if change != nil {
+			change(req)
+		}
+		r, err := w.Reserve(ctx, req)
+		var ref machine.ImageRef
+		if err == nil {
+			json.Unmarshal(r.ImageRef, &ref)
+		}
+		return ref, err
+	}
+	if ref, err := reserve(`{"image":"nginx"}`, nil); err != nil || ref.Registry != "registry.example.com" || ref.Digest != digestA {
+		t.Errorf("remote: %+v, %v", ref, err)
+	}
+	own := func(r *internalpb.ReserveRequest) { r.Digest, r.Repository = string(digestB), "web" }
+	if ref, err := reserve(`{"image":"registry/web"}`, own); err != nil || ref.Registry != "" || ref.Repository != "web" || ref.Digest != digestB {
+		t.Errorf("own: %+v, %v", ref, err)
+	}
+	for _, bad := range []struct {
+		config string
+		change func(*internalpb.ReserveRequest)
+		kind   fault.Kind
+		say    string
+	}{
+		{`{`, nil, fault.Invalid, "cannot be read"},
+		{`{"image":"a","schedule":"daily"}`, nil, fault.Invalid, "config.schedule"},
+		{`{"image":"missing"}`, nil, fault.NotFound, "there is no image"},
+		{`{"image":"a","guest":{"memory_mb":8192}}`, nil, fault.Precondition, noMemory},
+		{`{"image":"a"}`, func(r *internalpb.ReserveRequest) { own(r); r.Manifest = []byte("s390x") }, fault.Unprocessable, "linux/s390x"},
+		{`{"image":"a"}`, func(r *internalpb.ReserveRequest) { r.Digest = "sha1:x" }, fault.Invalid, "digest"},
+		{`{"image":"a"}`, func(r *internalpb.ReserveRequest) { r.MachineId = "x" }, fault.Invalid, "machine id"},
+	} {
+		if _, err := reserve(bad.config, bad.change); !fault.Is(err, bad.kind) || !strings.Contains(err.Error(), bad.say) {
+			t.Errorf("%s: %v", bad.config, err)
+		}
+	}
+	// What others take counts; the Machine itself does not count twice.
+	a := c.node.assign(c.node.asg(key.NewMachineID(), `{"image":"a","guest":{"memory_mb":3000}}`))
+	c.node.state(a, machine.Started)
+	if _, err := reserve(`{"image":"a","guest":{"memory_mb":1200}}`, nil); !fault.Is(err, fault.Precondition) {
+		t.Errorf("%v", err)
+	}
+	if _, err := reserve(`{"image":"a","guest":{"memory_mb":4000}}`, func(r *internalpb.ReserveRequest) { r.MachineId = a.MachineId }); err != nil {
+		t.Errorf("%v", err)
+	}
+	if _, err := reserve(`{"image":"a","guest":{"memory_mb":5000}}`, func(r *internalpb.ReserveRequest) { r.MachineId = a.MachineId }); !fault.Is(err, fault.Conflict) {
+		t.Errorf("%v", err)
+	}
+	a = c.node.assign(c.node.next(a, desired(machine.WantStopped)))
+	c.node.until(a.MachineId, "no sandbox", func(r *record) bool { return r.State == machine.Stopped && r.Sandbox == "" })
+	if _, err := reserve(`{"image":"a","guest":{"memory_mb":1200}}`, nil); err != nil {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestBlobsAreTakenUpAgain: a controller that restarts in the middle of a blob costs
+// no byte twice and none is missing.
+func TestBlobsAreTakenUpAgain(t *testing.T) {
+	c := newCluster(t)
+	c.startController()
+	data := make([]byte, 50_123)
+	for i := range data {
+		data[i] = byte(i * 7)
+	}
+	c.brain.blobs[string(digestA)] = data
+	c.brain.cut = 3
+	src := &clusterSource{internalpb.NewControllerClient(c.dial(c.id, c.socket("internal"), role.Controller)), "0123456789abcd", "web"}
+	r, err := src.Blob(t.Context(), digestA, int64(len(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(r)
+	if err != nil || string(got) != string(data) {
+		t.Fatalf("%d bytes of %d, %v", len(got), len(data), err)
+	}
+	r.Close()
+	r, err = src.Blob(t.Context(), digestB, 1)
+	if err == nil {
+		_, err = r.Read(make([]byte, 1))
+	}
+	if !fault.Is(err, fault.NotFound) {
+		t.Fatalf("a missing blob: %v", err)
+	}
+	m, mt, err := src.Manifest(t.Context(), digestA)
+	if err != nil || mt != "t" || string(m) != "web"+string(digestA)+"0123456789abcd" {
+		t.Fatalf("%s, %s, %v", m, mt, err)
+	}
+}

@@ -1,0 +1,185 @@
+package worker
+
+import (
+	"bytes"
+	"encoding/binary"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"bulkhead/api/internalpb"
+	"bulkhead/fault"
+	"bulkhead/key"
+	"bulkhead/machine"
+	"bulkhead/privnet"
+)
+
+// filled returns a directory with a journal of n Machines, closed.
+func filled(t *testing.T, n int) string {
+	t.Helper()
+	dir := t.TempDir()
+	j, err := openJournal(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range n {
+		r := &record{Machine: key.NewMachineID(), State: machine.Created}
+		if err := j.create(r, &internalpb.Assignment{MachineId: string(r.Machine), Config: bytes.Repeat([]byte("x"), 2000)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := j.close(); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func TestJournalKeeps(t *testing.T) {
+	dir := t.TempDir()
+	j, err := openJournal(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &record{Machine: key.NewMachineID(), State: machine.Started, Instance: key.NewInstanceID(), Events: []machine.Event{{ID: "1", Type: "start"}}}
+	a := &internalpb.Assignment{MachineId: string(r.Machine), Generation: 3}
+	if err := j.create(r, a); err != nil {
+		t.Fatal(err)
+	}
+	a.Generation = 4
+	r.Seq = 9
+	if err := j.put("x", r, r.Slot, a); err != nil {
+		t.Fatal(err)
+	}
+	r.Error = "later"
+	if err := j.put("x", r, r.Slot, nil); err != nil {
+		t.Fatal(err)
+	}
+	j.close()
+	if j, err = openJournal(dir); err != nil {
+		t.Fatal(err)
+	}
+	defer j.close()
+	got, err := j.load()
+	if err != nil || len(got) != 1 || got[0].asg.Generation != 4 || got[0].rec.Seq != 9 || got[0].rec.Error != "later" || got[0].rec.Slot != 1 || len(got[0].rec.Events) != 1 {
+		t.Fatalf("%+v, %v", got, err)
+	}
+}
+
+// TestSlots: the lowest free one is given, a freed one again, none twice.
+func TestSlots(t *testing.T) {
+	j, err := openJournal(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.close()
+	add := func() *record {
+		r := &record{Machine: key.NewMachineID()}
+		if err := j.create(r, &internalpb.Assignment{}); err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	var rs []*record
+	for want := privnet.Slot(1); want <= 5; want++ {
+		r := add()
+		if r.Slot != want {
+			t.Fatalf("slot %d, want %d", r.Slot, want)
+		}
+		rs = append(rs, r)
+	}
+	was := rs[2].Slot
+	rs[2].Slot = 0
+	if err := j.put("gone", rs[2], was, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.remove(rs[0].Machine, rs[0].Slot); err != nil {
+		t.Fatal(err)
+	}
+	if a, b, c := add().Slot, add().Slot, add().Slot; a != 1 || b != 3 || c != 6 {
+		t.Fatalf("slots %d, %d, %d; want 1, 3, 6", a, b, c)
+	}
+	// A node without a free slot gives none.
+	if err := j.db.Update(func(tx *bbolt.Tx) error {
+		for s := privnet.Slot(1); s <= privnet.MaxSlot; s++ {
+			if err := tx.Bucket(bucketSlots).Put(slotKey(s), []byte("x")); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if r := add(); r.Slot != 0 {
+		t.Fatalf("slot %d of a full node", r.Slot)
+	}
+}
+
+// TestDamagedJournal: every way of tearing it gives an error that names the file
+// and says what to do, and never an empty journal.
+func TestDamagedJournal(t *testing.T) {
+	whole, err := os.ReadFile(filepath.Join(filled(t, 20), "journal.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := os.Getpagesize()
+	cases := map[string][]byte{
+		"not a database": []byte(strings.Repeat("hello", 5000)),
+		"cut in half":    whole[:len(whole)/2/page*page],
+		"one page":       whole[:page],
+		"a few bytes":    whole[:100],
+		"no meta":        append(make([]byte, 2*page), whole[2*page:]...),
+		"no data":        append(append([]byte(nil), whole[:2*page]...), make([]byte, len(whole)-2*page)...),
+	}
+	for name, content := range cases {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			path := filepath.Join(dir, "journal.db")
+			os.WriteFile(path, content, 0o600)
+			j, err := openJournal(dir)
+			if err == nil {
+				entries, lerr := j.load()
+				j.close()
+				t.Fatalf("opened with %d machines, %v", len(entries), lerr)
+			}
+			if !strings.Contains(err.Error(), path) || !strings.Contains(fault.MessageOf(err), "move it away") {
+				t.Fatalf("%v", err)
+			}
+			if now, _ := os.ReadFile(path); !bytes.Equal(now, content) {
+				t.Fatal("the damaged file was changed")
+			}
+		})
+	}
+}
+
+func TestJournalOfAnotherVersion(t *testing.T) {
+	dir := filled(t, 1)
+	j, err := openJournal(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j.db.Update(func(tx *bbolt.Tx) error {
+		return tx.Bucket(bucketMeta).Put(keyVersion, binary.BigEndian.AppendUint32(nil, 99))
+	})
+	j.close()
+	if _, err := openJournal(dir); !fault.Is(err, fault.Precondition) || !strings.Contains(err.Error(), "version") {
+		t.Fatalf("%v", err)
+	}
+}
+
+func TestJournalHasOneWorker(t *testing.T) {
+	defer func(d time.Duration) { lockWait = d }(lockWait)
+	lockWait = time.Millisecond
+	dir := filled(t, 1)
+	j, err := openJournal(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.close()
+	if _, err := openJournal(dir); !fault.Is(err, fault.Conflict) {
+		t.Fatalf("%v", err)
+	}
+}
