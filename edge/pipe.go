@@ -1,0 +1,124 @@
+package edge
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"bulkhead/edge/upstream"
+)
+
+// copyBufs are the buffers of all byte copying, 32 kB each.
+var copyBufs = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
+
+// spliceChunk is how much is moved inside the kernel between two looks at the clock.
+const spliceChunk = 256 << 10
+
+// pipe copies bytes both ways until both directions have ended, either side fails,
+// or nothing has moved in any direction for idle. The end of one direction is
+// passed on as a half close, the other goes on. It closes both connections.
+func pipe(a, b net.Conn, idle time.Duration) {
+	p := &piping{idle: idle}
+	p.moved()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		p.run(a, b)
+	}()
+	p.run(b, a)
+	<-done
+	a.Close()
+	b.Close()
+}
+
+type piping struct {
+	idle time.Duration
+	last atomic.Int64 // Unix ns of the last byte in any direction
+}
+
+func (p *piping) moved() { p.last.Store(time.Now().UnixNano()) }
+
+// run copies from src to dst; on anything but a clean end it closes both.
+func (p *piping) run(dst, src net.Conn) {
+	if err := p.copy(dst, src); err != nil {
+		dst.Close()
+		src.Close()
+		return
+	}
+	if w, ok := dst.(interface{ CloseWrite() error }); ok && w.CloseWrite() == nil {
+		return
+	}
+	dst.Close()
+	src.Close()
+}
+
+var errIdle = errors.New("no bytes for too long")
+
+func (p *piping) copy(dst, src net.Conn) error {
+	move := buffered()
+	if _, ok := dst.(*net.TCPConn); ok {
+		switch src.(type) {
+		case *net.TCPConn, *net.UnixConn:
+			move = spliced
+		}
+	}
+	for {
+		now := time.Now()
+		if err := src.SetReadDeadline(now.Add(p.idle)); err != nil {
+			return err
+		}
+		// Past the read deadline, so that a timeout tells which side it was: after one
+		// on the write side bytes may be lost.
+		writeBy := now.Add(p.idle + 10*time.Second)
+		if err := dst.SetWriteDeadline(writeBy); err != nil {
+			return err
+		}
+		n, err := move(dst, src)
+		if n > 0 {
+			p.moved()
+		}
+		switch {
+		case err == nil:
+		case errors.Is(err, io.EOF):
+			return nil
+		case !upstream.IsTimeout(err) || !time.Now().Before(writeBy):
+			return err
+		case time.Now().UnixNano()-p.last.Load() >= int64(p.idle):
+			return errIdle
+		}
+	}
+}
+
+// spliced moves up to spliceChunk bytes inside the kernel.
+func spliced(dst, src net.Conn) (int64, error) { return io.CopyN(dst, src, spliceChunk) }
+
+// smallBuf is enough for what an idle connection says now and then: many thousands
+// of them wait at a time, each with one of these per direction.
+const smallBuf = 2 << 10
+
+// buffered returns a move that copies through memory: through a small buffer until
+// that runs full, then through a big one for as long as there is much to move.
+func buffered() func(dst, src net.Conn) (int64, error) {
+	small, much := make([]byte, smallBuf), false
+	return func(dst, src net.Conn) (int64, error) {
+		buf := small
+		if much {
+			big := copyBufs.Get().(*[]byte)
+			defer copyBufs.Put(big)
+			buf = *big
+		}
+		n, err := src.Read(buf)
+		much = n >= smallBuf
+		if n > 0 {
+			if _, werr := dst.Write(buf[:n]); werr != nil {
+				// Not wrapped: a timeout here has lost bytes and must not be waited out.
+				return 0, fmt.Errorf("write: %v", werr)
+			}
+		}
+		return int64(n), err
+	}
+}
