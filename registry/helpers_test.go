@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"io"
+	"os"
 	"testing"
 )
 
@@ -44,4 +45,14 @@ func partsOf(t testing.TB, m []byte) []string {
 		parts = append(parts, l.Digest)
 	}
 	return parts
+}
+
+// memDir makes a directory in memory until the test ends. A kill does not lose what
+// the kernel holds, on whatever file system; on this one a test of kills is quick.
+func memDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "registry-test-")
+	check(t, err)
+	t.Cleanup(func() { check(t, os.RemoveAll(dir)) })
+	return dir
 }

@@ -251,7 +251,7 @@ func TestTwoProcesses(t *testing.T) {
 // allocate for it.
 func TestConstantMemory(t *testing.T) {
 	c, s := newClient(t)
-	const size = 256 << 20
+	const size = 64 << 20
 	d := digestOfReader(t, &zeros{n: size})
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -263,7 +263,7 @@ func TestConstantMemory(t *testing.T) {
 	if n != size {
 		t.Errorf("size %d, want %d", n, size)
 	}
-	if grown := after.TotalAlloc - before.TotalAlloc; grown > 16<<20 {
+	if grown := after.TotalAlloc - before.TotalAlloc; grown > 8<<20 {
 		t.Errorf("a push of %d bytes allocated %d", size, grown)
 	}
 }
