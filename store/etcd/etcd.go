@@ -131,7 +131,10 @@ func memberConfig(c Config) (*embed.Config, error) {
 		return nil, err
 	}
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
-	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
+	// For its peers' socket etcd reads the URL's host and not its path; without one it
+	// would listen on an abstract socket, which every user of the machine may call.
+	cfg.ListenPeerUrls = []url.URL{{Scheme: "unix", Host: peer.Path}}
+	cfg.AdvertisePeerUrls = []url.URL{peer}
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
 	cfg.QuotaBackendBytes = quota
 	cfg.AutoCompactionMode = embed.CompactorModePeriodic

@@ -1,0 +1,129 @@
+package world_test
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"bulkhead/fixture"
+	"bulkhead/world"
+)
+
+// running starts a web app of two Machines and an app with one stopped Machine.
+func running(t *testing.T, w *world.World) (web []world.Machine, stopped world.Machine) {
+	w.CreateApp("web", "")
+	image := w.Push("web", fixture.StaticGo(t))
+	for range 2 {
+		web = append(web, w.Run("web", world.Config{"image": image, "services": world.HTTPService(8080)}))
+	}
+	w.CreateApp("idle", "")
+	stopped = w.Run("idle", world.Config{"image": w.Push("idle", fixture.StaticGo(t))})
+	w.Must("POST", "/apps/idle/machines/"+stopped.ID+"/stop", map[string]any{}, nil)
+	w.Wait("idle", stopped.ID, "stopped", 20*time.Second)
+	w.Eventually(10*time.Second, func() string { return answers(w, "web", "/", 200, "") })
+	return web, stopped
+}
+
+// sandboxes lists the process ids of the sandboxes, so that a test sees whether
+// they are still the same.
+func sandboxes(w *world.World) (pids []int) {
+	for _, p := range w.Processes() {
+		if p.Name == "runsc-sandbox" {
+			pids = append(pids, p.PID)
+		}
+	}
+	slices.Sort(pids)
+	return pids
+}
+
+// TestRestartOfEachRole kills each role outright: Machines run on untouched, and
+// the platform answers and works again by itself.
+func TestRestartOfEachRole(t *testing.T) {
+	w := world.Start(t)
+	web, stopped := running(t, w)
+	before := sandboxes(w)
+	if len(before) != 2 {
+		t.Fatalf("%d sandboxes, want 2", len(before))
+	}
+	for _, role := range []string{"edge", "worker", "warden", "controller"} {
+		t.Run(role, func(t *testing.T) {
+			w := w.In(t)
+			w.Kill(role)
+			w.Eventually(15*time.Second, func() string { return answers(w, "web", "/", 200, "") })
+			if now := sandboxes(w); !slices.Equal(now, before) {
+				t.Errorf("sandboxes were %v and are %v", before, now)
+			}
+			// The platform still works: a Machine can be started and stopped.
+			w.Eventually(20*time.Second, func() string {
+				if s, b := w.APIRaw("POST", "/apps/idle/machines/"+stopped.ID+"/start", nil); s != 200 {
+					return string(b)
+				}
+				return ""
+			})
+			w.Wait("idle", stopped.ID, "started", 20*time.Second)
+			w.Must("POST", "/apps/idle/machines/"+stopped.ID+"/stop", map[string]any{}, nil)
+			w.Wait("idle", stopped.ID, "stopped", 20*time.Second)
+			for _, m := range web {
+				if got := w.Machine("web", m.ID); got.State != "started" || got.InstanceID != m.InstanceID {
+					t.Errorf("machine %s is %s", m.ID, got.State)
+				}
+			}
+		})
+	}
+	t.Run("everything but the sandboxes", func(t *testing.T) {
+		w.Stop()
+		if now := sandboxes(w); !slices.Equal(now, before) {
+			t.Fatalf("sandboxes were %v and are %v", before, now)
+		}
+		w.Up()
+		w.Eventually(15*time.Second, func() string { return answers(w, "web", "/", 200, "") })
+		if now := sandboxes(w); !slices.Equal(now, before) {
+			t.Errorf("sandboxes were %v and are %v", before, now)
+		}
+	})
+}
+
+// TestPowerCut ends everything at once, with what a reboot takes away gone: all
+// that ran runs again, what was stopped is stopped.
+func TestPowerCut(t *testing.T) {
+	w := world.Start(t)
+	web, stopped := running(t, w)
+	w.PowerCut()
+	start := time.Now()
+	w.Up()
+	w.Eventually(30*time.Second, func() string { return answers(w, "web", "/", 200, "") })
+	for _, m := range web {
+		w.Wait("web", m.ID, "started", 30*time.Second)
+	}
+	t.Logf("running again %v after bulkheadd was started", time.Since(start).Round(time.Millisecond))
+	if m := w.Machine("idle", stopped.ID); m.State != "stopped" {
+		t.Errorf("the stopped machine is %s", m.State)
+	}
+	if n := len(sandboxes(w)); n != 2 {
+		t.Errorf("%d sandboxes run, want 2", n)
+	}
+	w.Must("POST", "/apps/idle/machines/"+stopped.ID+"/start", nil, nil)
+	w.Wait("idle", stopped.ID, "started", 20*time.Second)
+}
+
+// TestControllerDown: apps answer, and a crashed Machine restarts, without the
+// controller; so does an edge that starts alone.
+func TestControllerDown(t *testing.T) {
+	w := world.Start(t)
+	w.CreateApp("web", "")
+	w.Run("web", world.Config{"image": w.Push("web", fixture.StaticGo(t)), "services": world.HTTPService(8080),
+		"restart": map[string]any{"policy": "always"}})
+	w.Eventually(10*time.Second, func() string { return answers(w, "web", "/", 200, "") })
+	w.Freeze("controller")
+	defer w.Thaw("controller")
+	before := sandboxes(w)
+	w.Get("web", "/exit?code=3")
+	w.Eventually(15*time.Second, func() string {
+		if slices.Equal(before, sandboxes(w)) {
+			return "the machine was not restarted"
+		}
+		return answers(w, "web", "/", 200, "")
+	})
+	w.Kill("edge")
+	w.Eventually(15*time.Second, func() string { return answers(w, "web", "/", 200, "") })
+}
