@@ -138,13 +138,19 @@ func at(addr string) *internalpb.Backend {
 // newWorld starts a controller and an edge.
 func newWorld(t testing.TB, limits edge.Limits) *world {
 	t.Helper()
+	w := newWorldWithoutEdge(t)
+	w.startEdge(limits)
+	t.Cleanup(func() { w.stop() })
+	return w
+}
+
+func newWorldWithoutEdge(t testing.TB) *world {
+	t.Helper()
 	w := &world{t: t, dir: t.TempDir(), ca: pkitest.CA(t, "c-test", domain)}
 	w.ctl = &controller{ca: w.ca, routes: map[string]*internalpb.Route{}, subs: map[chan *internalpb.RouteUpdate]bool{}, issued: map[string]int{},
 		socket: filepath.Join(w.dir, "internal"), id: pkitest.Identity(t, w.ca, pki.ID{Cluster: "c-test", Role: role.Controller, Node: "n1"})}
 	w.ctl.start(t)
 	t.Cleanup(func() { w.ctl.srv.Stop() })
-	w.startEdge(limits)
-	t.Cleanup(func() { w.stop() })
 	return w
 }
 
