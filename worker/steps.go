@@ -262,6 +262,12 @@ func (a *actor) stop(ctx context.Context, then machine.Input) error {
 // takeUp takes up a new version: its image is made ready while the old one runs, if
 // it is to be started at all.
 func (a *actor) takeUp(ctx context.Context) error {
+	if a.rec.Sandbox != "" && !a.rec.Ended {
+		// The old version is read on while the new image is fetched.
+		if err := a.attach(ctx); err != nil && !fault.Is(err, fault.NotFound) {
+			return err
+		}
+	}
 	in := machine.InDown
 	next := key.Digest("")
 	if machine.Desired(a.asg.GetDesired()) == machine.WantStarted {
