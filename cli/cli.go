@@ -205,8 +205,12 @@ func (s *session) client() (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.api, err = client.New(client.Config{URL: c.URL, Pin: c.Pin, Token: c.Token, Proxy: s.proxyAddr(), UserAgent: "bulkhead/" + version()})
-	return s.api, err
+	api, err := client.New(client.Config{URL: c.URL, Pin: c.Pin, Token: c.Token, Proxy: s.proxyAddr(), UserAgent: "bulkhead/" + version()})
+	if err != nil {
+		return nil, usage(err)
+	}
+	s.api = api
+	return api, nil
 }
 
 func (s *session) proxyAddr() string {

@@ -10,7 +10,7 @@ import (
 )
 
 // maxExecStdin bounds what is sent as a command's standard input.
-const maxExecStdin = 8 << 20
+const maxExecStdin = 1 << 20
 
 func (s *session) machineExecCommand() *cobra.Command {
 	var timeout time.Duration

@@ -132,16 +132,28 @@ func stays(ctx context.Context, api *client.Client, app string, m client.Machine
 }
 
 // crashed reports whether the process ended on its own since the Machine was
-// launched or updated. Events are newest first.
+// last launched, updated or started by somebody. Events are newest first.
 func crashed(m client.Machine) bool {
 	for _, e := range m.Events {
-		switch e.Type {
-		case "launch", "update":
+		if begins(e) {
 			return false
-		case "exit":
+		}
+		if e.Type == "exit" {
 			x := exitOf(e)
 			return x == nil || !x.RequestedStop
 		}
+	}
+	return false
+}
+
+// begins reports whether an event is where what is being waited for began: what is
+// older has nothing to do with it.
+func begins(e machine.Event) bool {
+	switch e.Type {
+	case "launch", "update":
+		return true
+	case "start", "restart":
+		return e.Source == "user"
 	}
 	return false
 }
@@ -168,7 +180,7 @@ func reasonOf(m client.Machine, answer error, fallback string) string {
 		if x := exitOf(e); x != nil && !x.RequestedStop {
 			return describeExit(x)
 		}
-		if e.Type == "launch" || e.Type == "update" {
+		if begins(e) {
 			break
 		}
 	}

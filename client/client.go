@@ -98,7 +98,7 @@ func ParseURL(s string) (*url.URL, error) {
 	if u.User != nil || u.RawQuery != "" || u.Fragment != "" || (u.Path != "" && u.Path != "/") {
 		return nil, fault.New(fault.Invalid, "the address %q must end after the host and port", s)
 	}
-	host := u.Hostname()
+	host := strings.ToLower(u.Hostname())
 	if !strings.HasPrefix(host, "api.") || len(host) == len("api.") {
 		return nil, fault.New(fault.Invalid, "the host of %q must start with \"api.\", since the registry and the apps are its siblings", s)
 	}

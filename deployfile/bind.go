@@ -18,8 +18,15 @@ type binder struct {
 	warnings  []Note
 }
 
+// errorf notes a mistake. One place gets one: the first is the cause of the others.
 func (b *binder) errorf(path, format string, args ...any) {
-	b.errors = append(b.errors, Note{Pos: at(b.positions, b.file, path), Msg: fmt.Sprintf(format, args...)})
+	n := Note{Pos: at(b.positions, b.file, path), Msg: fmt.Sprintf(format, args...)}
+	for _, e := range b.errors {
+		if e.Pos == n.Pos && n.Pos.Line > 0 {
+			return
+		}
+	}
+	b.errors = append(b.errors, n)
 }
 
 func (b *binder) warnf(path, format string, args ...any) {

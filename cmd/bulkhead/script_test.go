@@ -168,25 +168,37 @@ var commands = map[string]func(*testscript.TestScript, bool, []string){
 	},
 	// down ends the platform.
 	"down": func(ts *testscript.TestScript, neg bool, args []string) { platform(ts).Close() },
-	// interrupt waits until the background command NAME's app has a Machine in STATE,
-	// then sends Ctrl-C to it: interrupt APP STATE FILE, where FILE holds its process id.
-	"interrupt": func(ts *testscript.TestScript, neg bool, args []string) {
-		deadline := time.Now().Add(20 * time.Second)
-		for {
-			b, _ := platform(ts).Machines(args[0])
-			pid, _ := os.ReadFile(ts.MkAbs(args[2]))
-			if bytes.Contains(b, []byte(`"state": "`+args[1]+`"`)) && len(bytes.TrimSpace(pid)) > 0 {
-				n, err := strconv.Atoi(string(bytes.TrimSpace(pid)))
-				ts.Check(err)
-				p, err := os.FindProcess(n)
-				ts.Check(err)
-				ts.Check(p.Signal(os.Interrupt))
-				return
-			}
-			if time.Now().After(deadline) {
-				ts.Fatalf("no Machine of %s became %s", args[0], args[1])
-			}
-			time.Sleep(20 * time.Millisecond)
-		}
+	// starting APP waits until a Machine of an app is starting.
+	"starting": func(ts *testscript.TestScript, neg bool, args []string) {
+		until(ts, "a Machine of "+args[0]+" is starting", func() bool {
+			b, err := platform(ts).Machines(args[0])
+			return err == nil && bytes.Contains(b, []byte(`"state": "starting"`))
+		})
 	},
+	// interrupt FILE sends Ctrl-C to the process whose id FILE holds.
+	"interrupt": func(ts *testscript.TestScript, neg bool, args []string) {
+		b, err := os.ReadFile(ts.MkAbs(args[0]))
+		ts.Check(err)
+		n, err := strconv.Atoi(string(bytes.TrimSpace(b)))
+		ts.Check(err)
+		p, err := os.FindProcess(n)
+		ts.Check(err)
+		ts.Check(p.Signal(os.Interrupt))
+	},
+	// contains FILE TEXT waits until a file that is being written has a text.
+	"contains": func(ts *testscript.TestScript, neg bool, args []string) {
+		until(ts, args[0]+" contains "+args[1], func() bool {
+			b, err := os.ReadFile(ts.MkAbs(args[0]))
+			return err == nil && bytes.Contains(b, []byte(args[1]))
+		})
+	},
+}
+
+// until waits for a condition, for a bounded time.
+func until(ts *testscript.TestScript, what string, ok func() bool) {
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			ts.Fatalf("not so in time: %s", what)
+		}
+	}
 }
