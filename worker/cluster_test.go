@@ -12,11 +12,13 @@ import (
 	"testing"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"google.golang.org/grpc"
 
 	"bulkhead/api/internalpb"
 	"bulkhead/api/rpc"
 	"bulkhead/fault"
+	"bulkhead/image/imagetest"
 	"bulkhead/key"
 	"bulkhead/machine"
 	"bulkhead/pki"
@@ -90,7 +92,37 @@ func (b *brain) Sync(s grpc.BidiStreamingServer[internalpb.FromWorker, internalp
 	}
 }
 
+// hold puts an image into the brain's registry.
+func (b *brain) hold(t *testing.T, img v1.Image) key.Digest {
+	t.Helper()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	digest := imagetest.Digest(t, img)
+	raw, err := img.RawManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.blobs[string(digest)] = raw
+	config, _ := img.ConfigName()
+	b.blobs[config.String()], _ = img.RawConfigFile()
+	layers, _ := img.Layers()
+	for _, l := range layers {
+		d, _ := l.Digest()
+		r, err := l.Compressed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.blobs[d.String()], _ = io.ReadAll(r)
+	}
+	return digest
+}
+
 func (b *brain) FetchManifest(_ context.Context, r *internalpb.FetchManifestRequest) (*internalpb.FetchManifestResponse, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if m, ok := b.blobs[r.Digest]; ok && json.Valid(m) {
+		return &internalpb.FetchManifestResponse{Content: m}, nil
+	}
 	return &internalpb.FetchManifestResponse{Content: []byte(r.Repository + r.Digest + r.MachineId), MediaType: "t"}, nil
 }
 
