@@ -119,7 +119,16 @@ func TestBadInput(t *testing.T) {
 	})
 	t.Run("a port in use", func(t *testing.T) {
 		w := shared.In(t)
-		bulkheadd(t, w, "in use", "up", "--data-dir", t.TempDir(), "--http-addr", "127.0.0.1:0", "--https-addr", w.Ready.HTTPSAddr)
+		dir := t.TempDir()
+		for _, d := range []string{dir, filepath.Dir(dir)} {
+			if err := os.Chmod(d, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		bulkheadd(t, w, "in use", "up", "--data-dir", dir, "--http-addr", "127.0.0.1:0", "--https-addr", w.Ready.HTTPSAddr)
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+			t.Errorf("it left %v behind (%v)", left, err)
+		}
 	})
 	t.Run("a config file with an unknown field", func(t *testing.T) {
 		w := shared.In(t)

@@ -81,9 +81,10 @@ func TestPlatform(t *testing.T) {
 			t.Error(why)
 		}
 		// The same client from another network does not get through.
-		r := w.Exec("stranger", other.ID, "timeout", "3", "redis-cli", "-h", redis.PrivateIP, "get", "k")
-		if r.ExitCode == 0 || strings.Contains(r.Stdout, "v1") {
-			t.Errorf("another network's Machine read the key: %+v", r)
+		status, body := w.APIRaw("POST", "/apps/stranger/machines/"+other.ID+"/exec", map[string]any{
+			"command": []string{"redis-cli", "-h", redis.PrivateIP, "get", "k"}, "timeout": 4})
+		if strings.Contains(string(body), "v1") || status == 200 && decode[world.ExecResult](t, body).ExitCode == 0 {
+			t.Errorf("another network's Machine read the key: %d %s", status, body)
 		}
 	})
 

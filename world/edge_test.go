@@ -1,0 +1,82 @@
+package world_test
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"bulkhead/fixture"
+	"bulkhead/world"
+)
+
+// TestEdgeToMachine sends what an app needs besides plain requests through the
+// edge to a Machine: WebSockets, bodies that stream both ways, the client's address.
+func TestEdgeToMachine(t *testing.T) {
+	w := world.Start(t)
+	w.CreateApp("web", "")
+	w.Run("web", world.Config{"image": w.Push("web", fixture.StaticGo(t)), "services": world.HTTPService(8080)})
+	w.Eventually(10*time.Second, func() string { return answers(w, "web", "/", 200, "") })
+
+	t.Run("WebSocket", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		c, _, err := websocket.Dial(ctx, strings.Replace(w.URL("web", "/ws"), "https", "wss", 1), &websocket.DialOptions{HTTPClient: w.Client()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.CloseNow()
+		for _, word := range []string{"one", strings.Repeat("long", 5000)} {
+			if err := c.Write(ctx, websocket.MessageText, []byte(word)); err != nil {
+				t.Fatal(err)
+			}
+			if _, got, err := c.Read(ctx); err != nil || string(got) != word {
+				t.Fatalf("echo of %d bytes gave %d, %v", len(word), len(got), err)
+			}
+		}
+	})
+
+	t.Run("an answer streams", func(t *testing.T) {
+		resp, err := w.Client().Get(w.URL("web", "/stream?n=3&ms=400"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		r := bufio.NewReader(resp.Body)
+		start := time.Now()
+		if _, err := r.ReadString('\n'); err != nil {
+			t.Fatal(err)
+		}
+		first := time.Since(start)
+		if _, err := io.Copy(io.Discard, r); err != nil {
+			t.Fatal(err)
+		}
+		if all := time.Since(start); all-first < 400*time.Millisecond {
+			t.Errorf("the first chunk came after %v, all after %v: they were held back", first, all)
+		}
+	})
+
+	t.Run("headers", func(t *testing.T) {
+		req, _ := http.NewRequest("GET", w.URL("web", "/headers"), nil)
+		req.Header.Set("Fly-Client-IP", "6.6.6.6")
+		resp, err := w.Client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, _ := io.ReadAll(resp.Body)
+		for _, part := range []string{"127.0.0.1", "X-Forwarded-Proto"} {
+			if !strings.Contains(string(b), part) {
+				t.Errorf("%q is not in %s", part, b)
+			}
+		}
+		if strings.Contains(string(b), `"Fly-Client-Ip":["6.6.6.6"]`) {
+			t.Errorf("a client chose its own address: %s", b)
+		}
+	})
+}
