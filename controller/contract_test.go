@@ -186,7 +186,7 @@ func leaves(err error) []string {
 
 // RoundTripper returns a transport that checks every answer on its way.
 func (c *contract) RoundTripper(next http.RoundTripper) http.RoundTripper {
-	return roundTripper(func(req *http.Request) (*http.Response, error) {
+	return roundTripper{next: next, f: func(req *http.Request) (*http.Response, error) {
 		resp, err := next.RoundTrip(req)
 		if err != nil || strings.HasPrefix(resp.Header.Get("Content-Type"), "application/x-ndjson") {
 			return resp, err
@@ -199,12 +199,23 @@ func (c *contract) RoundTripper(next http.RoundTripper) http.RoundTripper {
 		resp.Body = io.NopCloser(bytes.NewReader(body))
 		c.check(req.Method, req.URL, resp.StatusCode, resp.Header, body)
 		return resp, nil
-	})
+	}}
 }
 
-type roundTripper func(*http.Request) (*http.Response, error)
+type roundTripper struct {
+	f    func(*http.Request) (*http.Response, error)
+	next http.RoundTripper
+}
 
-func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+// RoundTrip implements http.RoundTripper.
+func (t roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return t.f(r) }
+
+// CloseIdleConnections lets http.Client.CloseIdleConnections through.
+func (t roundTripper) CloseIdleConnections() {
+	if c, ok := t.next.(interface{ CloseIdleConnections() }); ok {
+		c.CloseIdleConnections()
+	}
+}
 
 // total sums up all tests' contracts; see TestMain.
 var total struct {

@@ -76,6 +76,7 @@ type Controller struct {
 	sessions sessions
 	peers    peers
 	closures closures
+	reserved reservations
 
 	closing context.Context // ends when Serve ends: long answers stop
 	close   context.CancelFunc
@@ -101,6 +102,7 @@ func New(cfg Config) *Controller {
 	c.sessions.cur = map[key.Node]*sessionSlot{}
 	c.peers.conns = map[string]*grpc.ClientConn{}
 	c.closures.all = map[string]map[key.Digest]bool{}
+	c.reserved.all = map[reservation]key.Digest{}
 	c.closing, c.close = context.WithCancel(context.Background())
 	return c
 }

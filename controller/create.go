@@ -23,6 +23,9 @@ const (
 	diskMB  = 8192 // MiB of its writable layer
 )
 
+// maxConfig bounds a config in JSON, in bytes: the store holds one with each version.
+const maxConfig = 900 << 10
+
 // machineInput is the body of a create and of an update.
 type machineInput struct {
 	Config         json.RawMessage `json:"config"`
@@ -41,6 +44,9 @@ type machineInput struct {
 func (in *machineInput) config() (*machine.Config, error) {
 	if len(in.Config) == 0 || string(in.Config) == "null" {
 		return nil, fault.New(fault.Invalid, "config is missing; it needs at least an image")
+	}
+	if len(in.Config) > maxConfig {
+		return nil, fault.New(fault.Invalid, "config is %d KiB; at most %d are kept for one machine: put large files into the image", len(in.Config)>>10, maxConfig>>10)
 	}
 	conf := new(machine.Config)
 	if err := json.Unmarshal(in.Config, conf); err != nil {
@@ -112,9 +118,9 @@ func (c *Controller) createMachine(r *call) (int, any, error) {
 	if err := retry(ctx, func() error { return c.addMachine(ctx, m, in.Name == "", l) }); err != nil {
 		return 0, nil, err
 	}
-	b, err := c.machineBody(ctx, m, false)
-	if err != nil {
-		return 0, nil, err
+	b := c.machineBody(m, false)
+	if l != nil {
+		b.Nonce = l.Nonce
 	}
 	b.State, b.Events = string(machine.Created), nil // whatever the worker has done of it already
 	return http.StatusOK, b, nil

@@ -23,6 +23,7 @@ import (
 	"github.com/pires/go-proxyproto"
 	"google.golang.org/grpc"
 
+	"bulkhead/api/internalpb"
 	"bulkhead/api/rpc"
 	"bulkhead/controller"
 	"bulkhead/key"
@@ -161,6 +162,9 @@ func (e *env) startController() {
 		e.t.Fatal(err)
 	}
 	e.stop = func() {
+		if e.client != nil {
+			e.client.CloseIdleConnections()
+		}
 		cancel()
 		select {
 		case <-done:
@@ -169,9 +173,6 @@ func (e *env) startController() {
 		}
 		if err := c.Close(); err != nil {
 			e.t.Errorf("close: %v", err)
-		}
-		if e.client != nil {
-			e.client.CloseIdleConnections()
 		}
 		e.stop = func() {}
 	}
@@ -212,6 +213,9 @@ func (e *env) connectWorker() {
 	e.stopWorker = cancel
 	e.t.Cleanup(cancel)
 	conn := e.dial(role.Worker, node)
+	e.worker.mu.Lock()
+	e.worker.controller = internalpb.NewControllerClient(conn)
+	e.worker.mu.Unlock()
 	go e.worker.sync(ctx, conn)
 	e.waitNode(true)
 }

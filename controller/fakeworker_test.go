@@ -37,6 +37,9 @@ type fakeWorker struct {
 	signals  []int32
 	deaf     bool // takes assignments without acting on them
 	memory   int64
+
+	controller internalpb.ControllerClient // for Reserve to look at images with
+	reserveErr error                       // of the last look
 }
 
 // fakeMachine is one Machine of a fakeWorker.
@@ -250,7 +253,7 @@ func (w *fakeWorker) die(id string, code int) {
 }
 
 // Reserve implements internalpb.WorkerServer.
-func (w *fakeWorker) Reserve(_ context.Context, in *internalpb.ReserveRequest) (*internalpb.ReserveResponse, error) {
+func (w *fakeWorker) Reserve(ctx context.Context, in *internalpb.ReserveRequest) (*internalpb.ReserveResponse, error) {
 	var conf machine.Config
 	if err := json.Unmarshal(in.Config, &conf); err != nil {
 		return nil, err
@@ -260,6 +263,13 @@ func (w *fakeWorker) Reserve(_ context.Context, in *internalpb.ReserveRequest) (
 	}
 	ref := machine.ImageRef{Registry: "docker.example", Repository: "library/app", Tag: "1", Digest: key.Digest("sha256:" + strings.Repeat("ab", 32))}
 	if in.Digest != "" {
+		w.mu.Lock()
+		c := w.controller
+		w.mu.Unlock()
+		_, err := c.FetchManifest(ctx, &internalpb.FetchManifestRequest{MachineId: in.MachineId, Repository: in.Repository, Digest: in.Digest})
+		w.mu.Lock()
+		w.reserveErr = err
+		w.mu.Unlock()
 		ref = machine.ImageRef{Repository: in.Repository, Digest: key.Digest(in.Digest)}
 	}
 	b, _ := json.Marshal(ref)

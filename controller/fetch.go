@@ -24,10 +24,44 @@ type blobStore interface {
 	Close() error
 }
 
-// assignedImage returns the record of a Machine that is assigned to the calling
-// worker and whose image is in a repository of the cluster's registry. Everything
-// else is Denied: a worker learns nothing of what is not its own.
-func (c *Controller) assignedImage(ctx context.Context, machineID, repo string) (*record, error) {
+// reservations are the images that workers are being asked about by Reserve: for as
+// long as the question takes, a worker may look at the image as if the Machine were
+// its own already.
+type reservations struct {
+	mu  sync.Mutex
+	all map[reservation]key.Digest
+}
+
+type reservation struct {
+	node    key.Node
+	machine key.MachineID
+	repo    string
+}
+
+// hold lets a worker look at an image until the returned function is called.
+func (r *reservations) hold(k reservation, d key.Digest) (release func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.all[k] = d
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.all, k)
+	}
+}
+
+func (r *reservations) get(k reservation) (key.Digest, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	d, ok := r.all[k]
+	return d, ok
+}
+
+// assignedImages returns the digests of a repository of the cluster's registry that
+// the calling worker may have for a Machine: that of the Machine's image, if it is
+// assigned to the worker, and that of one it is being asked about. Everything else
+// is Denied: a worker learns nothing of what is not its own.
+func (c *Controller) assignedImages(ctx context.Context, machineID, repo string) ([]key.Digest, error) {
 	who, err := rpc.Peer(ctx)
 	if err != nil {
 		return nil, err
@@ -37,11 +71,18 @@ func (c *Controller) assignedImage(ctx context.Context, machineID, repo string) 
 	if err != nil {
 		return nil, denied
 	}
+	var out []key.Digest
+	if d, ok := c.reserved.get(reservation{who.Node, id, repo}); ok {
+		out = append(out, d)
+	}
 	a, _, err := get[assigned](ctx, c.store, nodeKey(who.Node, id))
 	if err != nil {
 		return nil, err
 	}
 	if a == nil {
+		if len(out) > 0 {
+			return out, nil
+		}
 		c.log.Warn("a worker asked for an image of a machine that is not its own", "worker", who.Node, "machine", id)
 		return nil, denied
 	}
@@ -49,10 +90,13 @@ func (c *Controller) assignedImage(ctx context.Context, machineID, repo string) 
 	if err != nil {
 		return nil, err
 	}
-	if r == nil || r.ImageRef.Registry != "" || r.ImageRef.Repository != repo {
+	if r != nil && r.ImageRef.Registry == "" && r.ImageRef.Repository == repo {
+		out = append(out, r.ImageRef.Digest)
+	}
+	if len(out) == 0 {
 		return nil, denied
 	}
-	return r, nil
+	return out, nil
 }
 
 // parts is what of a manifest decides which digests belong to an image.
@@ -131,7 +175,7 @@ func (c *Controller) closure(ctx context.Context, repo string, root key.Digest) 
 
 // partOf checks that a digest belongs to the image of one of the caller's Machines.
 func (c *Controller) partOf(ctx context.Context, machineID, repo, digest string) (key.Digest, error) {
-	r, err := c.assignedImage(ctx, machineID, repo)
+	images, err := c.assignedImages(ctx, machineID, repo)
 	if err != nil {
 		return "", err
 	}
@@ -139,14 +183,16 @@ func (c *Controller) partOf(ctx context.Context, machineID, repo, digest string)
 	if err != nil {
 		return "", err
 	}
-	of, err := c.closure(ctx, repo, r.ImageRef.Digest)
-	if err != nil {
-		return "", err
+	for _, image := range images {
+		of, err := c.closure(ctx, repo, image)
+		if err != nil {
+			return "", err
+		}
+		if of[d] {
+			return d, nil
+		}
 	}
-	if !of[d] {
-		return "", fault.New(fault.Denied, "%s is not part of machine %s's image", d, r.ID)
-	}
-	return d, nil
+	return "", fault.New(fault.Denied, "%s is not part of machine %s's image", d, machineID)
 }
 
 // FetchManifest implements internalpb.ControllerServer.

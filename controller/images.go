@@ -89,6 +89,7 @@ func (c *Controller) reserve(ctx context.Context, n key.Node, id key.MachineID, 
 			return ref, err
 		}
 		req.Digest, req.Repository, req.Manifest = string(digest), img.repo, content
+		defer c.reserved.hold(reservation{n, id, img.repo}, digest)()
 	}
 	w, wctx, cancel, err := c.worker(ctx, n, reserveLimit)
 	if err != nil {

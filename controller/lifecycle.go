@@ -39,7 +39,7 @@ func (c *Controller) startMachine(r *call) (int, any, error) {
 		}
 		previous = merge(m, s).State
 		if previous == machine.Started && m.Desired == machine.WantStarted {
-			return nil, nil // it runs: nothing to do
+			return nil, errUnchanged
 		}
 		if m.Desired != machine.WantStarted {
 			if err := c.roomFor(m); err != nil {
@@ -132,7 +132,7 @@ func (c *Controller) stop(r *call, wish stopWish) (int, any, error) {
 			return nil, err
 		}
 		if m.Desired == machine.WantStopped && wish == (stopWish{}) {
-			return nil, nil
+			return nil, errUnchanged
 		}
 		m.Desired = machine.WantStopped
 		m.StopSignal, m.StopTimeout = wish.signal, wish.timeout.Milliseconds()
@@ -258,10 +258,11 @@ func (c *Controller) cordonMachine(cordoned bool) handler {
 			if err := alive(m, c.view.get(m.ID)); err != nil {
 				return nil, err
 			}
-			if m.Cordoned != cordoned {
-				m.Cordoned = cordoned
-				m.Generation++
+			if m.Cordoned == cordoned {
+				return nil, errUnchanged
 			}
+			m.Cordoned = cordoned
+			m.Generation++
 			return nil, nil
 		})
 		if err != nil {
@@ -298,6 +299,9 @@ func (c *Controller) deleteMachine(r *call) (int, any, error) {
 			default:
 				return nil, refuseRunning(m, st)
 			}
+		}
+		if m.Desired == machine.WantDestroyed && m.Force == force {
+			return nil, errUnchanged
 		}
 		m.wantDestroyed(force)
 		return nil, nil

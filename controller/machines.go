@@ -37,8 +37,9 @@ const (
 	hostUnreachable = "unreachable" // the worker is not connected
 )
 
-// machineBody makes the answer for a Machine. A summary leaves out what is long.
-func (c *Controller) machineBody(ctx context.Context, r *record, summary bool) (*Machine, error) {
+// machineBody makes the answer for a Machine. A summary leaves out what is long. A
+// lease's nonce is not part of it: only who takes the lease is told.
+func (c *Controller) machineBody(r *record, summary bool) *Machine {
 	st := merge(r, c.view.get(r.ID))
 	out := &Machine{
 		ID: string(r.ID), Name: r.Name, State: string(st.State), Region: r.Region, ImageRef: c.imageBody(r.ImageRef),
@@ -46,7 +47,7 @@ func (c *Controller) machineBody(ctx context.Context, r *record, summary bool) (
 		CreatedAt: stamp(r.CreatedAt), UpdatedAt: stamp(st.UpdatedAt), Cordoned: r.Cordoned,
 	}
 	if summary {
-		return out, nil
+		return out
 	}
 	out.Config, out.Events, out.HostStatus = r.Config, st.Events, hostOK
 	if r.Gone == nil {
@@ -55,15 +56,8 @@ func (c *Controller) machineBody(ctx context.Context, r *record, summary bool) (
 		} else if !node.Connected {
 			out.HostStatus = hostUnreachable
 		}
-		l, _, err := c.liveLease(ctx, r.App, r.ID)
-		if err != nil {
-			return nil, err
-		}
-		if l != nil {
-			out.Nonce = l.Nonce
-		}
 	}
-	return out, nil
+	return out
 }
 
 // imageBody names the cluster's own registry, which records leave out.
@@ -79,8 +73,7 @@ func (c *Controller) showMachine(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	b, err := c.machineBody(r.Context(), m, false)
-	return http.StatusOK, b, err
+	return http.StatusOK, c.machineBody(m, false), nil
 }
 
 // filter is what a list of Machines is narrowed by.
@@ -149,14 +142,9 @@ func (c *Controller) machinesOfApp(ctx context.Context, a key.AppName, f *filter
 	sort.SliceStable(records, func(i, j int) bool { return records[i].CreatedAt.Before(records[j].CreatedAt) })
 	out := []*Machine{}
 	for _, m := range records {
-		if !f.match(m, merge(m, c.view.get(m.ID)).State) {
-			continue
+		if f.match(m, merge(m, c.view.get(m.ID)).State) {
+			out = append(out, c.machineBody(m, f.summary))
 		}
-		b, err := c.machineBody(ctx, m, f.summary)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, b)
 	}
 	return out, nil
 }

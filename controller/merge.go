@@ -80,6 +80,8 @@ func settled(r *record, s *seen) bool {
 	switch s.State {
 	case machine.Started:
 		return r.Desired == machine.WantStarted && s.Instance == r.Instance
+	case machine.Stopped:
+		return r.Desired != machine.WantDestroyed && s.Instance == r.Instance
 	case machine.Created:
 		return r.Desired == machine.WantStopped
 	case machine.Destroyed:
@@ -103,8 +105,5 @@ func reached(r *record, s *seen, want machine.State) bool {
 	case machine.Destroyed:
 		return s.State == machine.Destroyed
 	}
-	if s.State != want || !acted(r, s) {
-		return false
-	}
-	return want != machine.Started || settled(r, s)
+	return s.State == want && settled(r, s)
 }

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"bulkhead/api/internalpb"
+	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/machine"
 	"bulkhead/store"
@@ -314,7 +315,7 @@ func (s internalServer) WatchRoutes(_ *internalpb.WatchRoutesRequest, stream grp
 		case <-stream.Context().Done():
 			return stream.Context().Err()
 		case <-s.c.closing.Done():
-			return errShutdown
+			return fault.New(fault.Unavailable, "the controller is restarting")
 		}
 	}
 }

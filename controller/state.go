@@ -114,6 +114,10 @@ func (c *Controller) getMachine(ctx context.Context, appName, id string) (*recor
 	return r, rev, nil
 }
 
+// errUnchanged is what the function given to change returns when the wish is there
+// already: nothing is written, and that is no error.
+var errUnchanged = errors.New("unchanged")
+
 // change is the one door through which a Machine's record changes at a user's
 // wish. f changes the record it is given, or refuses; it may be called again with a
 // newer record. When f raises Generation, the worker is told. nonce is the lease's,
@@ -128,16 +132,19 @@ func (c *Controller) change(ctx context.Context, appName, id, nonce string, f fu
 		if err != nil {
 			return err
 		}
-		l, lrev, err := c.checkLease(ctx, r, nonce)
+		_, lrev, err := c.checkLease(ctx, r, nonce)
 		if err != nil {
 			return err
 		}
-		_ = l
 		if r.Gone != nil {
 			return fault.New(fault.Precondition, "failed_precondition: machine %s is destroyed", r.ID)
 		}
 		before := r.Generation
 		ops, err := f(r)
+		if errors.Is(err, errUnchanged) {
+			out = r
+			return nil
+		}
 		if err != nil {
 			return err
 		}

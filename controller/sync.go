@@ -3,11 +3,11 @@ package controller
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"bulkhead/api/internalpb"
 	"bulkhead/api/rpc"
@@ -17,6 +17,9 @@ import (
 	"bulkhead/machine"
 	"bulkhead/store"
 )
+
+// maxSnapshot bounds the first message to a worker, in bytes.
+const maxSnapshot = 8 << 20
 
 // helloLimit is how long a worker may take to open its Sync.
 const helloLimit = 10 * time.Second
@@ -41,7 +44,10 @@ func (s internalServer) Sync(stream grpc.BidiStreamingServer[internalpb.FromWork
 	if hello.Node != string(id.Node) {
 		return fault.New(fault.Denied, "%s may not sync as node %q", id, hello.Node)
 	}
-	ctx, end := s.c.sessions.begin(stream.Context(), id.Node)
+	ctx, end, err := s.c.sessions.begin(stream.Context(), id.Node)
+	if err != nil {
+		return err
+	}
 	defer end()
 	ses := &session{c: s.c, node: id.Node, stream: stream, wake: make(chan struct{}, 1), todo: map[key.MachineID]bool{}}
 	return ses.run(ctx, hello)
@@ -83,18 +89,14 @@ type sessionSlot struct {
 }
 
 // begin waits until the node's older session is over.
-func (m *sessions) begin(ctx context.Context, n key.Node) (context.Context, func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
+func (m *sessions) begin(parent context.Context, n key.Node) (ctx context.Context, end func(), err error) {
+	ctx, cancel := context.WithCancelCause(parent)
 	slot := &sessionSlot{cancel: cancel, done: make(chan struct{})}
 	m.mu.Lock()
 	old := m.cur[n]
 	m.cur[n] = slot
 	m.mu.Unlock()
-	if old != nil {
-		old.cancel(fault.New(fault.Conflict, "the node has a newer sync"))
-		<-old.done
-	}
-	return ctx, func() {
+	end = func() {
 		m.mu.Lock()
 		if m.cur[n] == slot {
 			delete(m.cur, n)
@@ -103,6 +105,16 @@ func (m *sessions) begin(ctx context.Context, n key.Node) (context.Context, func
 		cancel(nil)
 		close(slot.done)
 	}
+	if old != nil {
+		old.cancel(fault.New(fault.Conflict, "the node has a newer sync"))
+		select {
+		case <-old.done:
+		case <-ctx.Done():
+			end()
+			return nil, nil, context.Cause(ctx)
+		}
+	}
+	return ctx, end, nil
 }
 
 // session is one worker's Sync. Three goroutines share it: one receives, one
@@ -130,11 +142,16 @@ func (s *session) run(ctx context.Context, hello *internalpb.Hello) error {
 	s.c.log.Info("worker connected", "worker", s.node, "machines", len(mine), "observations", len(hello.Observations))
 	defer func() { s.c.log.Info("worker disconnected", "worker", s.node) }()
 
-	snap := &internalpb.Snapshot{}
+	// A snapshot is one message, and messages are bounded: what does not fit follows.
+	snap, size := &internalpb.Snapshot{}, 0
 	for _, r := range mine {
 		a, err := s.c.assignment(r)
 		if err != nil {
 			return err
+		}
+		if size += proto.Size(a); size > maxSnapshot {
+			s.later(r.ID, false)
+			continue
 		}
 		snap.Assignments = append(snap.Assignments, a)
 	}
@@ -400,6 +417,3 @@ func (c *Controller) awaitWorker(ctx context.Context, r *record) *seen {
 		}
 	}
 }
-
-// errShutdown ends streams when the controller closes.
-var errShutdown = errors.New("the controller is shutting down")

@@ -48,6 +48,7 @@ func (c *Controller) updateMachine(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
+	var l *lease
 	m, err = c.change(ctx, r.app(), r.machine(), r.nonce(), func(m *record) ([]store.Op, error) {
 		if err := check(m); err != nil {
 			return nil, err
@@ -63,7 +64,8 @@ func (c *Controller) updateMachine(r *call) (int, any, error) {
 		}
 		ops := []store.Op{put(versionKey(m.App, m.ID, m.Instance), m.version())}
 		if in.LeaseTTL != 0 && r.nonce() == "" {
-			ops = append(ops, put(leaseKey(m.App, m.ID), newLease(r.who, m, "", ttl)))
+			l = newLease(r.who, m, "", ttl)
+			ops = append(ops, put(leaseKey(m.App, m.ID), l))
 		}
 		return ops, nil
 	})
@@ -72,8 +74,11 @@ func (c *Controller) updateMachine(r *call) (int, any, error) {
 	}
 	c.awaitWorker(ctx, m)
 	c.trimVersions(r, m)
-	b, err := c.machineBody(ctx, m, false)
-	return http.StatusOK, b, err
+	b := c.machineBody(m, false)
+	if l != nil {
+		b.Nonce = l.Nonce
+	}
+	return http.StatusOK, b, nil
 }
 
 // fits refuses an update that the Machine as it is now cannot take.

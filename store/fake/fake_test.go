@@ -50,10 +50,16 @@ func (b broken) List(ctx context.Context, prefix string) ([]store.KV, int64, err
 func (b broken) Watch(ctx context.Context, prefix string, after int64, f func([]store.Event) error) error {
 	n := 0
 	return b.Store.Watch(ctx, prefix, after, func(es []store.Event) error {
-		if n++; b.dropEvents && n == 2 {
-			return nil
+		if !b.dropEvents {
+			return f(es)
 		}
-		return f(es)
+		var kept []store.Event
+		for _, e := range es {
+			if n++; n != 3 {
+				kept = append(kept, e)
+			}
+		}
+		return f(kept)
 	})
 }
 
