@@ -25,21 +25,26 @@ const layers = `
 	grant
 
 	# Mechanisms: each does one thing and knows no role.
-	role, pki, api/internalpb, logs, image, registry, sandbox
+	role, pki, api/internalpb, logs, registry, sandbox
+	image/wire, image/confine, image/erofs
+	image/tree
+	image/unpack, image
 	api/rpc: api/internalpb pki role
-	image/imagetest, pki/pkitest, sandbox/fake, sandbox/sandboxtest, store
+	image/imagetest, pki/pkitest, registry/registrytest, sandbox/fake, sandbox/sandboxtest, store
 
 	# Ports' adapters.
 	store/etcd, store/fake, store/storetest: store
 	warden/wire
-	warden/router, warden/cgroup, warden/runsc, warden/client: warden/wire
+	warden/router, warden/cgroup, warden/runsc, warden/client: warden/wire warden/cgroup
 
 	# Roles never import each other: they meet in api, in the warden's client, and in
 	# the router namespace that the warden makes and the supervisor starts the edge in.
-	controller/schedule
-	controller: controller/schedule
+	controller/schedule, controller/flapstest
+	controller
 	worker
 	warden
+	edge/sni, edge/upstream
+	edge/route
 	edge
 	supervisor
 
