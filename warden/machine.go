@@ -64,9 +64,7 @@ func (s *Server) afterShim(id key.MachineID, pidfd *os.File) {
 	if err := wire.WaitProcess(context.Background(), pidfd); err != nil {
 		return // the warden closes
 	}
-	if err := s.groups.Kill(string(id)); err != nil {
-		s.log.Error("processes that a shim left behind", "machine", id, "err", err)
-	}
+	s.groups.Kill(string(id))
 }
 
 // openOutput opens the read end of a FIFO.
@@ -293,9 +291,7 @@ func (s *Server) recoverNetwork() error {
 	for _, m := range s.machines {
 		if !connected[m.record.Slot] && m.record.running() {
 			s.log.Warn("a machine has lost its network and is ended", "machine", m.record.Machine)
-			if err := s.groups.Kill(string(m.record.Machine)); err != nil {
-				return err
-			}
+			s.groups.Kill(string(m.record.Machine))
 		}
 	}
 	return nil

@@ -22,6 +22,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"bulkhead/fault"
 )
 
@@ -274,12 +276,8 @@ func (t *Tree) processes(machine string, leaves ...string) []int {
 func (t *Tree) Remove(ctx context.Context, machine string) error {
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		pids := t.Processes(machine)
-		for _, pid := range pids {
-			// A pid read from a cgroup could be reused before the signal only if the
-			// process died in between; killing by cgroup where the kernel can.
-			if !t.v2 || !t.killV2(machine) {
-				syscall.Kill(pid, syscall.SIGKILL)
-			}
+		if len(pids) > 0 && !t.killV2(machine) {
+			t.kill(machine, sandboxLeaf, shimLeaf)
 		}
 		if len(pids) == 0 {
 			if err := t.rmdir(machine); err == nil {
@@ -297,18 +295,31 @@ func (t *Tree) Remove(ctx context.Context, machine string) error {
 }
 
 // Kill kills the processes of the Machine's sandbox, not its shim, and does not wait.
-func (t *Tree) Kill(machine string) error {
-	for _, pid := range t.processes(machine, sandboxLeaf) {
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && err != syscall.ESRCH {
-			return fmt.Errorf("kill process %d: %w", pid, err)
+func (t *Tree) Kill(machine string) { t.kill(machine, sandboxLeaf) }
+
+// kill kills the processes of some leaves. A pid could be reused between the reading
+// of a group and the signal: so the processes are held by pidfds, and those are
+// signalled that are still in the group afterwards.
+func (t *Tree) kill(machine string, leaves ...string) {
+	held := map[int]int{}
+	for _, pid := range t.processes(machine, leaves...) {
+		if fd, err := unix.PidfdOpen(pid, 0); err == nil {
+			held[pid] = fd
 		}
 	}
-	return nil
+	for _, pid := range t.processes(machine, leaves...) {
+		if fd, ok := held[pid]; ok {
+			unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) // it may have died by itself
+		}
+	}
+	for _, fd := range held {
+		unix.Close(fd)
+	}
 }
 
-// killV2 kills the whole group at once; kernels before 5.14 cannot.
+// killV2 kills the whole Machine at once, where the kernel can: version 2 since 5.14.
 func (t *Tree) killV2(machine string) bool {
-	return write(filepath.Join(t.roots[""], machine, "cgroup.kill"), "1") == nil
+	return t.v2 && write(filepath.Join(t.roots[""], machine, "cgroup.kill"), "1") == nil
 }
 
 func (t *Tree) rmdir(machine string) error {
