@@ -17,13 +17,6 @@ import (
 // chunkSize is how much of a blob one message carries, in bytes.
 const chunkSize = 256 << 10
 
-// blobStore is imageStore and blobs.
-type blobStore interface {
-	imageStore
-	OpenBlob(ctx context.Context, repo string, d key.Digest) (blob io.ReadSeekCloser, size int64, err error)
-	Close() error
-}
-
 // reservations are the images that workers are being asked about by Reserve: for as
 // long as the question takes, a worker may look at the image as if the Machine were
 // its own already.

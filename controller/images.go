@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"net"
-	"net/http"
 	"strings"
 
 	"bulkhead/api/internalpb"
@@ -12,13 +11,6 @@ import (
 	"bulkhead/key"
 	"bulkhead/machine"
 )
-
-// imageStore is what the controller needs of the registry that it hosts.
-type imageStore interface {
-	http.Handler
-	// Manifest returns a manifest by tag or digest.
-	Manifest(ctx context.Context, repo, reference string) (content []byte, mediaType string, d key.Digest, err error)
-}
 
 // registryHost is the name of the cluster's own registry.
 func (c *Controller) registryHost() string { return "registry." + c.cfg.Role.Domain }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/json"
@@ -79,8 +80,9 @@ func TestProgram(t *testing.T) {
 		cmd.Process.Kill()
 		t.Fatalf("ready: %q %v: %s", got, err, errs.String())
 	}
-	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{Dial: func(_, _ string) (net.Conn, error) {
-		return net.Dial("unix", filepath.Join(dir, "admin"))
+	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", filepath.Join(dir, "admin"))
 	}}}
 	resp, err := client.Post("http://admin/token?if_none=1", "", nil)
 	if err != nil {
