@@ -259,6 +259,7 @@ func (s *Server) httpServer(https bool) *http.Server {
 		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: int(s.Limits.MaxStreams),
+			MaxReadFrameSize:     16 << 10,
 			SendPingTimeout:      30 * time.Second,
 			PingTimeout:          15 * time.Second,
 			WriteByteTimeout:     s.Limits.WriteIdle,

@@ -1,0 +1,181 @@
+package edge_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/xml"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/net/http2"
+
+	"bulkhead/edge"
+	"bulkhead/pki"
+)
+
+// h2specKnown are the cases of h2spec that the edge does not pass, each with the
+// reason. A case that begins to pass must leave the list.
+var h2specKnown = map[string]string{
+	"http2/6.5.3: Sends multiple values of SETTINGS_INITIAL_WINDOW_SIZE":                                            "net/http closes a connection whose SETTINGS names one setting twice",
+	"http2/8.1.2.2: Sends a HEADERS frame that contains the connection-specific header field":                       "net/http answers 400 instead of resetting the stream",
+	"http2/8.1.2.2: Sends a HEADERS frame that contains the TE header field with any value other than \"trailers\"": "net/http answers 400 instead of resetting the stream",
+}
+
+// TestH2spec runs the conformance suite h2spec against the edge. The control runs a
+// part of it through a proxy that swallows RST_STREAM frames: it must fail.
+func TestH2spec(t *testing.T) {
+	w := newWorld(t, edge.Limits{})
+	w.route("web", web(at(hello(t, "hello, this is a body of more than a few bytes")))...)
+	program := filepath.Join(w.dir, "h2spec")
+	build := exec.Command("go", "build", "-o", program, ".")
+	build.Dir = filepath.Join("testdata", "h2spec")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	run := func(addr string, sections ...string) (passed int, failed []string) {
+		_, port, err := net.SplitHostPort(addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		report := filepath.Join(t.TempDir(), "report.xml")
+		out, err := exec.Command(program, append([]string{"web." + domain, port, report}, sections...)...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return readReport(t, report)
+	}
+	passed, failed := run(w.secure)
+	t.Logf("%d passed, %d failed", passed, len(failed))
+	if passed < 130 {
+		t.Errorf("only %d cases passed", passed)
+	}
+	for _, f := range failed {
+		if h2specKnown[f] == "" {
+			t.Errorf("failed: %s", f)
+		}
+	}
+	for f := range h2specKnown {
+		if !slices.Contains(failed, f) {
+			t.Errorf("passes now, take it off the list: %s", f)
+		}
+	}
+	if _, failed := run(withoutResets(t, w), "http2/5.1.1"); len(failed) == 0 {
+		t.Error("control: a server that resets no stream passes")
+	}
+}
+
+// readReport reads h2spec's JUnit report.
+func readReport(t *testing.T, path string) (passed int, failed []string) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var report struct {
+		Suites []struct {
+			Cases []struct {
+				Package string    `xml:"package,attr"`
+				Class   string    `xml:"classname,attr"`
+				Failure *struct{} `xml:"failure"`
+				Error   *struct{} `xml:"error"`
+				Skipped *struct{} `xml:"skipped"`
+			} `xml:"testcase"`
+		} `xml:"testsuite"`
+	}
+	if err := xml.Unmarshal(b, &report); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range report.Suites {
+		for _, c := range s.Cases {
+			switch {
+			case c.Failure != nil || c.Error != nil:
+				failed = append(failed, c.Package+": "+c.Class)
+			case c.Skipped == nil:
+				passed++
+			}
+		}
+	}
+	return passed, failed
+}
+
+// withoutResets is a TLS proxy before the edge that drops RST_STREAM and GOAWAY on
+// their way to the client.
+func withoutResets(t *testing.T, w *world) string {
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := pki.NewCSR(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain, err := w.ca.IssueServer(csr, "web."+domain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{NextProtos: []string{"h2"}, Certificates: []tls.Certificate{{Certificate: chain, PrivateKey: k}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			cfg := w.tlsConfig("web")
+			cfg.NextProtos = []string{"h2"}
+			up, err := tls.Dial("tcp", w.secure, cfg)
+			if err != nil {
+				c.Close()
+				return
+			}
+			go func() { io.Copy(up, c); up.Close() }()
+			go func() {
+				in, out := http2.NewFramer(nil, up), http2.NewFramer(c, nil)
+				for {
+					f, err := in.ReadFrame()
+					if err != nil {
+						return // and leaves the client waiting
+					}
+					h := f.Header()
+					if h.Type == http2.FrameRSTStream || h.Type == http2.FrameGoAway {
+						continue
+					}
+					_ = out.WriteRawFrame(h.Type, h.Flags, h.StreamID, payload(f))
+				}
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
+// payload is the body of the frames that an edge sends in answer to h2spec.
+func payload(f http2.Frame) []byte {
+	switch f := f.(type) {
+	case *http2.DataFrame:
+		return f.Data()
+	case *http2.HeadersFrame:
+		return f.HeaderBlockFragment()
+	case *http2.PingFrame:
+		return f.Data[:]
+	case *http2.WindowUpdateFrame:
+		return []byte{byte(f.Increment >> 24), byte(f.Increment >> 16), byte(f.Increment >> 8), byte(f.Increment)}
+	case *http2.SettingsFrame:
+		var b strings.Builder
+		_ = f.ForeachSetting(func(s http2.Setting) error {
+			b.Write([]byte{byte(s.ID >> 8), byte(s.ID), byte(s.Val >> 24), byte(s.Val >> 16), byte(s.Val >> 8), byte(s.Val)})
+			return nil
+		})
+		return []byte(b.String())
+	}
+	return nil
+}
