@@ -77,10 +77,10 @@ func TestLongSocketPathIsRefused(t *testing.T) {
 // TestKillLosesNothingAcknowledged kills a writing process and counts what it had
 // been told was written.
 func TestKillLosesNothingAcknowledged(t *testing.T) {
-	dir := shortDir(t)
 	if d := os.Getenv("STORE_WRITER"); d != "" {
 		writeUntilKilled(d)
 	}
+	dir := shortDir(t)
 	cmd := exec.Command(os.Args[0], "-test.run=^TestKillLosesNothingAcknowledged$")
 	cmd.Env = append(os.Environ(), "STORE_WRITER="+dir)
 	out, err := cmd.StdoutPipe()
