@@ -13,6 +13,9 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 # -trimpath and no cgo: the same source gives the same programs.
 BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION) -X bulkhead/cli.Version=$(VERSION)"
 
+# The same flags as BUILD, so that what that compiled is not compiled again.
+VET := CGO_ENABLED=0 $(GO) vet -trimpath
+
 CLI_TARGETS := linux-amd64 linux-arm64 darwin-amd64 darwin-arm64 windows-amd64 windows-arm64
 
 # Tools of the linter and the generator: run at a version, so that they stay out of go.mod.
@@ -57,8 +60,8 @@ $(CLI_TARGETS:%=cli-%): cli-%:
 .PHONY: vet
 vet: ## gofmt and go vet
 	scripts/gofmt
-	$(GO) vet ./...
-	cd cmd/bulkhead-sandbox && $(GO) vet ./...
+	$(VET) ./...
+	cd cmd/bulkhead-sandbox && $(VET) ./...
 
 .PHONY: lint
 lint: vet ## vet, staticcheck, and govulncheck where its database can be reached

@@ -113,6 +113,7 @@ func (c *counts) read(r io.Reader, w io.Writer) error {
 func (c *counts) ended(e event, output *strings.Builder, w io.Writer) {
 	name := e.Package + " " + e.Test
 	switch {
+	case e.Test == "" && e.Action == "skip": // it has no tests
 	case e.Test == "":
 		c.packages++
 		if e.Action == "fail" {

@@ -15,6 +15,7 @@ func TestRead(t *testing.T) {
 {"Action":"pass","Package":"p","Test":"A"}
 {"Action":"skip","Package":"p","Test":"B"}
 {"Action":"pass","Package":"p","Elapsed":1.25}
+{"Action":"skip","Package":"no/tests","Elapsed":0}
 `, "pass p (1.2 s)\n", "skipped p B\n1 tests passed, 0 failed, 1 skipped in 1 packages\n", false},
 		{"bad", `{"Action":"output","Package":"p","Test":"A","Output":"why\n"}
 {"Action":"fail","Package":"p","Test":"A"}
