@@ -113,7 +113,7 @@ func (s *session) confirm(ctx context.Context, name string, machines int) error 
 	if !s.env.StdinTTY || !s.env.StderrTTY {
 		return hint(usagef("destroying an app needs a yes, and there is no terminal to ask on"), "add --yes")
 	}
-	fmt.Fprintf(s.env.Stderr, "this destroys app %s and its %d Machines for good; type its name to go on: ", name, machines)
+	fmt.Fprintf(s.env.Stderr, "this destroys app %s and its %s for good; type its name to go on: ", name, plural(machines, "Machine"))
 	answer := make(chan string, 1)
 	go func() {
 		line, _ := bufio.NewReader(s.env.Stdin).ReadString('\n')

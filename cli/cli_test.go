@@ -5,6 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -220,6 +223,29 @@ func TestWantsJSON(t *testing.T) {
 		if wantsJSON(strings.Fields(in)) != want {
 			t.Errorf("%s: not %v", in, want)
 		}
+	}
+}
+
+// TestLogsAreInOrder: past lines of several Machines are merged by time, and the
+// tail counts for all of them together.
+func TestLogsAreInOrder(t *testing.T) {
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		for _, l := range []string{"a1 10:00:01", "a4 10:00:04", "b2 10:00:02", "b3 10:00:03"} {
+			msg, at, _ := strings.Cut(l, " ")
+			fmt.Fprintf(w, `{"timestamp":"2026-01-01T%sZ","machine":"m","stream":"stdout","message":%q}`+"\n", at, msg)
+		}
+	}))
+	defer srv.Close()
+	_, port, _ := net.SplitHostPort(srv.Listener.Addr().String())
+	var out, serr bytes.Buffer
+	env := map[string]string{"BULKHEAD_URL": "https://api.x.localhost:" + port, "BULKHEAD_PIN": client.PinOf(srv.Certificate()), "BULKHEAD_TOKEN": "t"}
+	code := Run(t.Context(), Env{Args: []string{"logs", "--app", "x", "-n", "3"}, Stdout: &out, Stderr: &serr, Getenv: func(k string) string { return env[k] }})
+	var got []string
+	for _, l := range strings.Split(strings.TrimSpace(out.String()), "\n") {
+		got = append(got, l[strings.LastIndex(l, " ")+1:])
+	}
+	if code != 0 || strings.Join(got, " ") != "b2 b3 a4" {
+		t.Errorf("exit code %d, %v, %s", code, got, serr.String())
 	}
 }
 

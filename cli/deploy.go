@@ -339,7 +339,7 @@ func (d *deployment) report() error {
 	if public {
 		out.URL = d.api.AppURL(d.app)
 	}
-	d.s.ui.progress("deployed %s: %d Machines run %s", d.app, len(out.Machines), shortImage(d.image))
+	d.s.ui.progress("deployed %s: %s with %s", d.app, plural(len(out.Machines), "Machine"), shortImage(d.image))
 	return d.s.ui.result(out, func(w io.Writer) {
 		if out.URL != "" {
 			fmt.Fprintln(w, out.URL)

@@ -154,7 +154,7 @@ func standardHint(e *fault.Error) string {
 		return "if the cluster was set up anew, log in again with the line that \"bulkheadd up\" printed; if not, somebody may be listening in"
 	case e.Kind == fault.Unauthenticated:
 		return "log in again with the line that \"bulkheadd up\" printed"
-	case e.Kind == fault.Unavailable:
+	case e.Status == client.Unreachable:
 		return "check that bulkheadd runs on the server and that its port can be reached from here"
 	case e.Kind == fault.TooMany:
 		return "wait a moment and try again"

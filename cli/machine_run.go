@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -225,6 +226,20 @@ func (s *session) abandon(ctx context.Context, api *client.Client, app string, m
 	return err
 }
 
+// sinceOf returns when the version that did not start was begun with, by the
+// platform's clock: what the Machine wrote before is not about it.
+func sinceOf(err error) time.Time {
+	var se *startError
+	if errors.As(err, &se) {
+		for _, e := range se.machine.Events {
+			if begins(e) {
+				return time.UnixMilli(e.Timestamp)
+			}
+		}
+	}
+	return time.Time{}
+}
+
 // explain prints the last log lines of a Machine that did not start, and adds them
 // to the error for --json.
 func (s *session) explain(ctx context.Context, api *client.Client, app string, err error) error {
@@ -233,8 +248,11 @@ func (s *session) explain(ctx context.Context, api *client.Client, app string, e
 		return err
 	}
 	var lines []string
+	since := sinceOf(err)
 	lerr := api.Logs(ctx, client.LogQuery{App: app, Machine: id, Tail: logTail}, func(l client.LogLine) error {
-		lines = append(lines, l.Message)
+		if !l.Timestamp.Before(since) {
+			lines = append(lines, l.Message)
+		}
 		return nil
 	})
 	if lerr == nil && len(lines) > 0 && !s.ui.json {

@@ -229,7 +229,7 @@ func (s *session) track(ctx context.Context, img *localImage) (*trackedImage, er
 	for _, i := range infos {
 		total += i.size
 	}
-	s.ui.progress("pushing %s %s: %d layers, %s", img.kind, img.path, len(infos), human(total))
+	s.ui.progress("pushing %s %s: %s, %s", img.kind, img.path, plural(len(infos), "layer"), human(total))
 	for _, l := range t.layers {
 		l.(*trackedLayer).show = t.show
 	}
@@ -320,6 +320,14 @@ func (v *barView) end(ok bool) {
 		}
 	}
 	v.p.Wait()
+}
+
+// plural gives "1 layer" and "2 layers".
+func plural(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
 }
 
 // human gives a number of bytes in a form people read.

@@ -1,8 +1,10 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -36,9 +38,7 @@ With --json every line is one object: {"timestamp", "machine", "stream", "messag
 				return err
 			}
 			q.App = app
-			err = api.Logs(c.Context(), q, func(l client.LogLine) error {
-				return s.ui.line(l, s.logText(l))
-			})
+			err = s.logs(c.Context(), api, q)
 			if q.Machine != "" {
 				return machineError(err, app, q.Machine)
 			}
@@ -49,6 +49,24 @@ With --json every line is one object: {"timestamp", "machine", "stream", "messag
 	c.Flags().IntVarP(&tail, "tail", "n", 100, "number of past lines to show")
 	c.Flags().StringVar(&id, "machine", "", "only this Machine")
 	return c
+}
+
+// logs prints the lines as they come. Past lines of several Machines come Machine by
+// Machine, each with its own tail: they are put in order, and the last ones kept.
+func (s *session) logs(ctx context.Context, api *client.Client, q client.LogQuery) error {
+	print := func(l client.LogLine) error { return s.ui.line(l, s.logText(l)) }
+	if q.Follow || q.Machine != "" {
+		return api.Logs(ctx, q, print)
+	}
+	var lines []client.LogLine
+	err := api.Logs(ctx, q, func(l client.LogLine) error { lines = append(lines, l); return nil })
+	slices.SortStableFunc(lines, func(a, b client.LogLine) int { return a.Timestamp.Compare(b.Timestamp) })
+	for _, l := range lines[max(len(lines)-q.Tail, 0):] {
+		if perr := print(l); perr != nil {
+			return perr
+		}
+	}
+	return err
 }
 
 // logText is a log line as people read it. On a terminal the app's control

@@ -52,6 +52,10 @@ const (
 	maxErrorAnswer = 64 << 10 // bytes of one error answer
 )
 
+// Unreachable is the fault status of a server that no answer came from, which tells
+// it from a server that answers that something behind it is unavailable.
+const Unreachable = "unreachable"
+
 // defaultTimeout bounds a call whose context has no earlier deadline.
 const defaultTimeout = 60 * time.Second
 
@@ -307,7 +311,7 @@ func (c *Client) transportError(ctx context.Context, err error) error {
 	if errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
 		return fault.Wrap(fault.Timeout, err, "%s did not answer in time", c.base.Host)
 	}
-	return fault.Wrap(fault.Unavailable, err, "cannot reach %s: %s", c.base.Host, reason(err))
+	return fault.Wrap(fault.Unavailable, err, "cannot reach %s: %s", c.base.Host, reason(err)).WithStatus(Unreachable)
 }
 
 // reason is the innermost sentence of a transport error, without the address and

@@ -236,7 +236,7 @@ func (p *Platform) Log(name, line string) error {
 
 // log notes a line and wakes who follows. p.mu is held.
 func (a *app) log(id, line string) {
-	a.logs = append(a.logs, logLine{time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), id, "stdout", line})
+	a.logs = append(a.logs, logLine{time.Now().UTC().Truncate(time.Millisecond), id, "stdout", line})
 	close(a.watch)
 	a.watch = make(chan struct{})
 }
