@@ -1,10 +1,15 @@
 package warden
 
 import (
+	"bytes"
+	"context"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
 
@@ -79,26 +84,36 @@ func TestIsolation(t *testing.T) {
 	}
 }
 
-// TestEdgeReachesMachines dials a Machine from where the edge runs, with a response
-// that takes more than one packet.
+// TestEdgeReachesMachines talks to a Machine from where the edge runs, with much
+// data both ways.
 func TestEdgeReachesMachines(t *testing.T) {
 	w := newWorld(t).start()
 	spec := w.spec("serve", "8080")
 	w.begin(spec)
-	var body string
-	err := router.Do(w.server.router.Namespace(), func() error {
-		c, err := net.Dial("tcp", net.JoinHostPort(privnet.MachineAddr(7, w.config.Host, spec.Slot).String(), "8080"))
-		if err != nil {
+	const size = 8 << 20
+	dial := func(ctx context.Context, network, addr string) (c net.Conn, err error) {
+		err = router.Do(w.server.router.Namespace(), func() error {
+			c, err = net.Dial(network, addr)
 			return err
-		}
-		defer c.Close()
-		fmt.Fprintf(c, "GET /%s HTTP/1.0\r\n\r\n", strings.Repeat("x", 20000))
-		buf := make([]byte, 4096)
-		n, err := c.Read(buf)
-		body = string(buf[:n])
-		return err
-	})
-	if err != nil || !strings.Contains(body, "hello ["+privnet.RouterAddr(w.config.Host).String()) {
-		t.Errorf("answer is %q, %v", body, err)
+		})
+		return c, err
 	}
+	client := http.Client{Transport: &http.Transport{DialContext: dial}, Timeout: testTime}
+	defer client.CloseIdleConnections()
+	url := fmt.Sprintf("http://[%s]:8080/?%d", privnet.MachineAddr(7, w.config.Host, spec.Slot), size)
+	began := time.Now()
+	resp, err := client.Post(url, "text/plain", bytes.NewReader(make([]byte, size)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	first, rest, _ := strings.Cut(string(body), "\n")
+	if want := fmt.Sprintf("got %d from [%s]:", size, privnet.RouterAddr(w.config.Host)); !strings.HasPrefix(first, want) {
+		t.Errorf("the Machine says %q, want %q", first, want)
+	}
+	if err != nil || len(rest) != size || strings.Trim(rest, "x") != "" {
+		t.Errorf("%d bytes came, %v", len(rest), err)
+	}
+	t.Logf("%d MiB each way took %s", size>>20, time.Since(began))
 }

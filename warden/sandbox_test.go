@@ -210,25 +210,33 @@ func TestCrash(t *testing.T) {
 func TestUnusableCommand(t *testing.T) {
 	w := newWorld(t).start()
 	for _, c := range []struct {
-		command, cwd string
-		want         string
+		command, want string
 	}{
-		{"/bin/nope", "/", `the command "/bin/nope" does not exist in the image`},
-		{"nope", "/", `the command "nope" does not exist in the image`},
-		{"/bin/plain", "/", `the command "/bin/plain" is not an executable file in the image, or its user may not run it`},
-		{"/bin", "/", `the command "/bin" is not an executable file in the image, or its user may not run it`},
-		{"/bin/foreign", "/", `the command "/bin/foreign" cannot be executed: it is neither a script nor a program for this machine's architecture`},
-		{"/bin/noise", "/", `the command "/bin/noise" cannot be executed: it is neither a script nor a program for this machine's architecture`},
+		{"/bin/nope", `the command "/bin/nope" does not exist in the image`},
+		{"nope", `the command "nope" does not exist in the image`},
+		{"/bin/plain", `the command "/bin/plain" is not an executable file in the image, or its user may not run it`},
+		{"/bin", `the command "/bin" is not an executable file in the image, or its user may not run it`},
+		{"/bin/foreign", `the command "/bin/foreign" cannot be executed: it is neither a script nor a program for this machine's architecture`},
+		{"/bin/noise", `the command "/bin/noise" cannot be executed: it is neither a script nor a program for this machine's architecture`},
 	} {
 		spec := w.spec()
-		spec.Args, spec.Cwd = []string{c.command}, c.cwd
+		spec.Args = []string{c.command}
 		_, err := w.client.Start(testContext(t), spec)
 		if !fault.Is(err, fault.Unprocessable) || fault.MessageOf(err) != c.want {
 			t.Errorf("%s: error %q of kind %q, want %q", c.command, fault.MessageOf(err), fault.KindOf(err), c.want)
 		}
 	}
+	// A working directory that does not exist is made, as other runtimes do; not so for
+	// a command in a running Machine.
+	spec := w.spec("sleep")
+	spec.Cwd = "/no/such"
+	w.begin(spec)
+	e := sandbox.ExecSpec{Args: []string{appPath, "exit", "0"}, Cwd: "/nor/this", Timeout: testTime}
+	if r, err := w.client.Exec(testContext(t), spec.Machine, e); !fault.Is(err, fault.Unprocessable) {
+		t.Errorf("exec in a missing directory gives %+v, %v", r, err)
+	}
 	// An image that the node does not have, and files that are no sealed images.
-	spec := w.spec("exit", "0")
+	spec = w.spec("exit", "0")
 	spec.Image = key.Digest("sha256:" + strings.Repeat("0", 64))
 	_, err := w.client.Start(testContext(t), spec)
 	if !fault.Is(err, fault.NotFound) {

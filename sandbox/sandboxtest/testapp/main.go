@@ -1,7 +1,8 @@
 // Command testapp is the program that tests run in sandboxes: sandboxtest.App, and
 // verbs that look at the kernel from inside.
 //
-//	serve PORT        an HTTP server that says "hello" and who asked
+//	serve PORT        an HTTP server that says how much it was sent, who asked, and then
+//	                  as many bytes of "x" as the query says
 //	dial ADDR         connects by TCP; prints "connected" or the error, code 0 or 1
 //	send SRC DST      sends a UDP packet with a source address; prints the error or "sent"
 //	raw               opens a raw socket; prints the error or "open"
@@ -15,6 +16,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -64,7 +66,10 @@ var verbs = map[string]func(args []string) error{
 		}
 		fmt.Println("ready")
 		return http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			fmt.Fprintf(w, "hello %s\n", r.RemoteAddr)
+			got, _ := io.Copy(io.Discard, r.Body)
+			fmt.Fprintf(w, "got %d from %s\n", got, r.RemoteAddr)
+			n, _ := strconv.ParseInt(r.URL.RawQuery, 10, 32)
+			io.Copy(w, io.LimitReader(xs{}, n))
 		}))
 	},
 	"dial": func(a []string) error {
@@ -129,6 +134,16 @@ var verbs = map[string]func(args []string) error{
 		fmt.Println(os.Getuid(), os.Getgid(), g)
 		return err
 	},
+}
+
+// xs is an endless stream of "x".
+type xs struct{}
+
+func (xs) Read(b []byte) (int, error) {
+	for i := range b {
+		b[i] = 'x'
+	}
+	return len(b), nil
 }
 
 // freebind lets a socket have an address that is not the host's.
