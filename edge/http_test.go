@@ -176,7 +176,7 @@ func tcpServer(t *testing.T, say string) string {
 	return l.Addr().String()
 }
 
-// TestLargeBodies sends 64 MiB there and back, with and without a length, and
+// TestLargeBodies sends 16 MiB there and back, with and without a length, and
 // compares digests.
 func TestLargeBodies(t *testing.T) {
 	w := newWorld(t, edge.Limits{})
@@ -192,7 +192,7 @@ func TestLargeBodies(t *testing.T) {
 	h2 := web(at(addr))
 	h2[0].H2Backend, h2[1].H2Backend = true, true
 	w.route("grpc", h2...)
-	data := make([]byte, 64<<20)
+	data := make([]byte, 16<<20)
 	rand.Read(data)
 	want := sha256.Sum256(data)
 	bothVersions(t, func(t *testing.T, h2 bool) {
