@@ -69,6 +69,19 @@ lint: vet ## vet, staticcheck, and govulncheck where its database can be reached
 	cd cmd/bulkhead-sandbox && $(GO) run $(STATICCHECK) ./...
 	GOVULNCHECK=$(GOVULNCHECK) scripts/vulncheck
 
+.PHONY: bench-edge
+bench-edge: ## processor time per request of the edge, against nginx in the same run
+	scripts/setup nghttp2-client
+	$(GO) test ./edge -run '^$$' -bench AgainstNginx -benchtime 20000x
+
+.PHONY: bench-routes
+bench-routes: setup programs ## how long a change takes from the API call to the edge
+	$(GO) test ./world -run '^$$' -bench 'Route$$' -benchtime 300x
+
+.PHONY: bench-start
+bench-start: setup programs ## how long a machine takes from the API call to its first answer
+	$(GO) test ./world -run '^$$' -bench 'Start$$' -benchtime 20x
+
 .PHONY: generate
 generate: ## generate api/internalpb from its .proto file
 	scripts/setup protobuf-compiler

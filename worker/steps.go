@@ -351,6 +351,9 @@ func (a *actor) end(ctx context.Context, grace bool) error {
 func (a *actor) askToEnd(ctx context.Context) error {
 	sig, timeout := a.stopWith()
 	if !a.signalled.Equal(a.rec.Since) {
+		if err := a.leaveRoutes(ctx); err != nil {
+			return err
+		}
 		call, cancel := context.WithTimeout(ctx, callTimeout)
 		err := a.w.runtime.Signal(call, a.id, sig)
 		cancel()
@@ -365,6 +368,23 @@ func (a *actor) askToEnd(ctx context.Context) error {
 	case e := <-a.exit:
 		a.exit <- e // kill reads it
 	case <-t.C:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// leaveRoutes gives the edges time to hear that this Machine is no longer started
+// before it stops answering: a request that is not idempotent cannot be sent twice.
+func (a *actor) leaveRoutes(ctx context.Context) error {
+	cfg, err := configOf(a.asg)
+	if err != nil || len(cfg.Services) == 0 {
+		return nil
+	}
+	select {
+	case e := <-a.exit:
+		a.exit <- e // kill reads it
+	case <-time.After(a.w.opt.RouteGrace - a.w.now().Sub(a.rec.Since)):
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}

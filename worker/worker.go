@@ -70,6 +70,10 @@ type Options struct {
 	// by default those of the node's resolv.conf that Machines can reach.
 	Nameservers []netip.Addr
 
+	// RouteGrace is how long a Machine with services goes on answering after it was
+	// told to stop, so that every edge has heard of it; default 200 ms.
+	RouteGrace time.Duration
+
 	Logs logs.Options
 	// ImageAge is how long an image is kept after its last use; default 24 h.
 	ImageAge time.Duration
@@ -136,6 +140,9 @@ func New(opt Options) *Worker {
 	}
 	if opt.ImageBudget == 0 {
 		opt.ImageBudget = 20 << 30
+	}
+	if opt.RouteGrace == 0 {
+		opt.RouteGrace = 200 * time.Millisecond
 	}
 	opt.Logs.Log = opt.Log
 	w := &Worker{

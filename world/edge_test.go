@@ -6,6 +6,8 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -79,4 +81,52 @@ func TestEdgeToMachine(t *testing.T) {
 			t.Errorf("a client chose its own address: %s", b)
 		}
 	})
+}
+
+// TestStoppingLosesNoRequest stops and starts one of two Machines over and over
+// while clients POST, which the edge may not send twice: none fails.
+func TestStoppingLosesNoRequest(t *testing.T) {
+	w := world.Start(t)
+	w.CreateApp("web", "")
+	image := w.Push("web", fixture.StaticGo(t))
+	var machines []world.Machine
+	for range 2 {
+		machines = append(machines, w.Run("web", world.Config{"image": image, "services": world.HTTPService(8080)}))
+	}
+	w.Eventually(10*time.Second, func() string { return answers(w, "web", "/", 200, "") })
+
+	ctx, cancel := context.WithCancel(context.Background())
+	var clients sync.WaitGroup
+	var good, bad atomic.Int64
+	for range 4 {
+		clients.Go(func() {
+			for ctx.Err() == nil {
+				resp, err := w.Client().Post(w.URL("web", "/upload"), "text/plain", strings.NewReader("some words"))
+				if err != nil {
+					bad.Add(1)
+					t.Errorf("POST: %v", err)
+					continue
+				}
+				b, _ := io.ReadAll(resp.Body)
+				resp.Body.Close()
+				if resp.StatusCode == 200 {
+					good.Add(1)
+				} else if bad.Add(1) < 5 {
+					t.Errorf("POST: %d %s", resp.StatusCode, b)
+				}
+			}
+		})
+	}
+	for range 4 {
+		w.Must("POST", "/apps/web/machines/"+machines[0].ID+"/stop", nil, nil)
+		w.Wait("web", machines[0].ID, "stopped", 20*time.Second)
+		w.Must("POST", "/apps/web/machines/"+machines[0].ID+"/start", nil, nil)
+		w.Wait("web", machines[0].ID, "started", 20*time.Second)
+	}
+	cancel()
+	clients.Wait()
+	t.Logf("%d requests answered, %d failed", good.Load(), bad.Load())
+	if good.Load() < 100 {
+		t.Errorf("only %d requests were made: nothing is shown", good.Load())
+	}
 }

@@ -130,10 +130,7 @@ func internetHost(t *testing.T) string {
 	sh("ip", "link", "set", ns[:min(len(ns), 13)]+"v", "up")
 	sh("ip", "-n", ns, "addr", "add", "11.77.1.2/30", "dev", "eth0")
 	sh("ip", "-n", ns, "link", "set", "eth0", "up")
-	cmd := exec.Command("ip", "netns", "exec", ns, "nc", "-lk", "-p", "8080")
-	if _, err := exec.LookPath("nc"); err != nil {
-		cmd = exec.Command("ip", "netns", "exec", ns, "python3", "-m", "http.server", "8080")
-	}
+	cmd := exec.Command("ip", "netns", "exec", ns, "python3", "-m", "http.server", "8080")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
