@@ -30,7 +30,8 @@ type flight struct {
 // Ensure returns the sealed image that ref.Digest names, fetching and sealing it
 // first when it is not there. The digest may be an index's; the image's own is in
 // the result. Callers who ask for the same image at the same time share one
-// sealing, which goes on as long as one of them waits. Nothing is left behind by
+// sealing, which takes from the first one's Source and goes on as long as one of
+// them waits: a Source must work until then. Nothing is left behind by
 // one that fails. Errors: Unprocessable for an image that cannot be used here, with
 // the reason for the user; the Source's own; Unavailable when this node is short of
 // disk or memory.
@@ -174,7 +175,8 @@ func (s *Store) seal(ctx context.Context, src Source, ins *Inspection) (_ *Image
 	}
 	s.Log.Info("sealed an image", "image", ins.Digest, "layers", len(ins.layers), "compressed", ins.Compressed,
 		"bytes", size, "entries", res.Entries, "inodes", res.Inodes, "devices_left_out", res.Devices,
-		"xattrs_left_out", res.Xattrs, "helper_peak_kib", res.PeakMemory, "took", time.Since(start).Round(time.Millisecond))
+		"xattrs_left_out", res.Xattrs, "helper_peak_kib", res.PeakMemory,
+		"helper_cpu", h.cpu.Round(time.Millisecond), "took", time.Since(start).Round(time.Millisecond))
 	return s.image(m), nil
 }
 

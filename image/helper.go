@@ -30,6 +30,7 @@ type helper struct {
 	src   Source
 	ins   *Inspection
 	out   *os.File
+	cpu   time.Duration // that the process used
 }
 
 // run feeds the helper process and takes its answer. The process is gone when it
@@ -61,6 +62,7 @@ func (h *helper) run(ctx context.Context) (*wire.Result, error) {
 	}
 	stdin.Close()
 	waitErr := cmd.Wait()
+	h.cpu = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
 	if stderr.Len() > 0 {
 		h.store.Log.Warn("the image unpacker said something", "image", h.ins.Digest, "stderr", stderr.String())
 	}

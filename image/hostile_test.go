@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
-	"context"
 	"fmt"
 	"io"
 	"os"
@@ -21,8 +20,6 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"bulkhead/image/imagetest"
-	"bulkhead/key"
-	"bulkhead/machine"
 )
 
 type files = []imagetest.File
@@ -111,34 +108,34 @@ func TestMergedTree(t *testing.T) {
 				{Name: "a", Type: tar.TypeChar}, {Name: "pipe", Type: tar.TypeFifo}}},
 			map[string]string{"a": "1", "pipe": "p---------"},
 		},
-		"long names": {
-			[]files{{text(strings.Repeat("n", 255), "1"), text(strings.Repeat("d/", 1000)+"f", "2")}},
-			func() map[string]string {
-				want := map[string]string{strings.Repeat("n", 255): "1", strings.Repeat("d/", 1000) + "f": "2"}
-				for i := 1; i <= 1000; i++ {
-					want[strings.TrimSuffix(strings.Repeat("d/", i), "/")] = "dir"
-				}
-				return want
-			}(),
-		},
-		"names that are not UTF-8 are kept byte for byte": {
-			[]files{{text("latin-\xe9", "1"), text("ctl-\n\x01", "2")}},
-			map[string]string{"latin-\xe9": "1", "ctl-\n\x01": "2"},
-		},
 		"an empty image": {[]files{}, map[string]string{}},
 	}
 	s := openStore(t)
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			got := contents(t, mustSeal(t, s, imagetest.Layers(t, v1.Config{}, tt.layers...)))
-			if name == "names that are not UTF-8 are kept byte for byte" || name == "long names" {
-				// io/fs accepts UTF-8 alone; TestKernelReadsWhatWasSealed compares these.
-				return
-			}
+			img := mustSeal(t, s, imagetest.Layers(t, v1.Config{}, tt.layers...))
+			got := contents(t, img)
 			if d := cmp.Diff(tt.want, got); d != "" {
 				t.Errorf("want (-), got (+):\n%s", d)
 			}
 		})
+	}
+}
+
+// TestLongNames and names that are not UTF-8: kept byte for byte.
+func TestLongNames(t *testing.T) {
+	deep := strings.Repeat("d/", 1000) + "f"
+	names := []string{strings.Repeat("n", 255), deep, "latin-\xe9", "ctl-\n\x01", strings.Repeat("ü", 127), `back\slash`}
+	var all files
+	for _, n := range names {
+		all = append(all, text(n, "contents of "+n))
+	}
+	s := openStore(t)
+	top := mount(t, mustSeal(t, s, imagetest.New(t, v1.Config{}, all...)))
+	for _, n := range names {
+		if got, err := os.ReadFile(filepath.Join(top, n)); err != nil || string(got) != "contents of "+n {
+			t.Errorf("%.40q: %v, %.40q", n, err, got)
+		}
 	}
 }
 
@@ -289,27 +286,27 @@ func flip(p []byte, i int) []byte {
 	return p
 }
 
-// TestZipBomb: 64 GiB of zeros in a few megabytes end at the limit, early.
+// TestZipBomb: a bomb ends at the limit, not when it is unpacked.
 func TestZipBomb(t *testing.T) {
 	var b bytes.Buffer
 	w := gzip.NewWriter(&b)
 	tw := tar.NewWriter(w)
-	tw.WriteHeader(&tar.Header{Name: "bomb", Typeflag: tar.TypeReg, Size: 400 << 20})
+	tw.WriteHeader(&tar.Header{Name: "bomb", Typeflag: tar.TypeReg, Size: 40 << 20})
 	io.CopyN(tw, zeros{}, 400<<20)
 	w.Close()
 	s := openStore(t)
-	s.Limits.Unpacked = 100 << 20
+	s.Limits.Unpacked = 10 << 20
 	_, err := seal(t, s, rawImage(t, rawLayer(b.Bytes(), types.OCILayer), hashOf(nil)))
-	refused(t, s, err, `larger than 104857600 bytes when unpacked`)
+	refused(t, s, err, `larger than 10485760 bytes when unpacked`)
 
 	// Not in a file but after the archive's end.
 	b.Reset()
 	w = gzip.NewWriter(&b)
 	w.Write(imagetest.Tar(t, text("a", "1")))
-	io.CopyN(w, zeros{}, 200<<20)
+	io.CopyN(w, zeros{}, 20<<20)
 	w.Close()
 	_, err = seal(t, s, rawImage(t, rawLayer(b.Bytes(), types.OCILayer), hashOf(nil)))
-	refused(t, s, err, `larger than 104857600 bytes when unpacked`)
+	refused(t, s, err, `larger than 10485760 bytes when unpacked`)
 }
 
 type zeros struct{}
@@ -342,7 +339,7 @@ func TestSparseEntry(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.WriteAt([]byte("end"), 64<<20); err != nil {
+	if _, err := f.WriteAt([]byte("end"), 16<<20); err != nil {
 		t.Fatal(err)
 	}
 	f.Close()
@@ -353,7 +350,7 @@ func TestSparseEntry(t *testing.T) {
 		}
 		img := mustSeal(t, s, rawImage(t, rawLayer(raw, types.OCIUncompressedLayer), hashOf(raw)))
 		got := contents(t, img)["sparse"]
-		if len(got) != 64<<20+3 || strings.Trim(got, "\x00") != "end" {
+		if len(got) != 16<<20+3 || strings.Trim(got, "\x00") != "end" {
 			t.Errorf("%s: the file is %d bytes long", format, len(got))
 		}
 		if n := allocated(t, img.Path); n > 2<<20 {
@@ -395,92 +392,6 @@ func TestNULInName(t *testing.T) {
 	s := openStore(t)
 	_, err := seal(t, s, rawImage(t, rawLayer(raw, types.OCIUncompressedLayer), hashOf(raw)))
 	refused(t, s, err, "entry 1", "not a valid tar header")
-}
-
-// twisted is a source whose answers a test changes.
-type twisted struct {
-	Source
-	manifest func([]byte) []byte
-	blob     func(key.Digest, []byte) []byte
-}
-
-func (w twisted) Manifest(ctx context.Context, d key.Digest) ([]byte, string, error) {
-	p, mt, err := w.Source.Manifest(ctx, d)
-	if w.manifest != nil {
-		p = w.manifest(p)
-	}
-	return p, mt, err
-}
-
-func (w twisted) Blob(ctx context.Context, d key.Digest, size int64) (io.ReadCloser, error) {
-	r, err := w.Source.Blob(ctx, d, size)
-	if err != nil || w.blob == nil {
-		return r, err
-	}
-	defer r.Close()
-	p, err := io.ReadAll(r)
-	return io.NopCloser(bytes.NewReader(w.blob(d, p))), err
-}
-
-// TestWrongDigest: every byte that comes from a source counts.
-func TestWrongDigest(t *testing.T) {
-	img := imagetest.New(t, v1.Config{}, small...)
-	cfg, _ := img.ConfigName()
-	isConfig := func(d key.Digest) bool { return string(d) == cfg.String() }
-	ref := machine.ImageRef{Digest: imagetest.Digest(t, img)}
-	// A gzip header's time can change without changing what the layer unpacks to.
-	changeTime := func(p []byte) []byte { return flip(p, 4) }
-	tests := map[string]struct {
-		src  twisted
-		want string
-	}{
-		"manifest": {twisted{manifest: func(p []byte) []byte { return append(p, ' ') }}, "its manifest has the digest"},
-		"config": {twisted{blob: func(d key.Digest, p []byte) []byte {
-			if isConfig(d) {
-				return flip(p, 10)
-			}
-			return p
-		}}, "its config"},
-		"layer": {twisted{blob: func(d key.Digest, p []byte) []byte {
-			if !isConfig(d) {
-				return changeTime(p)
-			}
-			return p
-		}}, "its contents have the digest"},
-		"layer too short": {twisted{blob: func(d key.Digest, p []byte) []byte {
-			if !isConfig(d) {
-				return p[:len(p)-1]
-			}
-			return p
-		}}, "ends after"},
-		"layer too long": {twisted{blob: func(d key.Digest, p []byte) []byte {
-			if !isConfig(d) {
-				return append(p, 0)
-			}
-			return p
-		}}, "longer than"},
-		"config too short": {twisted{blob: func(d key.Digest, p []byte) []byte { return p[:len(p)-1] }}, "its config is not the"},
-		"config too long":  {twisted{blob: func(d key.Digest, p []byte) []byte { return append(p, ' ') }}, "its config is not the"},
-	}
-	for name, tt := range tests {
-		t.Run(name, func(t *testing.T) {
-			s := openStore(t)
-			tt.src.Source = FromImage(img)
-			_, err := s.Ensure(ctxT(t), tt.src, ref)
-			refused(t, s, err, tt.want)
-		})
-	}
-	// The control: with the check of layers turned off, the changed layer passes, so
-	// that it is this check that the case above sees.
-	t.Run("control", func(t *testing.T) {
-		s := openStore(t)
-		s.trustLayers = true
-		src := tests["layer"].src
-		src.Source = FromImage(img)
-		if _, err := s.Ensure(ctxT(t), src, ref); err != nil {
-			t.Errorf("without the check the layer is refused all the same: %v", err)
-		}
-	})
 }
 
 func TestWrongDiffID(t *testing.T) {

@@ -7,7 +7,8 @@
 //   - resource limits: no new file descriptor, bounded output, memory and CPU time,
 //     no core dump;
 //   - no_new_privs;
-//   - landlock: no path may be opened, no TCP port bound or connected;
+//   - landlock: no path may be opened, no TCP port bound or connected (as far as the
+//     kernel's version knows how to deny it);
 //   - seccomp: the system calls that the Go runtime needs to run and that move bytes
 //     between open descriptors; every other one kills the process.
 package confine
@@ -76,10 +77,10 @@ func Enter(l Limits) (Report, error) {
 // denyPaths denies every right that the kernel's landlock knows of.
 func denyPaths() error {
 	// The rulesets are separate so that a kernel that knows only paths still denies those.
-	if err := landlock.V5.BestEffort().RestrictPaths(); err != nil {
+	if err := landlock.V11.BestEffort().RestrictPaths(); err != nil {
 		return err
 	}
-	return landlock.V5.BestEffort().RestrictNet()
+	return landlock.V11.BestEffort().RestrictNet()
 }
 
 // setLimits sets the resource limits, soft and hard.

@@ -33,19 +33,20 @@ var allowed = []uintptr{
 
 // constrained is a system call that passes when one argument is as given.
 type constrained struct {
-	nr  uintptr
-	arg uint32 // index of the argument, of which the lower 32 bits are compared
-	is  uint32
+	nr     uintptr
+	arg    uint32 // index of the argument, of which the lower 32 bits are compared
+	is     uint32
+	ignore uint32 // bits that may be anything
 }
 
 func constraints() []constrained {
 	const prSetVMA = 0x53564d41
 	const thread = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND | unix.CLONE_SYSVSEM | unix.CLONE_THREAD
 	return []constrained{
-		{unix.SYS_CLONE, 0, thread},                 // a thread, never a process
-		{unix.SYS_TGKILL, 0, uint32(unix.Getpid())}, // its own threads: how Go interrupts one
-		{unix.SYS_PRCTL, 0, prSetVMA},               // Go names its memory
-		{unix.SYS_FCNTL, 1, unix.F_GETFL},           // never F_DUPFD
+		{unix.SYS_CLONE, 0, thread, unix.CLONE_SETTLS}, // a thread, never a process
+		{unix.SYS_TGKILL, 0, uint32(unix.Getpid()), 0}, // its own threads: how Go interrupts one
+		{unix.SYS_PRCTL, 0, prSetVMA, 0},               // Go names its memory
+		{unix.SYS_FCNTL, 1, unix.F_GETFL, 0},           // never F_DUPFD
 	}
 }
 
@@ -77,8 +78,9 @@ func filter() ([]bpf.RawInstruction, error) {
 	}
 	for _, c := range constraints() {
 		prog = append(prog,
-			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: uint32(c.nr), SkipTrue: 4},
+			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: uint32(c.nr), SkipTrue: 5},
 			bpf.LoadAbsolute{Off: offArgs + 8*c.arg, Size: 4},
+			bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: ^c.ignore},
 			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: c.is, SkipTrue: 1},
 			allow,
 			kill)

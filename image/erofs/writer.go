@@ -36,7 +36,7 @@ func (e *WriteError) Error() string { return "writing the image: " + e.Err.Error
 func (e *WriteError) Unwrap() error { return e.Err }
 
 const (
-	bufferSize = 1 << 20
+	bufferSize = 512 << 10
 	inodeSize  = 64
 	slotSize   = 32   // an inode's number is its offset in the metadata in these
 	superblock = 1024 // offset of the superblock in block 0
@@ -305,11 +305,14 @@ func (w *Writer) erase() error {
 	if err := w.flush(); err != nil {
 		return err
 	}
-	zero := make([]byte, bufferSize)
+	var zero []byte
 	for _, e := range w.dead {
 		off, n := int64(e.Block)*BlockSize, int64(blocks(e.Size))*BlockSize
 		if w.f.Punch(off, n) == nil {
 			continue
+		}
+		if zero == nil {
+			zero = make([]byte, bufferSize)
 		}
 		for n > 0 {
 			k, err := w.f.WriteAt(zero[:min(n, int64(len(zero)))], off)

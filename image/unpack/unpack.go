@@ -12,6 +12,7 @@ import (
 	"hash"
 	"io"
 	"os"
+	"runtime"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
@@ -60,10 +61,10 @@ func Main() int {
 		fmt.Fprintln(os.Stderr, "this kernel has no landlock; seccomp alone confines the unpacking")
 	}
 	res := Run(req, os.Stdin, file{os.NewFile(OutputFD, "output")})
-	var ru unix.Rusage
-	if unix.Getrusage(unix.RUSAGE_SELF, &ru) == nil {
-		res.PeakMemory = ru.Maxrss
-	}
+	// Not getrusage: what it gives includes the process that started this one.
+	var mem runtime.MemStats
+	runtime.ReadMemStats(&mem)
+	res.PeakMemory = int64(mem.Sys >> 10)
 	if err := wire.WriteResult(os.Stdout, res); err != nil {
 		return 3
 	}
@@ -200,7 +201,7 @@ type piece struct {
 	err error
 }
 
-const aheadBuffers, aheadSize = 4, 256 << 10
+const aheadBuffers, aheadSize = 3, 128 << 10
 
 func readAhead(r io.Reader) *ahead {
 	a := &ahead{

@@ -57,7 +57,7 @@ type Result struct {
 	Bytes    int64    `json:"bytes"`
 	Devices  int64    `json:"devices"`
 	Xattrs   int64    `json:"xattrs"`
-	// PeakMemory is the helper's, in KiB.
+	// PeakMemory is what the helper got from the system at most, in KiB.
 	PeakMemory int64 `json:"peak_memory"`
 }
 
