@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"sort"
 	"time"
 
@@ -108,7 +109,11 @@ func (c *Controller) metricsPage(r *call) (int, any, error) {
 			c.log.Info("role's metrics are missing", "of", name, "err", err)
 			up = 0
 		}
-		families["bulkhead_role_up"] = upFamily(up)
+		reached := upFamily(up)
+		if other := families["bulkhead_role_up"]; other != nil {
+			reached.Metric = append(reached.Metric, other.Metric...)
+		}
+		families["bulkhead_role_up"] = reached
 		addLabels(merged, families, name, c.cfg.Role.Node)
 	}
 	if !known {
@@ -162,12 +167,20 @@ func upFamily(v float64) *dto.MetricFamily {
 	return &dto.MetricFamily{Name: &name, Help: &help, Type: &gauge, Metric: []*dto.Metric{{Gauge: &dto.Gauge{Value: &v}}}}
 }
 
+func hasLabel(m *dto.Metric, name string) bool {
+	return slices.ContainsFunc(m.Label, func(l *dto.LabelPair) bool { return l.GetName() == name })
+}
+
 // addLabels adds families to merged. A family whose type differs between roles is
 // kept as the first role has it; the other's samples are left out.
 func addLabels(merged, families map[string]*dto.MetricFamily, name string, node key.Node) {
 	roleName, roleValue, nodeName, nodeValue := "role", name, "node", string(node)
 	for n, f := range families {
 		for _, m := range f.Metric {
+			if hasLabel(m, roleName) { // the warden's, which come by way of the worker
+				m.Label = append(m.Label, &dto.LabelPair{Name: &nodeName, Value: &nodeValue})
+				continue
+			}
 			m.Label = append([]*dto.LabelPair{{Name: &roleName, Value: &roleValue}, {Name: &nodeName, Value: &nodeValue}}, m.Label...)
 		}
 		if old := merged[n]; old == nil {

@@ -77,6 +77,8 @@ const requestTimeout = 10 * time.Second
 
 // Server is a warden.
 type Server struct {
+	counters counters
+
 	config Config
 	log    *slog.Logger
 	groups *cgroup.Tree
@@ -194,6 +196,7 @@ func (s *Server) serveConn(ctx context.Context, nc net.Conn) error {
 	}()
 	resp, files, err := s.do(ctx, req)
 	defer closeFiles(files)
+	s.counters.add(req.Op, err)
 	if err != nil {
 		s.logFailure(req, err)
 		resp.Error = client.ToError(err)
@@ -231,6 +234,7 @@ func (s *Server) serveStart(ctx context.Context, c *net.UnixConn, spec *sandbox.
 	}
 	files, err := s.start(startCtx, spec)
 	defer closeFiles(files)
+	s.counters.add(client.OpStart, err)
 	c.SetWriteDeadline(time.Now().Add(requestTimeout))
 	if err != nil {
 		s.logFailure(client.Request{Op: client.OpStart, Machine: id}, err)
@@ -251,7 +255,7 @@ func (s *Server) serveStart(ctx context.Context, c *net.UnixConn, spec *sandbox.
 
 // do carries out every operation but OpStart.
 func (s *Server) do(ctx context.Context, req client.Request) (resp client.Response, files []*os.File, err error) {
-	if req.Op != client.OpPing && req.Op != client.OpList {
+	if req.Op != client.OpPing && req.Op != client.OpList && req.Op != client.OpMetrics {
 		if _, err := key.ParseMachineID(string(req.Machine)); err != nil {
 			return resp, nil, err
 		}
@@ -271,6 +275,8 @@ func (s *Server) do(ctx context.Context, req client.Request) (resp client.Respon
 		err = s.remove(context.WithoutCancel(ctx), req.Machine)
 	case client.OpList:
 		resp.List, err = s.list()
+	case client.OpMetrics:
+		resp.Metrics = s.metrics()
 	default:
 		err = fault.New(fault.Invalid, "the warden knows no operation %q", req.Op)
 	}

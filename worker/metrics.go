@@ -3,6 +3,7 @@ package worker
 import (
 	"bytes"
 	"context"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -10,6 +11,8 @@ import (
 
 	"bulkhead/api/internalpb"
 	"bulkhead/fault"
+	"bulkhead/role"
+	"bulkhead/warden/client"
 )
 
 // metrics are the worker's own, in a registry of its own.
@@ -49,7 +52,49 @@ func newMetrics(w *Worker) *metrics {
 		}),
 		stateCollector{w, prometheus.NewDesc("bulkhead_worker_machines", "Machines, by state.", []string{"state"}, nil)},
 	)
+	if w.opt.Warden != nil {
+		m.registry.MustRegister(wardenCollector{w.opt.Warden})
+	}
 	return m
+}
+
+// The warden's metrics pass through the worker, which alone may ask it: it has no
+// other way out. They keep their role's label.
+var (
+	wardenRole       = prometheus.Labels{"role": role.Warden}
+	wardenUp         = prometheus.NewDesc("bulkhead_role_up", "Whether the role answered when its metrics were asked for.", nil, wardenRole)
+	wardenMachines   = prometheus.NewDesc("bulkhead_warden_machines", "Machines that have a sandbox, running or ended.", nil, wardenRole)
+	wardenOperations = prometheus.NewDesc("bulkhead_warden_operations_total", "Operations that the warden was asked for, by how they ended.", []string{"operation", "result"}, wardenRole)
+)
+
+// wardenCollector asks the warden when it is asked itself.
+type wardenCollector struct {
+	ask func(context.Context) (*client.Metrics, error)
+}
+
+// Describe is prometheus.Collector's.
+func (c wardenCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- wardenUp
+	ch <- wardenMachines
+	ch <- wardenOperations
+}
+
+// Collect is prometheus.Collector's.
+func (c wardenCollector) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	m, err := c.ask(ctx)
+	if err != nil {
+		ch <- prometheus.MustNewConstMetric(wardenUp, prometheus.GaugeValue, 0)
+		return
+	}
+	ch <- prometheus.MustNewConstMetric(wardenUp, prometheus.GaugeValue, 1)
+	ch <- prometheus.MustNewConstMetric(wardenMachines, prometheus.GaugeValue, float64(m.Machines))
+	for op, n := range m.Operations {
+		for result, count := range map[string]int64{"ok": n.OK, "refused": n.Refused, "failed": n.Failed} {
+			ch <- prometheus.MustNewConstMetric(wardenOperations, prometheus.CounterValue, float64(count), string(op), result)
+		}
+	}
 }
 
 // stateCollector counts Machines by state when it is asked.

@@ -31,6 +31,7 @@ import (
 	"bulkhead/machine"
 	"bulkhead/privnet"
 	"bulkhead/sandbox"
+	"bulkhead/warden/client"
 )
 
 // Images is what a Worker needs of an image store. Package image's Store behind
@@ -69,6 +70,9 @@ type Options struct {
 	// Nameservers are what Machines resolve with unless their config says otherwise;
 	// by default those of the node's resolv.conf that Machines can reach.
 	Nameservers []netip.Addr
+
+	// Warden asks the warden for what it counts; nil leaves its metrics out.
+	Warden func(context.Context) (*client.Metrics, error)
 
 	// RouteGrace is how long a Machine with services goes on answering after it was
 	// told to stop, so that every edge has heard of it; default 200 ms.

@@ -114,7 +114,7 @@ func TestPlatform(t *testing.T) {
 		}
 		defer resp.Body.Close()
 		b, _ := io.ReadAll(resp.Body)
-		for _, role := range []string{"controller", "worker", "edge"} {
+		for _, role := range []string{"controller", "worker", "warden", "edge"} {
 			if !strings.Contains(string(b), `role="`+role+`"`) {
 				t.Errorf("no metric of role %s", role)
 			}

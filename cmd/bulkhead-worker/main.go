@@ -42,10 +42,11 @@ func run(parent context.Context, env *role.Env) (err error) {
 	// down they are watched and restarted all the same.
 	conn := &lateConn{}
 	controller := internalpb.NewControllerClient(conn)
+	warden := client.New(c.Sockets[role.SocketWarden])
 	w := worker.New(worker.Options{
 		Dir: c.DataDir, Node: c.Node, Host: c.Host, Log: env.Log,
-		Runtime: client.New(c.Sockets[role.SocketWarden]),
-		Images:  worker.NewImages(store, image.NewRemote(false), controller),
+		Runtime: warden, Warden: warden.Metrics,
+		Images: worker.NewImages(store, image.NewRemote(false), controller),
 	})
 	if err := w.Open(); err != nil {
 		return err

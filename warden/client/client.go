@@ -87,6 +87,19 @@ func (c *Client) Ping(ctx context.Context) error {
 	return err
 }
 
+// Metrics returns what the warden has counted since it started.
+func (c *Client) Metrics(ctx context.Context) (*Metrics, error) {
+	resp, files, err := c.call(ctx, Request{Op: OpMetrics}, nil)
+	closeAll(files)
+	if err != nil {
+		return nil, err
+	}
+	if resp.Metrics == nil {
+		return nil, fault.New(fault.Internal, "the warden answered without metrics")
+	}
+	return resp.Metrics, nil
+}
+
 // Start implements sandbox.Runtime.
 func (c *Client) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
 	_, files, err := c.call(ctx, Request{Op: OpStart, Machine: spec.Machine, Spec: &spec}, func(conn *net.UnixConn) error {

@@ -42,7 +42,31 @@ const (
 	OpProcesses Op = "processes"
 	OpRemove    Op = "remove"
 	OpList      Op = "list"
+	OpMetrics   Op = "metrics"
 )
+
+// Known reports whether op is one of the operations.
+func Known(op Op) bool {
+	switch op {
+	case OpPing, OpStart, OpAck, OpAttach, OpSignal, OpExec, OpProcesses, OpRemove, OpList, OpMetrics:
+		return true
+	}
+	return false
+}
+
+// Metrics is what the warden counts.
+type Metrics struct {
+	Operations map[Op]OpCount `json:"operations"`
+	Machines   int            `json:"machines"` // with a sandbox, running or ended
+}
+
+// OpCount counts one operation by how it ended: done, refused with a reason that
+// the worker was told, or failed.
+type OpCount struct {
+	OK      int64 `json:"ok"`
+	Refused int64 `json:"refused"`
+	Failed  int64 `json:"failed"`
+}
 
 // Request is one operation with its arguments.
 type Request struct {
@@ -59,6 +83,7 @@ type Response struct {
 	Exec      *sandbox.ExecResult `json:"exec,omitempty"`
 	Processes []sandbox.Process   `json:"processes,omitempty"`
 	List      []sandbox.Info      `json:"list,omitempty"`
+	Metrics   *Metrics            `json:"metrics,omitempty"`
 }
 
 // Files that accompany the Response to OpStart and OpAttach, in this order. The
