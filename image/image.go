@@ -15,6 +15,9 @@
 // configuration. A taken-over helper could therefore change what one image
 // contains, and nothing else. Package image/tree says what becomes of each kind of
 // tar entry.
+//
+// The Store is for Linux; OpenLayout, OpenArchive, Remote and Inspect, which the
+// command-line tool uses as well, work everywhere.
 package image
 
 import (
