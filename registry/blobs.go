@@ -106,9 +106,12 @@ func (r *Registry) useBlob(repo string, d key.Digest) error {
 }
 
 // mountBlob gives repo a blob that from has.
-func (r *Registry) mountBlob(repo, from string, d key.Digest) error {
+func (r *Registry) mountBlob(req *http.Request, repo, from string, d key.Digest) error {
 	r.reach.RLock()
 	defer r.reach.RUnlock()
+	if err := r.stillMay(req, repo); err != nil {
+		return err
+	}
 	for _, p := range []string{blobLink(from, d.Hex()), blobPath(d.Hex())} {
 		if err := r.touch(p); err != nil {
 			return err
@@ -136,6 +139,8 @@ func (r *Registry) deleteBlob(w http.ResponseWriter, req *http.Request, t target
 	}
 	// No manifest is pushed between the look at the manifests and the removal.
 	defer r.lockRepo(t.repo)()
+	r.reach.RLock()
+	defer r.reach.RUnlock()
 	there, err := r.disk.exists(blobLink(t.repo, d.Hex()))
 	if err != nil {
 		return err

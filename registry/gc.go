@@ -179,7 +179,9 @@ func (c *collection) repo(ctx context.Context, repo string) error {
 	if removed {
 		// Before any content goes: a link must not come back after a power cut to find
 		// its content gone.
-		return c.r.disk.syncDir("repos/" + repo + "/_blobs")
+		if err := c.r.disk.syncDir("repos/" + repo + "/_blobs"); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		} // else the whole repository was removed meanwhile
 	}
 	return nil
 }

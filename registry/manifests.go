@@ -266,7 +266,7 @@ func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, t targe
 	if err := r.disk.room(int64(len(content)), r.cfg.MinFree); err != nil {
 		return err
 	}
-	if err := r.storeManifest(t.repo, tag, d, &manifest{content, mediaType, doc}); err != nil {
+	if err := r.storeManifest(req, t.repo, tag, d, &manifest{content, mediaType, doc}); err != nil {
 		return err
 	}
 	if doc.Subject != nil {
@@ -282,10 +282,13 @@ func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, t targe
 // entry under the subject, link, tag. If we die before the link, nothing shows but
 // garbage; if we die before the tag, the manifest is there by its digest and the tag
 // means what it meant.
-func (r *Registry) storeManifest(repo, tag string, d key.Digest, m *manifest) error {
+func (r *Registry) storeManifest(req *http.Request, repo, tag string, d key.Digest, m *manifest) error {
 	defer r.lockRepo(repo)()
 	r.reach.RLock()
 	defer r.reach.RUnlock()
+	if err := r.stillMay(req, repo); err != nil {
+		return err
+	}
 	if err := r.checkParts(repo, m.doc); err != nil {
 		return err
 	}

@@ -2,7 +2,9 @@ package registry
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"sort"
@@ -27,6 +29,8 @@ func (r *Registry) deleteManifest(w http.ResponseWriter, req *http.Request, t ta
 	}
 	unlock := r.lockRepo(t.repo)
 	defer unlock()
+	r.reach.RLock()
+	defer r.reach.RUnlock()
 	if !strings.Contains(t.ref, ":") {
 		if err := r.removeFrom("repos/"+t.repo+"/_tags", t.ref); err != nil {
 			return err
@@ -34,8 +38,6 @@ func (r *Registry) deleteManifest(w http.ResponseWriter, req *http.Request, t ta
 		w.WriteHeader(http.StatusAccepted)
 		return nil
 	}
-	r.reach.RLock()
-	defer r.reach.RUnlock()
 	if _, err := r.readMeta(t.repo, d); err != nil {
 		return err
 	}
@@ -81,7 +83,10 @@ func (r *Registry) removeFrom(dir string, names ...string) error {
 			return err
 		}
 	}
-	return r.disk.syncDir(dir)
+	if err := r.disk.syncDir(dir); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil // the whole repository was removed meanwhile
 }
 
 // tagsOf lists the tags of repo that mean d.

@@ -48,7 +48,7 @@ func (r *Registry) postUpload(w http.ResponseWriter, req *http.Request, t target
 		}
 		return err
 	}
-	if err := r.finishUpload(u, want); err != nil {
+	if err := r.finishUpload(req, u, want); err != nil {
 		return err
 	}
 	return created(w, t.repo, want)
@@ -63,7 +63,7 @@ func (r *Registry) tryMount(req *http.Request, repo, from, mount string) (key.Di
 	if r.authorize(req.Context(), token(req), from, false) != nil {
 		return "", false
 	}
-	return d, r.mountBlob(repo, from, d) == nil
+	return d, r.mountBlob(req, repo, from, d) == nil
 }
 
 // getUpload says how far an upload has come. It does not wait for a request that is
@@ -105,7 +105,7 @@ func (r *Registry) putUpload(w http.ResponseWriter, req *http.Request, t target)
 			return err
 		}
 	}
-	if err := r.finishUpload(u, d); err != nil {
+	if err := r.finishUpload(req, u, d); err != nil {
 		return err
 	}
 	return created(w, t.repo, d)

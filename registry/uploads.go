@@ -11,6 +11,7 @@ import (
 	"hash"
 	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"strings"
 	"sync"
@@ -248,7 +249,7 @@ func (w *uploadWriter) Write(b []byte) (int, error) {
 
 // finishUpload turns the upload into a blob of its repository, if its digest is d.
 // If it is not, the upload is removed. The caller holds u.mu.
-func (r *Registry) finishUpload(u *upload, d key.Digest) error {
+func (r *Registry) finishUpload(req *http.Request, u *upload, d key.Digest) error {
 	got, err := r.digestUpload(u)
 	if err != nil {
 		return err
@@ -258,7 +259,7 @@ func (r *Registry) finishUpload(u *upload, d key.Digest) error {
 			refuse(400, "DIGEST_INVALID", "the content has digest %s, not %s as the request says; it was thrown away", got, d),
 			r.dropUpload(u))
 	}
-	err = r.publishUpload(u, d)
+	err = r.publishUpload(req, u, d)
 	if derr := r.dropUpload(u); derr != nil {
 		// What is left of the upload is removed at the next open.
 		r.log.Warn("registry: a finished upload was not cleared away", "upload", u.id, "err", derr)
@@ -298,13 +299,16 @@ func (r *Registry) digestUpload(u *upload) (key.Digest, error) {
 // die after the rename, the blob is there and no repository has it: garbage. If we
 // die after the link, everything is done but the answer; the client pushes again and
 // is told that the blob is there.
-func (r *Registry) publishUpload(u *upload, d key.Digest) error {
+func (r *Registry) publishUpload(req *http.Request, u *upload, d key.Digest) error {
 	p := blobPath(d.Hex())
 	if err := r.disk.mkdirAll(p[:strings.LastIndexByte(p, '/')]); err != nil {
 		return err
 	}
 	r.reach.RLock()
 	defer r.reach.RUnlock()
+	if err := r.stillMay(req, u.repo); err != nil {
+		return err
+	}
 	// The blob may be there already. Then the rename replaces it with the same
 	// content, and mends it if the disk had damaged it.
 	if err := r.disk.rename(dataPath(u.id), p); err != nil {
