@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"fmt"
 	"math"
 	"net/http"
 	"regexp"
@@ -282,13 +283,24 @@ func (c *Controller) awaitDeleted(ctx context.Context, name key.AppName) {
 }
 
 // finishApp removes a deleting app whose Machines are all gone, with everything
-// that is kept under its name. It may be cut off and called again at any point: the
-// app's own record goes last.
+// that is kept under its name, its images too. It may be cut off and called again at
+// any point: the app's own record goes last.
+//
+// It is called for each of the app's Machines that goes, so two calls often meet.
+// The name is free when the first has ended, and the second must not touch what a
+// new app of that name has by then: one works at a time, and every change of the
+// store holds only while the app's record is as it was read.
 func (c *Controller) finishApp(ctx context.Context, name key.AppName) error {
+	if a, _, err := get[app](ctx, c.store, appKey(name)); err != nil || a == nil || !a.Deleting {
+		return err
+	}
+	c.finishing.Lock()
+	defer c.finishing.Unlock()
 	a, rev, err := get[app](ctx, c.store, appKey(name))
 	if err != nil || a == nil || !a.Deleting {
 		return err
 	}
+	still := at(appKey(name), rev)
 	records, _, err := list[record](ctx, c.store, machinesOf(name))
 	if err != nil {
 		return err
@@ -299,35 +311,40 @@ func (c *Controller) finishApp(ctx context.Context, name key.AppName) error {
 		}
 	}
 	for _, m := range records {
-		if err := c.forgetMachine(ctx, m); err != nil {
-			return err
+		if err := c.forgetMachine(ctx, m, still); err != nil {
+			return ignoreChanged(err)
 		}
 	}
 	for _, prefix := range []string{machinesOf(name), versionsOfApp(name), leasesOf(name), namesOf(name)} {
-		if err := c.deletePrefix(ctx, prefix); err != nil {
-			return err
+		if err := c.deletePrefix(ctx, prefix, still); err != nil {
+			return ignoreChanged(err)
 		}
 	}
-	_, err = c.store.Txn(ctx, []store.Cond{at(appKey(name), rev)}, []store.Op{store.Delete(appKey(name))})
+	// Nobody may push any more since the app is being deleted (authorizeRegistry).
+	if err := c.registry.Remove(ctx, string(name)); err != nil {
+		return fmt.Errorf("remove the images of app %s: %w", name, err)
+	}
+	_, err = c.store.Txn(ctx, []store.Cond{still}, []store.Op{store.Delete(appKey(name))})
 	if err == nil {
 		c.log.Info("app deleted", "app", name)
 	}
 	return ignoreChanged(err)
 }
 
-// forgetMachine removes the last traces of a destroyed Machine.
-func (c *Controller) forgetMachine(ctx context.Context, m *record) error {
-	if err := c.deletePrefix(ctx, versionsOf(m.App, m.ID)); err != nil {
+// forgetMachine removes the last traces of a destroyed Machine, while the conditions
+// hold.
+func (c *Controller) forgetMachine(ctx context.Context, m *record, conds ...store.Cond) error {
+	if err := c.deletePrefix(ctx, versionsOf(m.App, m.ID), conds...); err != nil {
 		return err
 	}
-	_, err := c.store.Txn(ctx, nil, []store.Op{
+	_, err := c.store.Txn(ctx, conds, []store.Op{
 		store.Delete(machineKey(m.App, m.ID)), store.Delete(idKey(m.ID)),
 		store.Delete(tombKey(*m.Gone, m.App, m.ID)), store.Delete(leaseKey(m.App, m.ID)),
 	})
 	return err
 }
 
-func (c *Controller) deletePrefix(ctx context.Context, prefix string) error {
+func (c *Controller) deletePrefix(ctx context.Context, prefix string, conds ...store.Cond) error {
 	kvs, _, err := c.store.List(ctx, prefix)
 	if err != nil {
 		return err
@@ -338,7 +355,7 @@ func (c *Controller) deletePrefix(ctx context.Context, prefix string) error {
 		for i, kv := range kvs[:n] {
 			ops[i] = store.Delete(kv.Key)
 		}
-		if _, err := c.store.Txn(ctx, nil, ops); err != nil {
+		if _, err := c.store.Txn(ctx, conds, ops); err != nil {
 			return err
 		}
 		kvs = kvs[n:]

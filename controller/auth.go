@@ -133,6 +133,9 @@ func (c *Controller) authorizeRegistry(ctx context.Context, token, repo string, 
 	if err != nil {
 		return err
 	}
+	if a.Deleting && push {
+		return fault.New(fault.Denied, "app %q is being deleted", a.Name)
+	}
 	act := actRead
 	if push {
 		act = actWrite

@@ -23,7 +23,7 @@ func TestTombstonesAreForgotten(t *testing.T) {
 	if err := e.ctl.CollectOnce(ctx, time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
-	e.refused(404, "machine not found", "GET", "/v1/apps/web/machines/"+m.ID, nil)
+	e.refused(404, "machine "+m.ID+" not found", "GET", "/v1/apps/web/machines/"+m.ID, nil)
 	keys, err := e.ctl.Keys(ctx)
 	if err != nil {
 		t.Fatal(err)

@@ -78,6 +78,8 @@ type Controller struct {
 	closures closures
 	reserved reservations
 
+	finishing sync.Mutex // held by finishApp
+
 	closing context.Context // ends when Serve ends: long answers stop
 	close   context.CancelFunc
 }

@@ -115,7 +115,7 @@ func (c *Controller) createMachine(r *call) (int, any, error) {
 	if in.LeaseTTL != 0 {
 		l = newLease(r.who, m, "", ttl)
 	}
-	if err := retry(ctx, func() error { return c.addMachine(ctx, m, in.Name == "", l) }); err != nil {
+	if err := retry(ctx, func() error { return c.addMachine(ctx, a.ID, m, in.Name == "", l) }); err != nil {
 		return 0, nil, err
 	}
 	b := c.machineBody(m, false)
@@ -127,13 +127,14 @@ func (c *Controller) createMachine(r *call) (int, any, error) {
 }
 
 // addMachine writes a new Machine: its record, its first version, its name, its
-// place and its assignment, all or nothing, and only while the app stays.
-func (c *Controller) addMachine(ctx context.Context, m *record, anyName bool, l *lease) error {
+// place and its assignment, all or nothing, and only while the app that it was
+// checked for stays: another of the same name may have another network.
+func (c *Controller) addMachine(ctx context.Context, appID string, m *record, anyName bool, l *lease) error {
 	a, arev, err := c.getApp(ctx, string(m.App))
 	if err != nil {
 		return err
 	}
-	if a.Deleting {
+	if a.Deleting || a.ID != appID {
 		return fault.New(fault.Conflict, "app %s is being deleted", a.Name)
 	}
 	if anyName {

@@ -55,7 +55,8 @@ type env struct {
 	ca     *pki.CA
 	logs   *syncBuffer
 
-	stop       func() // of the controller
+	opened     func(*controller.Controller) // if set, called between Open and Serve
+	stop       func()                       // of the controller
 	stopWorker context.CancelFunc
 }
 
@@ -137,6 +138,9 @@ func (e *env) startController() {
 	e.ctl = c
 	if err := c.Open(ctx); err != nil {
 		e.t.Fatal(err)
+	}
+	if e.opened != nil {
+		e.opened(c)
 	}
 	ls := map[string]net.Listener{}
 	for _, name := range []string{role.SocketInternal, role.SocketEnroll, role.SocketAdmin, role.SocketAPI} {

@@ -3,6 +3,8 @@ package controller
 import (
 	"context"
 	"time"
+
+	"bulkhead/store"
 )
 
 // CollectOnce lets tests collect as if it were later.
@@ -18,4 +20,19 @@ func (c *Controller) Keys(ctx context.Context) ([]string, error) {
 		out[i] = kv.Key
 	}
 	return out, err
+}
+
+// OnList makes f be called before each List of the store; before Serve only.
+func (c *Controller) OnList(f func(s store.Store, prefix string)) {
+	c.store = listening{c.store, f}
+}
+
+type listening struct {
+	store.Store
+	f func(s store.Store, prefix string)
+}
+
+func (l listening) List(ctx context.Context, prefix string) ([]store.KV, int64, error) {
+	l.f(l.Store, prefix)
+	return l.Store.List(ctx, prefix)
 }

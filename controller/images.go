@@ -116,7 +116,7 @@ func (c *Controller) mayUse(ctx context.Context, a *app, repo string) error {
 	if err != nil && !fault.Is(err, fault.NotFound) {
 		return err
 	}
-	if o == nil || o.Org != a.Org {
+	if o == nil || o.Org != a.Org || o.Deleting {
 		return fault.New(fault.Unprocessable, "app %s may not use images of the repository %q: it belongs to no app of its organization", a.Name, clip(repo))
 	}
 	return nil

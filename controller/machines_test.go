@@ -80,7 +80,7 @@ func TestLifeOfAMachine(t *testing.T) {
 		t.Errorf("list with deleted: %+v", list)
 	}
 	e.want(202, "DELETE", "/v1/apps/web", nil, nil)
-	e.refused(404, "app not found", "GET", "/v1/apps/web", nil)
+	e.refused(404, `app \"web\" not found`, "GET", "/v1/apps/web", nil)
 	e.app("web")
 }
 

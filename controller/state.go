@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"strconv"
+	"strings"
 	"time"
 
 	"bulkhead/fault"
@@ -77,20 +79,27 @@ func retry(ctx context.Context, f func() error) error {
 	return fault.New(fault.Conflict, "too many others are changing the same object; try again")
 }
 
-// getApp returns an app that exists and is not being deleted.
+// getApp returns an app that exists; it may be being deleted.
 func (c *Controller) getApp(ctx context.Context, name string) (*app, int64, error) {
 	n, err := key.ParseAppName(name)
 	if err != nil {
-		return nil, 0, fault.New(fault.NotFound, "app not found")
+		return nil, 0, noApp(name)
 	}
 	a, rev, err := get[app](ctx, c.store, appKey(n))
 	if err != nil {
 		return nil, 0, err
 	}
 	if a == nil {
-		return nil, 0, fault.New(fault.NotFound, "app not found")
+		return nil, 0, noApp(name)
 	}
 	return a, rev, nil
+}
+
+// noApp and noMachine are the answers about what there is not.
+func noApp(name string) error { return fault.New(fault.NotFound, "app %q not found", clip(name)) }
+
+func noMachine(id string) error {
+	return fault.New(fault.NotFound, "machine %s not found", strings.Trim(strconv.Quote(clip(id)), `"`))
 }
 
 // getMachine returns a Machine's record, also of one that is destroyed but not yet
@@ -98,8 +107,11 @@ func (c *Controller) getApp(ctx context.Context, name string) (*app, int64, erro
 func (c *Controller) getMachine(ctx context.Context, appName, id string) (*record, int64, error) {
 	n, aerr := key.ParseAppName(appName)
 	m, merr := key.ParseMachineID(id)
-	if aerr != nil || merr != nil {
-		return nil, 0, fault.New(fault.NotFound, "machine not found")
+	if aerr != nil {
+		return nil, 0, noApp(appName)
+	}
+	if merr != nil {
+		return nil, 0, noMachine(id)
 	}
 	r, rev, err := get[record](ctx, c.store, machineKey(n, m))
 	if err != nil {
@@ -109,7 +121,7 @@ func (c *Controller) getMachine(ctx context.Context, appName, id string) (*recor
 		if _, _, err := c.getApp(ctx, appName); err != nil {
 			return nil, 0, err
 		}
-		return nil, 0, fault.New(fault.NotFound, "machine not found")
+		return nil, 0, noMachine(id)
 	}
 	return r, rev, nil
 }

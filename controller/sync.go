@@ -361,7 +361,11 @@ func (c *Controller) bury(ctx context.Context, appName key.AppName, o *seen) err
 		return err
 	}
 	c.view.forget(o.Machine)
-	return c.finishApp(ctx, appName)
+	if err := c.finishApp(ctx, appName); err != nil && ctx.Err() == nil {
+		// Not the worker's fault, and no reason to end its Sync: the collector does it.
+		c.log.Error("a deleted app is not cleared away yet; it is tried again later", "app", appName, "err", err)
+	}
+	return nil
 }
 
 // assignment is what a worker is told of a Machine.
