@@ -27,6 +27,7 @@ func BenchmarkRoute(b *testing.B) {
 			if resp.StatusCode == status {
 				return time.Now()
 			}
+			time.Sleep(time.Millisecond) // the question must not be what keeps the machine busy
 		}
 	}
 	until(http.StatusOK)
