@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"bulkhead/key"
+	"bulkhead/machine"
 )
 
 // Times of the collector.
@@ -23,7 +24,7 @@ func (c *Controller) collect(ctx context.Context) error {
 		if err := c.collectOnce(ctx, time.Now().Add(-c.cfg.TombstoneLife)); err != nil && ctx.Err() == nil {
 			c.log.Warn("collection failed; it is tried again later", "err", err)
 		}
-		if n%registryEvery == registryEvery-1 {
+		if n%registryEvery == 1 { // not at the start, and soon after it
 			if _, err := c.registry.GC(ctx, registryGrace); err != nil && ctx.Err() == nil {
 				c.log.Warn("the registry's collection failed; it is tried again later", "err", err)
 			}
@@ -78,16 +79,35 @@ func (c *Controller) collectOnce(ctx context.Context, before time.Time) error {
 }
 
 // imagesInUse is the registry's question which images without a tag must stay: those
-// of every version of every Machine.
+// of every Machine, and of every version of it that is kept.
 func (c *Controller) imagesInUse(ctx context.Context) (func(repo string, d key.Digest) bool, error) {
-	versions, _, err := list[version](ctx, c.store, "/version/")
+	apps, _, err := list[app](ctx, c.store, prefixApp)
 	if err != nil {
 		return nil, err
 	}
 	used := map[string]bool{}
-	for _, v := range versions {
-		if v.ImageRef.Registry == "" {
-			used[v.ImageRef.Repository+"@"+string(v.ImageRef.Digest)] = true
+	note := func(ref machine.ImageRef) {
+		if ref.Registry == "" {
+			used[ref.Repository+"@"+string(ref.Digest)] = true
+		}
+	}
+	// App by app, so that not all configs there are lie in memory at once. What is
+	// created meanwhile has had its image looked at since the collection began, which
+	// keeps it (registry.Manifest).
+	for _, a := range apps {
+		versions, _, err := list[version](ctx, c.store, versionsOfApp(a.Name))
+		if err != nil {
+			return nil, err
+		}
+		for _, v := range versions {
+			note(v.ImageRef)
+		}
+		records, _, err := list[record](ctx, c.store, machinesOf(a.Name))
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range records {
+			note(r.ImageRef)
 		}
 	}
 	return func(repo string, d key.Digest) bool { return used[repo+"@"+string(d)] }, nil

@@ -23,8 +23,9 @@ const (
 	diskMB  = 8192 // MiB of its writable layer
 )
 
-// maxConfig bounds a config in JSON, in bytes: the store holds one with each version.
-const maxConfig = 900 << 10
+// maxConfig bounds a config as it is kept, in bytes of JSON: the store holds one with
+// each version, and with the Machine's record what was last seen of it (bury).
+const maxConfig = 640 << 10
 
 // machineInput is the body of a create and of an update.
 type machineInput struct {
@@ -44,9 +45,6 @@ type machineInput struct {
 func (in *machineInput) config() (*machine.Config, error) {
 	if len(in.Config) == 0 || string(in.Config) == "null" {
 		return nil, fault.New(fault.Invalid, "config is missing; it needs at least an image")
-	}
-	if len(in.Config) > maxConfig {
-		return nil, fault.New(fault.Invalid, "config is %d KiB; at most %d are kept for one machine: put large files into the image", len(in.Config)>>10, maxConfig>>10)
 	}
 	conf := new(machine.Config)
 	if err := json.Unmarshal(in.Config, conf); err != nil {
@@ -69,7 +67,21 @@ func (in *machineInput) config() (*machine.Config, error) {
 	}
 	g := conf.EffectiveGuest()
 	conf.Guest, conf.Size = &g, ""
-	return conf, nil
+	return conf, keepable(conf)
+}
+
+// keepable refuses a config that would not fit into the store with all that a record
+// of it may grow by. It is the config's size as it is kept that counts, which may be
+// several times what was sent.
+func keepable(conf *machine.Config) error {
+	b, err := json.Marshal(conf)
+	if err != nil {
+		return fault.New(fault.Invalid, "config: %w", err)
+	}
+	if len(b) > maxConfig {
+		return fault.New(fault.Invalid, "config is %d KiB; at most %d are kept for one machine: put large files into the image", len(b)>>10, maxConfig>>10)
+	}
+	return nil
 }
 
 var machineNameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)

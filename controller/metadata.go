@@ -35,6 +35,9 @@ func (c *Controller) setMeta(r *call, ifVersion string, change map[string]*strin
 		if err := conf.Validate(); err != nil {
 			return nil, err
 		}
+		if err := keepable(conf); err != nil {
+			return nil, err
+		}
 		m.Config = conf
 		return nil, nil
 	})

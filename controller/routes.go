@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"sort"
 	"strconv"
 	"sync"
@@ -16,6 +17,7 @@ import (
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/machine"
+	"bulkhead/privnet"
 	"bulkhead/store"
 )
 
@@ -228,7 +230,7 @@ func addService(ports map[int32]*internalpb.ServiceRoute, m *record, s *seen, sv
 			}
 			ports[port] = sr
 		}
-		if s == nil || s.State != machine.Started || s.PrivateIP == "" || m.Cordoned || m.Desired != machine.WantStarted {
+		if s == nil || s.State != machine.Started || m.Cordoned || m.Desired != machine.WantStarted || !ownAddress(m, s.PrivateIP) {
 			continue
 		}
 		b := &internalpb.Backend{
@@ -247,6 +249,13 @@ func addService(ports map[int32]*internalpb.ServiceRoute, m *record, s *seen, sv
 		}
 		sr.Backends = append(sr.Backends, b)
 	}
+}
+
+// ownAddress reports whether an address that a worker reported is one of the
+// Machine's own network: nobody may send the edge anywhere else.
+func ownAddress(m *record, addr string) bool {
+	ip, err := netip.ParseAddr(addr)
+	return err == nil && ip.Zone() == "" && m.Network != 0 && privnet.Prefix(m.Network).Contains(ip)
 }
 
 // publish enters a route and tells the edges, if it is another than before.

@@ -347,7 +347,7 @@ func (c *Controller) bury(ctx context.Context, appName key.AppName, o *seen) err
 		}
 		t := now()
 		r.Gone, r.UpdatedAt, r.Desired = &t, t, machine.WantDestroyed
-		r.Last = &lastSeen{Events: o.Events, Error: o.Error, PrivateIP: o.PrivateIP}
+		r.Last = &lastSeen{Events: newest(o.Events), Error: o.Error, PrivateIP: o.PrivateIP}
 		_, err = c.store.Txn(ctx, []store.Cond{at(k, rev)}, []store.Op{
 			put(k, r),
 			store.Delete(nodeKey(r.Node, r.ID)),
@@ -366,6 +366,22 @@ func (c *Controller) bury(ctx context.Context, appName key.AppName, o *seen) err
 		c.log.Error("a deleted app is not cleared away yet; it is tried again later", "app", appName, "err", err)
 	}
 	return nil
+}
+
+// maxLastEvents bounds the events of a tombstone, in bytes of JSON: with the config
+// it has to fit into the store (maxConfig).
+const maxLastEvents = 128 << 10
+
+// newest returns as many events, newest first, as a tombstone takes.
+func newest(events []machine.Event) []machine.Event {
+	size := 0
+	for i, e := range events {
+		b, err := json.Marshal(e)
+		if size += len(b); err != nil || size > maxLastEvents {
+			return events[:i]
+		}
+	}
+	return events
 }
 
 // assignment is what a worker is told of a Machine.

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"encoding/json"
+	"strings"
 	"sync"
 	"time"
 
@@ -27,18 +28,26 @@ type seen struct {
 	RestartNonce int64
 }
 
-// seenOf reads an observation. Events that do not decode are left out: they are
-// for people, nothing decides by them.
+// Bounds of what is kept of an observation: a worker that is in other hands must not
+// fill this process, nor grow a tombstone beyond what the store takes.
+const (
+	maxSeenEvents = 50
+	maxSeenEvent  = 4 << 10 // bytes of one in JSON
+	maxSeenError  = 2 << 10 // bytes
+)
+
+// seenOf reads an observation. Events that do not decode, or are too many or too
+// large, are left out: they are for people, nothing decides by them.
 func seenOf(node key.Node, o *internalpb.Observation) *seen {
 	s := &seen{
 		Machine: key.MachineID(o.MachineId), Node: node, Seq: o.Seq, Generation: o.Generation,
 		Instance: key.InstanceID(o.InstanceId), State: machine.State(o.State), PrivateIP: o.PrivateIp,
-		UpdatedAt: time.UnixMilli(o.UpdatedAtMs).UTC(), Error: o.Error,
+		UpdatedAt: time.UnixMilli(o.UpdatedAtMs).UTC(), Error: strings.ToValidUTF8(o.Error[:min(len(o.Error), maxSeenError)], "\uFFFD"),
 		StartNonce: o.StartNonce, RestartNonce: o.RestartNonce,
 	}
-	for _, b := range o.Events {
+	for _, b := range o.Events[:min(len(o.Events), maxSeenEvents)] {
 		var e machine.Event
-		if json.Unmarshal(b, &e) == nil {
+		if len(b) <= maxSeenEvent && json.Unmarshal(b, &e) == nil {
 			s.Events = append(s.Events, e)
 		}
 	}
