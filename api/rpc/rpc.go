@@ -5,6 +5,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"slices"
@@ -106,7 +107,8 @@ func (a authorizer) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServe
 
 // finish logs what the caller will not be told.
 func (a authorizer) finish(method string, err error) error {
-	if err != nil && fault.KindOf(err) == fault.Internal && status.Code(err) == codes.Unknown {
+	ended := errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) // the caller's own doing
+	if err != nil && !ended && fault.KindOf(err) == fault.Internal && status.Code(err) == codes.Unknown {
 		a.log.Error("internal call failed", "method", method, "err", err)
 	}
 	return toStatus(err)

@@ -147,3 +147,31 @@ func TestErrorsKeepTheirKind(t *testing.T) {
 		t.Errorf("an inner error's text left the server: %v", err)
 	}
 }
+
+// TestOnlyFaultsAreLogged: a stream that its caller ends is no error of ours.
+func TestOnlyFaultsAreLogged(t *testing.T) {
+	ca := pkitest.CA(t, "c-1", "x.localhost")
+	for _, tc := range []struct {
+		err    error
+		logged bool
+	}{{context.Canceled, false}, {context.DeadlineExceeded, false}, {fault.New(fault.NotFound, "no"), false}, {io.ErrUnexpectedEOF, true}} {
+		var log strings.Builder
+		srv := rpc.NewServer(pkitest.Identity(t, ca, pki.ID{Cluster: "c-1", Role: role.Controller, Node: "n1"}), slog.New(slog.NewTextHandler(&log, nil)))
+		internalpb.RegisterTelemetryServer(srv, &probe{err: tc.err})
+		socket := filepath.Join(t.TempDir(), "s")
+		l, err := net.Listen("unix", socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go srv.Serve(l)
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		if _, err := internalpb.NewTelemetryClient(dial(t, ca, role.Controller, socket)).Metrics(ctx, &internalpb.MetricsRequest{}); err == nil {
+			t.Errorf("%v did not come back", tc.err)
+		}
+		cancel()
+		srv.GracefulStop()
+		if got := log.Len() > 0; got != tc.logged {
+			t.Errorf("%v: logged is %v: %s", tc.err, got, &log)
+		}
+	}
+}
