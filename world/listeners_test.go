@@ -22,7 +22,14 @@ import (
 // platform listens, and tries each without credentials. A socket that nobody
 // planned fails the test.
 func TestNothingAnswersWithoutCredentials(t *testing.T) {
-	w := world.Start(t)
+	cluster := "127.0.0.1:" + freePort(t)
+	w := world.Start(t, "--cluster-addr", cluster)
+
+	t.Run("the cluster port", func(t *testing.T) {
+		if err := plainTLS("tcp", cluster); err == nil {
+			t.Error("it answers a caller without a certificate")
+		}
+	})
 
 	t.Run("TCP and UDP", func(t *testing.T) {
 		var got []string
@@ -31,7 +38,7 @@ func TestNothingAnswersWithoutCredentials(t *testing.T) {
 		}
 		slices.Sort(got)
 		got = slices.Compact(got)
-		want := []string{"tcp " + w.HTTPAddr, "tcp " + w.Ready.HTTPSAddr}
+		want := []string{"tcp " + w.HTTPAddr, "tcp " + w.Ready.HTTPSAddr, "tcp " + cluster}
 		slices.Sort(want)
 		if !slices.Equal(got, want) {
 			t.Errorf("the platform listens on %v, want %v and nothing else", got, want)
@@ -88,7 +95,7 @@ func TestNothingAnswersWithoutCredentials(t *testing.T) {
 			name := strings.TrimSuffix(filepath.Base(path), ".sock")
 			switch name {
 			case "internal", "worker", "edge":
-				if err := plainTLS(path); err == nil {
+				if err := plainTLS("unix", path); err == nil {
 					t.Errorf("%s answers a caller without a certificate", path)
 				}
 			}
@@ -98,6 +105,16 @@ func TestNothingAnswersWithoutCredentials(t *testing.T) {
 			t.Errorf("only %d sockets were found in %s", found, w.RunDir())
 		}
 	})
+}
+
+// freePort returns a loopback port that was free a moment ago.
+func freePort(t *testing.T) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return port(l.Addr().String())
 }
 
 // listening lists what a process listens on, over TCP, UDP and abstract sockets,
@@ -173,8 +190,8 @@ func dialAs(uid int, path string) error {
 }
 
 // plainTLS asks a socket for HTTP over TLS without showing a certificate.
-func plainTLS(path string) error {
-	c, err := net.Dial("unix", path)
+func plainTLS(network, addr string) error {
+	c, err := net.Dial(network, addr)
 	if err != nil {
 		return err
 	}
