@@ -9,8 +9,11 @@
 //   - fdaa:… traffic stays within its network's /48;
 //   - neither the router's nor the host's own addresses answer, except that the
 //     edge, which runs inside the router namespace, gets replies to what it opened;
+//   - the edge speaks to Machines from its own address and from no other;
 //   - IPv4 is for egress alone, behind two NATs, and never to private, link-local,
-//     metadata, multicast or reserved ranges; there is no IPv6 egress.
+//     metadata, multicast or reserved ranges; there is no IPv6 egress;
+//   - a Machine takes a bounded part of the room for connections, and its
+//     connections end with it.
 //
 // Neighbour discovery is switched off: addresses and hardware addresses follow from
 // the slot, so both sides hold permanent entries and a Machine can poison nothing.
@@ -30,6 +33,7 @@ import (
 	"sync"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"bulkhead/fault"
@@ -86,6 +90,7 @@ type Router struct {
 	ns     *os.File
 	nl     *netlink.Handle // in the router namespace
 	host   *netlink.Handle
+	ct     map[int]*nl.SocketHandle // to its connection tracking
 	fresh  bool
 
 	mu sync.Mutex // serializes changes of the packet rules
@@ -116,6 +121,9 @@ func (r *Router) open(members []Member) (err error) {
 	if r.host, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return err
 	}
+	if r.ct, err = conntrackAt(r.ns); err != nil {
+		return err
+	}
 	if err := Do(r.ns, routerSysctls); err != nil {
 		return err
 	}
@@ -143,6 +151,9 @@ func (r *Router) Close() error {
 	}
 	if r.host != nil {
 		r.host.Close()
+	}
+	for _, h := range r.ct {
+		h.Close()
 	}
 	if r.ns != nil {
 		return r.ns.Close()
@@ -307,7 +318,7 @@ func (r *Router) Remove(m Member) error {
 			err = errors.Join(err, fmt.Errorf("remove veth %s: %w", linkName(m.Slot), derr))
 		}
 	}
-	return err
+	return errors.Join(err, r.endFlows(privnet.MachineIPv4(m.Slot)))
 }
 
 // Slots returns the slots that have a veth.

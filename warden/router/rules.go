@@ -136,7 +136,11 @@ func (r *Router) ensureRules(members []Member) error {
 	if err := r.queueElements(c, t, first); err != nil {
 		return err
 	}
-	addRouterChains(c, t, source6, source4, peers6, denied4)
+	flows4 := flowSet(t)
+	if err := c.AddSet(flows4, nil); err != nil {
+		return err
+	}
+	r.addRouterChains(c, t, source6, source4, peers6, denied4, flows4)
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("write packet rules: %w", err)
 	}
@@ -150,8 +154,8 @@ func (r *Router) ensureRules(members []Member) error {
 	return nil
 }
 
-// addRouterChains queues the five chains.
-func addRouterChains(c *nftables.Conn, t *nftables.Table, source6, source4, peers6, denied4 *nftables.Set) {
+// addRouterChains queues the chains.
+func (r *Router) addRouterChains(c *nftables.Conn, t *nftables.Table, source6, source4, peers6, denied4, flows4 *nftables.Set) {
 	chain := func(name string, hook *nftables.ChainHook, prio *nftables.ChainPriority, typ nftables.ChainType, policy nftables.ChainPolicy) func(...any) {
 		ch := c.AddChain(&nftables.Chain{Name: name, Table: t, Hooknum: hook, Priority: prio, Type: typ, Policy: &policy})
 		return func(parts ...any) { c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: join(parts...)}) }
@@ -174,21 +178,29 @@ func addRouterChains(c *nftables.Conn, t *nftables.Table, source6, source4, peer
 	in(family(unix.NFPROTO_IPV6), loadIIF(), load(2, src6, len6), lookup(source6), &expr.Verdict{Kind: expr.VerdictJump, Chain: "track"})
 	in(family(unix.NFPROTO_IPV4), loadIIF(), load(2, src4, len4), lookup(source4), accept)
 
-	// To the router's own addresses: answers to the edge, nothing else.
+	// To the router's own addresses: answers to the edge, nothing else. Nothing that is
+	// merely "related": every link has one MTU, and a Machine has no news of others.
 	input := chain("input", nftables.ChainHookInput, nftables.ChainPriorityFilter, nftables.ChainTypeFilter, nftables.ChainPolicyDrop)
 	input(iif("lo"), accept)
-	input(ctState(replies), accept)
+	input(ctState(expr.CtStateBitESTABLISHED), accept)
 
 	forward := chain("forward", nftables.ChainHookForward, nftables.ChainPriorityFilter, nftables.ChainTypeFilter, nftables.ChainPolicyDrop)
 	forward(ctState(replies), accept)
 	forward(family(unix.NFPROTO_IPV6), samenet, accept)
 	forward(family(unix.NFPROTO_IPV4), oif(uplinkName), load(1, dst4, len4), lookup(denied4), counter, drop)
 	forward(family(unix.NFPROTO_IPV4), iif(uplinkName), counter, drop)
+	forward(family(unix.NFPROTO_IPV4), oif(uplinkName), overFlows(flows4), counter, drop)
 	forward(family(unix.NFPROTO_IPV4), oif(uplinkName), accept)
 
-	// The edge lives here: it reaches Machines, and nothing through the uplink.
-	output := chain("output", nftables.ChainHookOutput, nftables.ChainPriorityFilter, nftables.ChainTypeFilter, nftables.ChainPolicyAccept)
+	// The edge lives here: it reaches Machines, from the router's address (a program
+	// without any privilege may choose another, with IPV6_FREEBIND), and nothing
+	// through the uplink. By IPv4 there are only the kernel's own words to senders.
+	own := privnet.RouterAddr(r.config.Host).As16()
+	output := chain("output", nftables.ChainHookOutput, nftables.ChainPriorityFilter, nftables.ChainTypeFilter, nftables.ChainPolicyDrop)
+	output(oif("lo"), accept)
 	output(oif(uplinkName), counter, drop)
+	output(family(unix.NFPROTO_IPV6), load(1, src6, len6), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: own[:]}, accept)
+	output(family(unix.NFPROTO_IPV4), metaIs(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_ICMP}), accept)
 
 	nat := chain("nat", nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource, nftables.ChainTypeNAT, nftables.ChainPolicyAccept)
 	nat(family(unix.NFPROTO_IPV4), oif(uplinkName), &expr.Masq{})

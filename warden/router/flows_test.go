@@ -1,0 +1,132 @@
+package router
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"bulkhead/privnet"
+)
+
+// TestEdgeCannotSpoof: who holds the edge sends from its own address alone. An
+// unprivileged program may bind to any address with IPV6_FREEBIND, so that the
+// kernel does not see to it.
+func TestEdgeCannotSpoof(t *testing.T) {
+	l := newLab(t)
+	a, victim := l.machine(1, 7), l.machine(2, 7)
+	from := func(src netip.Addr) func() error {
+		return func() error {
+			return Do(l.ns, func() error {
+				fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+				if err != nil {
+					return err
+				}
+				defer unix.Close(fd)
+				if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1); err != nil {
+					return err
+				}
+				if err := unix.Bind(fd, &unix.SockaddrInet6{Addr: src.As16()}); err != nil {
+					return err
+				}
+				if err := unix.Sendto(fd, []byte("x"), 0, &unix.SockaddrInet6{Port: 9, Addr: victim.v6.As16()}); err != unix.EPERM {
+					return err
+				}
+				return nil // refused, as it must be
+			})
+		}
+	}
+	if !victim.hears(patient, from(privnet.RouterAddr(3))) {
+		t.Error("a packet from the router's own address does not arrive")
+	}
+	for _, src := range []netip.Addr{a.v6, privnet.MachineAddr(7, 3, 9), netip.MustParseAddr("2001:db8::77")} {
+		if victim.hears(quick, from(src)) {
+			t.Errorf("a packet from %s arrives, which the edge has chosen", src)
+		}
+	}
+	l.dropRules() // the control
+	if !victim.hears(patient, from(a.v6)) {
+		t.Error("without rules a forged packet does not arrive either: this test tests nothing")
+	}
+}
+
+// flows counts what connection tracking holds of a Machine.
+func (l *lab) flows(n *node) (count int) {
+	l.t.Helper()
+	h, err := netlink.NewHandleAt(netns.NsHandle(l.ns.Fd()), unix.NETLINK_NETFILTER)
+	must(l.t, err)
+	defer h.Close()
+	all, err := h.ConntrackTableList(netlink.ConntrackTable, netlink.FAMILY_V4)
+	must(l.t, err)
+	for _, f := range all {
+		if src, ok := netip.AddrFromSlice(f.Forward.SrcIP.To4()); ok && src == n.v4 {
+			count++
+		}
+	}
+	return count
+}
+
+// flood begins count connections with packets to as many ports.
+func (n *node) flood(to netip.Addr, count int) {
+	n.t.Helper()
+	must(n.t, Do(n.ns, func() error {
+		c, err := net.ListenPacket("udp4", ":0")
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		for i := range count {
+			if _, err := c.WriteTo([]byte("x"), net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, uint16(1000+i)))); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+}
+
+// TestConnectionsAreBounded: no Machine can fill the table of connections, which is
+// everybody's.
+func TestConnectionsAreBounded(t *testing.T) {
+	public := netip.MustParseAddr("9.9.9.98")
+	internet(t, public.String())
+	l := newLab(t)
+	a, b := l.machine(1, 7), l.machine(2, 7)
+	a.reaches("the internet", public, 7)
+	a.flood(public, 2*maxFlows)
+	// The control: the bound is what held it back.
+	if got := l.flows(a); got > maxFlows+1 || got < maxFlows/2 {
+		t.Errorf("%d connections of one Machine are kept, the bound is %d", got, maxFlows)
+	}
+	a.unreachable("the internet, with no connection left,", public, 7)
+	b.reaches("the internet", public, 7)
+	a.reaches("its own network", b.v6, 7)
+	if _, err := dial(l.ns, a.v6, 7, patient); err != nil {
+		t.Errorf("the edge does not reach a Machine that has used up its connections: %v", err)
+	}
+}
+
+// TestConnectionsEndWithTheirMachine: the next Machine of a slot gets no answers to
+// what the one before it asked, and none of its bound is used.
+func TestConnectionsEndWithTheirMachine(t *testing.T) {
+	public := netip.MustParseAddr("9.9.9.97")
+	internet(t, public.String())
+	l := newLab(t)
+	a, b := l.machine(1, 7), l.machine(2, 7)
+	a.flood(public, 2*maxFlows)
+	b.flood(public, 10)
+	if l.flows(a) == 0 {
+		t.Fatal("no connection is seen at all")
+	}
+	must(t, l.Remove(a.Member))
+	if got := l.flows(a); got != 0 {
+		t.Errorf("%d connections are left of a Machine that is gone", got)
+	}
+	if got := l.flows(b); got < 10 {
+		t.Errorf("%d of its neighbour's 10 connections are left", got)
+	}
+	next := l.machine(1, 8)
+	next.reaches("the internet", public, 7)
+}
