@@ -28,7 +28,7 @@ import (
 
 // Numbers of the member.
 const (
-	quota       = 1 << 30          // bytes of the database; beyond it writes are refused
+	quota       = 1 << 30          // bytes of the database, by default; see room.go
 	retention   = "1h"             // of the history; a watcher away for longer lists again
 	startLimit  = 60 * time.Second // to replay the log and be elected
 	pageSize    = 500              // keys of one read of a List
@@ -46,6 +46,8 @@ type Config struct {
 	// be short: with the names of the sockets at most 107 bytes. Empty means Dir.
 	SocketDir string
 	Log       *slog.Logger
+	// Quota bounds the database, in bytes; 0 means 1 GiB.
+	Quota int64
 }
 
 // Store is an open member. It implements store.Store.
@@ -53,6 +55,13 @@ type Store struct {
 	member *embed.Etcd
 	client *clientv3.Client
 	lock   *os.File
+	log    *slog.Logger
+	quota  int64 // bytes
+
+	room     sync.Mutex // guards what follows, and is held while room is made
+	relieved time.Time  // when that was
+	counted  [2]int64   // sizes as etcd last counted them
+	pending  int64      // bytes written since
 
 	closeOnce sync.Once
 	closing   context.Context // ends when Close begins
@@ -66,6 +75,9 @@ type Store struct {
 func Open(ctx context.Context, c Config) (*Store, error) {
 	if c.SocketDir == "" {
 		c.SocketDir = c.Dir
+	}
+	if c.Quota == 0 {
+		c.Quota = quota
 	}
 	for _, d := range []string{c.Dir, c.SocketDir} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
@@ -86,7 +98,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		lock.Close()
 		return nil, fmt.Errorf("start the store in %s: %w", c.Dir, err)
 	}
-	s := &Store{member: member, lock: lock}
+	s := &Store{member: member, lock: lock, log: c.Log, quota: c.Quota}
 	s.closing, s.cancel = context.WithCancel(context.Background())
 	select {
 	case <-member.Server.ReadyNotify():
@@ -101,6 +113,12 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		return nil, fmt.Errorf("start the store in %s: %w", c.Dir, err)
 	}
 	s.client = v3client.New(member.Server)
+	if len(member.Server.Alarms()) > 0 {
+		if err := s.relieve(ctx); err != nil {
+			s.Close()
+			return nil, fmt.Errorf("start the store in %s: %w", c.Dir, err)
+		}
+	}
 	return s, nil
 }
 
@@ -136,7 +154,7 @@ func memberConfig(c Config) (*embed.Config, error) {
 	cfg.ListenPeerUrls = []url.URL{{Scheme: "unix", Host: peer.Path}}
 	cfg.AdvertisePeerUrls = []url.URL{peer}
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
-	cfg.QuotaBackendBytes = quota
+	cfg.QuotaBackendBytes = c.Quota
 	cfg.AutoCompactionMode = embed.CompactorModePeriodic
 	cfg.AutoCompactionRetention = retention
 	cfg.MaxTxnOps = 2 * store.MaxOps
@@ -213,6 +231,9 @@ func (s *Store) Txn(ctx context.Context, conds []store.Cond, ops []store.Op) (in
 		return 0, err
 	}
 	if err := store.CheckTxn(conds, ops); err != nil {
+		return 0, err
+	}
+	if err := s.makeRoom(ctx, ops); err != nil {
 		return 0, err
 	}
 	cmps := make([]clientv3.Cmp, len(conds))
@@ -324,7 +345,7 @@ func (s *Store) fault(ctx context.Context, err error) error {
 	case errors.Is(err, rpctypes.ErrCompacted):
 		return store.ErrCompacted
 	case errors.Is(err, rpctypes.ErrNoSpace) || strings.Contains(err.Error(), "database space exceeded"):
-		return fault.Wrap(fault.Unavailable, err, "the store is full (%d MiB); remove apps or Machines that are not needed", quota>>20)
+		return fault.Wrap(fault.Unavailable, err, "the store is full (%d MiB); remove apps or machines that are not needed", s.quota>>20)
 	case errors.Is(err, rpctypes.ErrRequestTooLarge):
 		return fault.Wrap(fault.Invalid, err, "the change is too large for the store")
 	}
