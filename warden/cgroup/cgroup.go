@@ -3,8 +3,8 @@
 // whichever the host has.
 //
 // A Machine has two leaf groups below one directory, <root>/bulkhead-<tag>/<machine>:
-// "sandbox", with the limits, and "shim", without, so that the process that reports
-// an out-of-memory kill is not its victim. The directory is at the top of each
+// "sandbox", with the Machine's limits, and "shim", with small ones of its own, so that
+// the process that reports an out-of-memory kill is not its victim. The directory is at the top of each
 // hierarchy, not in the service's group: restarting the service ends no sandbox.
 package cgroup
 
@@ -36,6 +36,15 @@ type Limits struct {
 
 // period is the length of a scheduling period, in microseconds.
 const period = 100000
+
+// What a shim may use, beside its Machine's share of the processors. It runs nothing
+// of the tenant's, but who has escaped a sandbox and taken the shim must not find a
+// place there without bounds. A command that is sent to the sandbox runs beside
+// the shim, with about 40 MB and 20 threads.
+const (
+	shimMemory = 512 << 20
+	shimPIDs   = 1024
+)
 
 // Names of the leaves.
 const (
@@ -174,15 +183,20 @@ type setting struct {
 
 // settings lists the files that hold the limits, in the order to write them.
 func (t *Tree) settings(machine string, l Limits) []setting {
+	return append(t.leafSettings(filepath.Join(machine, sandboxLeaf), l),
+		t.leafSettings(filepath.Join(machine, shimLeaf), Limits{MemoryBytes: shimMemory, CPUQuota: l.CPUQuota, MaxPIDs: shimPIDs})...)
+}
+
+func (t *Tree) leafSettings(leaf string, l Limits) []setting {
 	mem, quota := strconv.FormatInt(l.MemoryBytes, 10), strconv.Itoa(l.CPUQuota*period/100)
 	at := func(controller, name string) string {
-		return filepath.Join(t.roots[controller], machine, sandboxLeaf, name)
+		return filepath.Join(t.roots[controller], leaf, name)
 	}
 	if t.v2 {
 		return []setting{
 			{file: at("", "memory.max"), value: mem},
 			{file: at("", "memory.swap.max"), value: "0", optional: true},
-			// All of the sandbox or nothing: half a sandbox is of no use.
+			// All of it or nothing: half a sandbox is of no use.
 			{file: at("", "memory.oom.group"), value: "1", optional: true},
 			{file: at("", "cpu.max"), value: quota + " " + strconv.Itoa(period)},
 			{file: at("", "pids.max"), value: strconv.Itoa(l.MaxPIDs)},
@@ -197,7 +211,7 @@ func (t *Tree) settings(machine string, l Limits) []setting {
 	}
 }
 
-// AddShim moves process pid into the Machine's unlimited group.
+// AddShim moves process pid into the group of the Machine's shim.
 func (t *Tree) AddShim(machine string, pid int) error {
 	for _, dir := range t.roots {
 		if err := write(filepath.Join(dir, machine, shimLeaf, "cgroup.procs"), strconv.Itoa(pid)); err != nil {
@@ -300,7 +314,17 @@ func (t *Tree) Kill(machine string) { t.kill(machine, sandboxLeaf) }
 // kill kills the processes of some leaves. A pid could be reused between the reading
 // of a group and the signal: so the processes are held by pidfds, and those are
 // signalled that are still in the group afterwards.
+//
+// First the groups are closed to new processes: who forks fast enough would else never
+// be caught up with.
 func (t *Tree) kill(machine string, leaves ...string) {
+	pids := t.roots["pids"]
+	if t.v2 {
+		pids = t.roots[""]
+	}
+	for _, leaf := range leaves {
+		write(filepath.Join(pids, machine, leaf, "pids.max"), "0") // without a group there is nothing to close
+	}
 	held := map[int]int{}
 	for _, pid := range t.processes(machine, leaves...) {
 		if fd, err := unix.PidfdOpen(pid, 0); err == nil {

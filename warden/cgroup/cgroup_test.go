@@ -45,7 +45,9 @@ var hosts = []hostKind{
 			"cg/bulkhead-x/0123456789abcd/sandbox/memory.oom.group":    "1",
 			"cg/bulkhead-x/0123456789abcd/sandbox/cpu.max":             "150000 100000",
 			"cg/bulkhead-x/0123456789abcd/sandbox/pids.max":            "500",
-			"cg/bulkhead-x/0123456789abcd/shim/memory.max":             "",
+			"cg/bulkhead-x/0123456789abcd/shim/memory.max":             "536870912",
+			"cg/bulkhead-x/0123456789abcd/shim/cpu.max":                "150000 100000",
+			"cg/bulkhead-x/0123456789abcd/shim/pids.max":               "1024",
 			"cg/bulkhead-x/0123456789abcd/sandbox/cgroup.procs":        "",
 			"cg/bulkhead-x/0123456789abcd/shim/cgroup.subtree_control": "",
 		},
@@ -62,6 +64,9 @@ var hosts = []hostKind{
 			"cpu,cpuacct/bulkhead-x/0123456789abcd/sandbox/cpu.cfs_period_us":      "100000",
 			"cpu,cpuacct/bulkhead-x/0123456789abcd/sandbox/cpu.cfs_quota_us":       "150000",
 			"pids/bulkhead-x/0123456789abcd/sandbox/pids.max":                      "500",
+			"memory/bulkhead-x/0123456789abcd/shim/memory.limit_in_bytes":          "536870912",
+			"cpu,cpuacct/bulkhead-x/0123456789abcd/shim/cpu.cfs_quota_us":          "150000",
+			"pids/bulkhead-x/0123456789abcd/shim/pids.max":                         "1024",
 			"systemd/bulkhead-x/0123456789abcd/sandbox/cgroup.procs":               "",
 			"unified/bulkhead-x/0123456789abcd/shim/cgroup.procs":                  "",
 		},
@@ -257,5 +262,34 @@ func TestRealTree(t *testing.T) {
 	<-done
 	if names, err := tree.List(); err != nil || len(names) != 0 {
 		t.Errorf("machines are %v, %v", names, err)
+	}
+}
+
+// TestForkBombIsKilled: a Machine whose processes fork as fast as they can ends all
+// the same, in the place of its sandbox and in that of its shim.
+func TestForkBombIsKilled(t *testing.T) {
+	for _, leaf := range []string{sandboxLeaf, shimLeaf} {
+		tree := realTree(t)
+		if err := tree.Create(machine, Limits{MemoryBytes: 512 << 20, CPUQuota: 200, MaxPIDs: 1024}); err != nil {
+			t.Fatal(err)
+		}
+		// A moment to be moved, then every process makes two, and those that fail go on.
+		bomb := startIn(t, tree, `sleep 0.2; f() { while :; do f & done; }; f`)
+		if leaf == shimLeaf {
+			if err := tree.AddShim(machine, bomb.Process.Pid); err != nil {
+				t.Fatal(err)
+			}
+		}
+		go bomb.Wait()
+		for end := time.Now().Add(20 * time.Second); len(tree.Processes(machine)) < 200; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%s: the bomb did not go off: %d processes", leaf, len(tree.Processes(machine)))
+			}
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		if err := tree.Remove(ctx, machine); err != nil {
+			t.Errorf("%s: %.200v", leaf, err)
+		}
+		cancel()
 	}
 }
