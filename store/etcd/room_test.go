@@ -16,7 +16,7 @@ func openSmall(t *testing.T) (*etcd.Store, context.Context) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
-	s, err := etcd.Open(ctx, etcd.Config{Dir: shortDir(t), Log: slog.New(slog.DiscardHandler), Quota: 16 << 20})
+	s, err := etcd.Open(ctx, etcd.Config{Dir: shortDir(t), Log: slog.New(slog.DiscardHandler), Quota: 64 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,7 +28,7 @@ func openSmall(t *testing.T) (*etcd.Store, context.Context) {
 // fits: its history makes room.
 func TestHistoryDoesNotFillTheStore(t *testing.T) {
 	s, ctx := openSmall(t)
-	for i := range 40 {
+	for i := range 160 {
 		if _, err := s.Txn(ctx, nil, []store.Op{store.Put("/k", make([]byte, 512<<10))}); err != nil {
 			t.Fatalf("write %d: %v", i, err)
 		}
@@ -47,14 +47,14 @@ func TestAFullStoreCanBeEmptied(t *testing.T) {
 		if fault.Is(err, fault.Unavailable) {
 			break
 		}
-		if err != nil || n > 64 {
+		if err != nil || n > 200 {
 			t.Fatalf("write %d: %v", n, err)
 		}
 	}
 	if _, err := s.Get(ctx, last); !fault.Is(err, fault.NotFound) {
 		t.Errorf("what was refused is there: %v", err)
 	}
-	if n < 16 {
+	if n < 64 {
 		t.Errorf("only %d were taken", n)
 	}
 	if _, err := s.Txn(ctx, nil, []store.Op{store.Put("/wish", []byte("destroy"))}); err != nil {
