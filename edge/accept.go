@@ -231,7 +231,7 @@ func (s *Server) passThrough(c *clientConn, raw []byte) {
 	if _, err := up.Write(append(head, raw...)); err != nil {
 		return
 	}
-	pipe(c.Conn, up, s.Limits.PipeIdle)
+	s.pipes.run(c.Conn, up, s.Limits.PipeIdle)
 }
 
 // raw joins a client with a Machine, byte by byte. client is c itself or the TLS
@@ -249,7 +249,7 @@ func (s *Server) raw(c *clientConn, client net.Conn) {
 			cancel()
 			if derr == nil {
 				lease.Worked()
-				pipe(client, up, s.Limits.PipeIdle)
+				s.pipes.run(client, up, s.Limits.PipeIdle)
 				lease.Release()
 				return
 			}

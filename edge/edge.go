@@ -140,6 +140,7 @@ type Server struct {
 	cancel     context.CancelFunc
 	wg         sync.WaitGroup
 	sessions   sessions // connections that are not an http.Server's
+	pipes      pipes    // those of them that are copied byte by byte
 }
 
 // New returns an edge without settings.
@@ -234,6 +235,7 @@ func (s *Server) Serve(ctx context.Context, plain, secure net.Listener) error {
 	}
 	dctx, cancel := context.WithTimeout(context.Background(), s.Limits.Drain)
 	defer cancel()
+	s.pipes.drain()
 	var g sync.WaitGroup
 	for _, stop := range stops {
 		g.Go(func() { _ = stop(dctx) })

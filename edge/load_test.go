@@ -2,6 +2,7 @@ package edge_test
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -290,6 +291,55 @@ func TestDrain(t *testing.T) {
 		t.Errorf("the request under way got %q", got)
 	}
 	<-stopped
+}
+
+// TestDrainEndsIdlePipes: connections to the API that are kept for later do not hold
+// up a stop, one that is in use may go on.
+func TestDrainEndsIdlePipes(t *testing.T) {
+	w := newWorld(t, edge.Limits{})
+	l, err := net.Listen("unix", filepath.Join(w.dir, "api"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	accepted := make(chan net.Conn, 2)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			accepted <- c
+		}
+	}()
+	// A hello is all the edge wants to see; what follows may be anything.
+	dial := func() (client, controller net.Conn) {
+		t.Helper()
+		c, err := net.Dial("tcp", w.secure)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		go tls.Client(c, w.tlsConfig("api")).Handshake()
+		up := <-accepted
+		t.Cleanup(func() { up.Close() })
+		return c, up
+	}
+	dial() // idle
+	_, busy := dial()
+	stopped := make(chan time.Duration, 1)
+	start := time.Now()
+	go func() { w.stop(); stopped <- time.Since(start) }()
+	for range 30 { // an answer that comes bit by bit, for three seconds
+		time.Sleep(100 * time.Millisecond)
+		if _, err := busy.Write([]byte("x")); err != nil {
+			t.Fatalf("a connection in use was cut after %v: %v", time.Since(start), err)
+		}
+	}
+	busy.Close()
+	if took := <-stopped; took > 6*time.Second {
+		t.Errorf("the stop took %v", took)
+	}
 }
 
 // TestNginxAndCurl puts Debian's nginx behind the edge and Debian's curl before it.

@@ -18,12 +18,54 @@ var copyBufs = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b 
 // spliceChunk is how much is moved inside the kernel between two looks at the clock.
 const spliceChunk = 256 << 10
 
-// pipe copies bytes both ways until both directions have ended, either side fails,
+// drainIdle is how long a pipe may be still while the server drains: what lies
+// unused longer is a connection kept for later, not a request under way.
+const drainIdle = 2 * time.Second
+
+// pipes are the pipes of a server, which has to hurry them when it drains. The zero
+// value is ready.
+type pipes struct {
+	draining atomic.Bool
+
+	mu   sync.Mutex
+	open map[*piping]struct{}
+}
+
+// drain ends every pipe that has been still for drainIdle, now and from now on.
+func (s *pipes) drain() {
+	s.draining.Store(true)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for p := range s.open {
+		// Whoever waits for bytes wakes, and waits again no longer than drainIdle.
+		p.a.SetReadDeadline(time.Now())
+		p.b.SetReadDeadline(time.Now())
+	}
+}
+
+func (s *pipes) add(p *piping) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open == nil {
+		s.open = map[*piping]struct{}{}
+	}
+	s.open[p] = struct{}{}
+}
+
+func (s *pipes) remove(p *piping) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.open, p)
+}
+
+// run copies bytes both ways until both directions have ended, either side fails,
 // or nothing has moved in any direction for idle. The end of one direction is
 // passed on as a half close, the other goes on. It closes both connections.
-func pipe(a, b net.Conn, idle time.Duration) {
-	p := &piping{idle: idle}
+func (s *pipes) run(a, b net.Conn, idle time.Duration) {
+	p := &piping{a: a, b: b, limit: idle, draining: &s.draining}
 	p.moved()
+	s.add(p)
+	defer s.remove(p)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -36,8 +78,18 @@ func pipe(a, b net.Conn, idle time.Duration) {
 }
 
 type piping struct {
-	idle time.Duration
-	last atomic.Int64 // Unix ns of the last byte in any direction
+	a, b     net.Conn
+	limit    time.Duration
+	draining *atomic.Bool
+	last     atomic.Int64 // Unix ns of the last byte in any direction
+}
+
+// idle is how long the pipe may be still.
+func (p *piping) idle() time.Duration {
+	if p.draining.Load() {
+		return min(p.limit, drainIdle)
+	}
+	return p.limit
 }
 
 func (p *piping) moved() { p.last.Store(time.Now().UnixNano()) }
@@ -68,12 +120,17 @@ func (p *piping) copy(dst, src net.Conn) error {
 	}
 	for {
 		now := time.Now()
-		if err := src.SetReadDeadline(now.Add(p.idle)); err != nil {
+		idle := p.idle()
+		// Half of it, because what the other direction moves is seen when its own wait ends.
+		if err := src.SetReadDeadline(now.Add(idle / 2)); err != nil {
 			return err
+		}
+		if idle > p.idle() {
+			continue // draining began between the two lines above, and its call may have been lost
 		}
 		// Past the read deadline, so that a timeout tells which side it was: after one
 		// on the write side bytes may be lost.
-		writeBy := now.Add(p.idle + 10*time.Second)
+		writeBy := now.Add(idle + 10*time.Second)
 		if err := dst.SetWriteDeadline(writeBy); err != nil {
 			return err
 		}
@@ -87,7 +144,7 @@ func (p *piping) copy(dst, src net.Conn) error {
 			return nil
 		case !upstream.IsTimeout(err) || !time.Now().Before(writeBy):
 			return err
-		case time.Now().UnixNano()-p.last.Load() >= int64(p.idle):
+		case time.Now().UnixNano()-p.last.Load() >= int64(p.idle()):
 			return errIdle
 		}
 	}

@@ -63,7 +63,7 @@ func (x *exchange) upgrade(resp *http.Response, stop func() bool) *failure {
 			return nil
 		}
 	}
-	pipe(bare(nc), up, x.s.Limits.PipeIdle)
+	x.s.pipes.run(bare(nc), up, x.s.Limits.PipeIdle)
 	return nil
 }
 
