@@ -26,6 +26,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -78,7 +79,8 @@ type Controller struct {
 	closures closures
 	reserved reservations
 
-	finishing sync.Mutex // held by finishApp
+	finishing  sync.Mutex   // held by finishApp
+	logStreams atomic.Int64 // Machines whose logs are being read
 
 	closing context.Context // ends when Serve ends: long answers stop
 	close   context.CancelFunc

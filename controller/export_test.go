@@ -36,3 +36,6 @@ func (l listening) List(ctx context.Context, prefix string) ([]store.KV, int64, 
 	l.f(l.Store, prefix)
 	return l.Store.List(ctx, prefix)
 }
+
+// HoldLogStreams counts n Machines as being read by somebody else.
+func (c *Controller) HoldLogStreams(n int) { c.logStreams.Add(int64(n)) }

@@ -16,6 +16,7 @@ import (
 const (
 	maxTail       = 100_000
 	maxLogSources = 200              // Machines that one request follows
+	maxLogStreams = 500              // Machines that all requests follow; half of what a worker's connection carries
 	logWrite      = 30 * time.Second // a reader that takes nothing for so long is cut off
 	logHeartbeat  = 15 * time.Second // an empty line, so that a dead reader is noticed
 )
@@ -79,6 +80,12 @@ func (c *Controller) streamLogs(r *call, from []*record, merged bool) (int, any,
 	if err != nil {
 		return 0, nil, err
 	}
+	// Readers of logs must not take the streams that starts, stops and execs need.
+	if n := c.logStreams.Add(int64(len(from))); n > maxLogStreams {
+		c.logStreams.Add(-int64(len(from)))
+		return 0, nil, fault.New(fault.TooMany, "too many logs are being read at once (%d machines); end some of the readers, or try again later", maxLogStreams)
+	}
+	defer c.logStreams.Add(-int64(len(from)))
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	stop := context.AfterFunc(c.closing, cancel)

@@ -316,6 +316,12 @@ func TestLogs(t *testing.T) {
 	}
 	lines(t, resp.Body, 2) // they come while the stream is open
 	e.refused(400, "tail", "GET", "/v1/apps/web/logs?tail=x", nil)
+
+	// Readers of logs leave room on the connection for starts and stops.
+	e.ctl.HoldLogStreams(500)
+	e.refused(429, "too many logs", "GET", "/v1/apps/web/logs?tail=1", nil)
+	e.ctl.HoldLogStreams(-500)
+	e.get("/v1/apps/web/logs?tail=1", nil)
 }
 
 func TestRestartLosesNothing(t *testing.T) {
