@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -48,6 +49,9 @@ func Stage(args []string) error {
 
 // restrict gives up everything the role is not to have.
 func (s *stage) restrict() error {
+	if err := keepFiles(os.Getenv("LISTEN_FDS")); err != nil {
+		return err
+	}
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: s.NoFile, Max: s.NoFile}); err != nil {
 		return fmt.Errorf("set the limit of open files to %d: %w", s.NoFile, err)
 	}
@@ -83,6 +87,26 @@ func (s *stage) restrict() error {
 	}
 	if os.Getppid() != s.Parent {
 		return fmt.Errorf("bulkheadd (process %d) is gone", s.Parent)
+	}
+	return nil
+}
+
+// keepFiles lets no descriptor past the standard ones and the count that LISTEN_FDS
+// names through to the role. bulkheadd inherits what whoever started it left open,
+// and everything below would inherit that in turn, down to the shims of Machines.
+func keepFiles(count string) error {
+	n, err := strconv.Atoi(count)
+	if err != nil || n < 0 {
+		return fmt.Errorf("LISTEN_FDS is %q", count)
+	}
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return fmt.Errorf("list open files: %w", err)
+	}
+	for _, e := range open {
+		if fd, err := strconv.Atoi(e.Name()); err == nil && fd >= 3+n {
+			syscall.CloseOnExec(fd)
+		}
 	}
 	return nil
 }
