@@ -30,6 +30,9 @@ const (
 	// outputGrace is how long output is awaited after a command has ended: its children
 	// may keep the pipe open for ever.
 	outputGrace = 200 * time.Millisecond
+	// maxCommands is how many commands may run at a time for one Machine: each is a
+	// process on the host, beside the shim.
+	maxCommands = 8
 	// maxProcessList bounds the sandbox's answer, in bytes.
 	maxProcessList = 4 << 20
 )
@@ -47,6 +50,27 @@ func (s *Server) checkRunning(id key.MachineID) error {
 		return fault.New(fault.NotFound, "machine %s is not running", id)
 	}
 	return nil
+}
+
+// beginCommand takes one of the places for commands that run while others do, in a
+// Machine that runs. done gives it back.
+func (s *Server) beginCommand(id key.MachineID) (done func(), err error) {
+	if err := s.checkRunning(id); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.commands[id] >= maxCommands {
+		return nil, fault.New(fault.TooMany, "%d commands run in machine %s already; wait for one of them to end", maxCommands, id)
+	}
+	s.commands[id]++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.commands[id]--; s.commands[id] == 0 {
+			delete(s.commands, id)
+		}
+	}, nil
 }
 
 // ask sends a request to the Machine's shim and waits for the reply.
@@ -119,9 +143,11 @@ func (s *Server) command(ctx context.Context, id key.MachineID, args ...string) 
 func (s *Server) processes(ctx context.Context, id key.MachineID) ([]sandbox.Process, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
-	if err := s.checkRunning(id); err != nil {
+	done, err := s.beginCommand(id)
+	if err != nil {
 		return nil, err
 	}
+	defer done()
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
@@ -148,9 +174,11 @@ func (s *Server) exec(ctx context.Context, id key.MachineID, e *sandbox.ExecSpec
 	if err := checkExec(e); err != nil {
 		return nil, err
 	}
-	if err := s.checkRunning(id); err != nil {
+	done, err := s.beginCommand(id)
+	if err != nil {
 		return nil, err
 	}
+	defer done()
 	description, err := runsc.ExecProcess(*e)
 	if err != nil {
 		return nil, err
@@ -218,6 +246,9 @@ func (s *Server) killExec(ctx context.Context, id key.MachineID, pidPath string)
 		return
 	}
 	defer f.Close()
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return
+	}
 	b, _ := io.ReadAll(io.LimitReader(f, 16))
 	pid, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 32)
 	if err != nil || pid < 2 {

@@ -88,6 +88,7 @@ type Server struct {
 	machines map[key.MachineID]*machine
 	slots    map[privnet.Slot]key.MachineID
 	locks    map[key.MachineID]*machineLock
+	commands map[key.MachineID]int // execs and the like that run
 
 	calls sync.WaitGroup
 }
@@ -102,6 +103,7 @@ func New(c Config) *Server {
 		machines: map[key.MachineID]*machine{},
 		slots:    map[privnet.Slot]key.MachineID{},
 		locks:    map[key.MachineID]*machineLock{},
+		commands: map[key.MachineID]int{},
 	}
 }
 
