@@ -8,9 +8,12 @@ import (
 	"io"
 	"log/slog"
 	"sort"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 // maxLine bounds one line of a role's log; the rest of a longer one is dropped.
@@ -49,11 +52,12 @@ func NewLog(w io.Writer, format string) *slog.Logger {
 }
 
 // renderLine makes of a JSON log line "15:04:05 WARN  worker  message key=value".
-// What is not one is returned as it is.
+// What is not one is returned as it is. Lines hold what strangers wrote, such as the
+// path of a request, and go to root's terminal: what is not to be seen is escaped.
 func renderLine(b []byte) []byte {
 	var m map[string]any
 	if len(b) == 0 || b[0] != '{' || json.Unmarshal(b, &m) != nil {
-		return b
+		return visible(string(b))
 	}
 	take := func(k string) string {
 		v, ok := m[k]
@@ -83,7 +87,21 @@ func renderLine(b []byte) []byte {
 		}
 		fmt.Fprintf(&out, " %s=%s", k, v)
 	}
-	return []byte(out.String())
+	return visible(out.String())
+}
+
+// visible returns s with everything escaped that a terminal might obey.
+func visible(s string) []byte {
+	out := make([]byte, 0, len(s))
+	for _, r := range s {
+		if unicode.IsPrint(r) || r == '\t' {
+			out = utf8.AppendRune(out, r)
+			continue
+		}
+		q := strconv.QuoteRuneToASCII(r)
+		out = append(out, q[1:len(q)-1]...)
+	}
+	return out
 }
 
 // tail keeps the last lines of a role.
