@@ -103,9 +103,6 @@ func (r *record) move(in machine.Input, at time.Time) error {
 	return nil
 }
 
-// held reports whether the Machine still holds anything of the node.
-func (r *record) held() bool { return r.State != machine.Destroyed }
-
 // observation is the record as the controller hears of it.
 func (r *record) observation(a *internalpb.Assignment, host privnet.Host) *internalpb.Observation {
 	o := &internalpb.Observation{
