@@ -39,7 +39,7 @@ const (
 	stateFile   = "up.json"      // State of the last start, 0600
 	tokenMark   = "token.given"  // the first admin token has been shown
 	programDir  = "programs"     // copies of the programs when lib_dir is closed to the roles
-	imageDir    = "images"       // sealed images, of the worker, 0711
+	imageDir    = "images"       // sealed images, of the worker, 0700
 	machineDir  = "machines"     // the warden's, 0711
 )
 
@@ -81,15 +81,16 @@ type dir struct {
 	owner owner
 }
 
-// dirs are the directories below the data directory. Images and Machines can be
-// entered but not listed by others: a sandbox opens what it is told the name of.
+// dirs are the directories below the data directory. Those of Machines can be
+// entered but not listed by others: a sandbox opens the image that the warden has
+// linked into its own, and no other, even if it knows the digest.
 func (in *installation) dirs() []dir {
 	var out []dir
 	for _, r := range []string{role.Controller, role.Worker, role.Warden, role.Edge} {
 		out = append(out, dir{in.path(r), 0o700, in.users.of(r)})
 	}
 	return append(out,
-		dir{in.path(imageDir), 0o711, in.users.of(role.Worker)},
+		dir{in.path(imageDir), 0o700, in.users.of(role.Worker)},
 		dir{in.path(machineDir), 0o711, root})
 }
 
