@@ -100,7 +100,7 @@ func checkFiles(t *testing.T, r *running) {
 		d + "/worker":                   {os.ModeDir | 0o700, wrk},
 		d + "/warden":                   {os.ModeDir | 0o700, root},
 		d + "/edge":                     {os.ModeDir | 0o700, edge},
-		d + "/images":                   {os.ModeDir | 0o711, wrk},
+		d + "/images":                   {os.ModeDir | 0o700, wrk},
 		d + "/machines":                 {os.ModeDir | 0o711, root},
 		run:                             {os.ModeDir | 0o711, root},
 		run + "/machines":               {os.ModeDir | 0o711, root},
