@@ -249,6 +249,8 @@ func (a *actor) act(ctx context.Context, s step) error {
 		return a.takeUp(ctx)
 	case actTeardown:
 		return a.teardown(ctx)
+	case actFetchNext:
+		return a.fetchNext(ctx)
 	}
 	return fault.New(fault.Internal, "no such step %v", s.do)
 }

@@ -11,20 +11,21 @@ import (
 type action int
 
 const (
-	actWait     action = iota // nothing to do before something changes, or before wake
-	actMove                   // one transition, step.on
-	actPrepare                // fetch and seal the image of a first start
-	actStart                  // start the sandbox, or adopt one that is there
-	actWatch                  // attach to the running sandbox, and wait for its end
-	actEnd                    // stop what runs and remove its sandbox
-	actUpdate                 // take up a new version
-	actTeardown               // remove everything
-	actNote                   // note what of the assignment needs nothing done
+	actWait      action = iota // nothing to do before something changes, or before wake
+	actMove                    // one transition, step.on
+	actPrepare                 // fetch and seal the image of a first start
+	actStart                   // start the sandbox, or adopt one that is there
+	actWatch                   // attach to the running sandbox, and wait for its end
+	actEnd                     // stop what runs and remove its sandbox
+	actUpdate                  // take up a new version
+	actTeardown                // remove everything
+	actNote                    // note what of the assignment needs nothing done
+	actFetchNext               // fetch a new version's image while the old version runs
 )
 
 // String names the action for logs and for events' steps.
 func (a action) String() string {
-	return [...]string{"wait", "move", "fetch", "start", "watch", "stop", "update", "remove", "note"}[a]
+	return [...]string{"wait", "move", "fetch", "start", "watch", "stop", "update", "remove", "note", "fetch"}[a]
 }
 
 // step is the plan's answer.
@@ -103,6 +104,9 @@ func planStarted(r *record, a *internalpb.Assignment, now time.Time) step {
 		}
 		return step{do: actStart}
 	case machine.Started:
+		if newVersion && string(r.Fetched) != a.GetInstanceId() {
+			return step{do: actFetchNext}
+		}
 		if newVersion {
 			return step{do: actMove, on: machine.InUpdate, user: true}
 		}

@@ -160,6 +160,8 @@ func pretend(t *rapid.T, r *record, a *internalpb.Assignment, s step, now time.T
 	case actTeardown:
 		r.Sandbox = ""
 		go1(machine.InGone)
+	case actFetchNext:
+		r.Fetched = instanceOf(a)
 	}
 	return now
 }

@@ -33,6 +33,9 @@ type record struct {
 	// Instance is the version of the config that was taken up last.
 	Instance key.InstanceID `json:"instance"`
 	Image    key.Digest     `json:"image,omitempty"` // of that version, once it is sealed
+	// Fetched is the newest version whose image was made ready, or tried in vain, while
+	// the version before it ran.
+	Fetched key.InstanceID `json:"fetched,omitempty"`
 	// Sandbox is the version whose sandbox may exist. It is set before Start and
 	// cleared after Remove, so that no sandbox exists that no record names.
 	Sandbox key.InstanceID `json:"sandbox,omitempty"`

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"bulkhead/fault"
-	"bulkhead/key"
 	"bulkhead/machine"
 	"bulkhead/sandbox"
 )
@@ -256,38 +255,6 @@ func (a *actor) stop(ctx context.Context, then machine.Input) error {
 	return a.update(string(then), func(r *record) error {
 		r.Error, r.ByUser, r.NextStart, r.Retries = "", false, time.Time{}, 0
 		return r.move(then, a.w.now())
-	})
-}
-
-// takeUp takes up a new version: its image is made ready while the old one runs, if
-// it is to be started at all.
-func (a *actor) takeUp(ctx context.Context) error {
-	if a.rec.Sandbox != "" && !a.rec.Ended {
-		// The old version is read on while the new image is fetched.
-		if err := a.attach(ctx); err != nil && !fault.Is(err, fault.NotFound) {
-			return err
-		}
-	}
-	in := machine.InDown
-	next := key.Digest("")
-	if machine.Desired(a.asg.GetDesired()) == machine.WantStarted {
-		img, err := a.ensureImage(ctx)
-		if err != nil {
-			return err
-		}
-		if _, err := a.spec(img); err != nil {
-			return err
-		}
-		in, next = machine.InBegin, img.Digest
-	}
-	if err := a.end(ctx, true); err != nil {
-		return err
-	}
-	return a.update("taken up", func(r *record) error {
-		r.Instance, r.Image = instanceOf(a.asg), next
-		r.History, r.NextStart, r.Error, r.ByUser = machine.History{}, time.Time{}, "", false
-		a.noted(r)
-		return r.move(in, a.w.now())
 	})
 }
 
