@@ -222,3 +222,22 @@ func neighbours(t *testing.T, l *lab) []string {
 	slices.Sort(out)
 	return out
 }
+
+// TestNobodyLearnsWhoElseIsThere: an address of another network gives the same
+// silence whether it has a Machine or not.
+func TestNobodyLearnsWhoElseIsThere(t *testing.T) {
+	l := newLab(t)
+	a, other := l.machine(1, 7), l.machine(3, 8)
+	for what, to := range map[string]netip.Addr{
+		"a Machine of another network": other.v6, "no Machine of another network": privnet.MachineAddr(8, 3, 4),
+		"a Machine's IPv4": other.v4, "no Machine's IPv4": privnet.MachineIPv4(4),
+	} {
+		if _, err := dial(a.ns, to, 7, quick); !os.IsTimeout(err) {
+			t.Errorf("%s: %v, not silence", what, err)
+		}
+	}
+	// The control: an address that nobody has hidden says so at once.
+	if _, err := dial(a.ns, netip.MustParseAddr("2001:db8::1"), 7, patient); err == nil || os.IsTimeout(err) {
+		t.Errorf("an address without a route: %v, want a refusal", err)
+	}
+}

@@ -170,12 +170,24 @@ func (r *Router) addRouterChains(c *nftables.Conn, t *nftables.Table, source6, s
 	// interface leaves no trace. Traffic inside a network is not tracked at all, so no
 	// Machine can fill the table that way.
 	track := c.AddChain(&nftables.Chain{Name: "track", Table: t})
-	c.AddRule(&nftables.Rule{Table: t, Chain: track, Exprs: join(samenet, &expr.Notrack{})})
-	c.AddRule(&nftables.Rule{Table: t, Chain: track, Exprs: join(accept)})
+	// What is for another network ends here, before routing, which would tell the sender
+	// by its answer whether there is such a Machine.
+	own := privnet.RouterAddr(r.config.Host).As16()
+	for _, rule := range [][]expr.Any{
+		join(samenet, &expr.Notrack{}, accept),
+		join(load(1, dst6, len6), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: own[:]}, accept),
+		join(load(1, dst6, 2), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: own[:2]}, counter, drop), // fdaa::/16
+		join(accept),
+	} {
+		c.AddRule(&nftables.Rule{Table: t, Chain: track, Exprs: rule})
+	}
 	in := chain("ingress", nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, nftables.ChainTypeFilter, nftables.ChainPolicyDrop)
 	in(iif("lo"), accept)
 	in(family(unix.NFPROTO_IPV4), iif(uplinkName), accept)
 	in(family(unix.NFPROTO_IPV6), loadIIF(), load(2, src6, len6), lookup(source6), &expr.Verdict{Kind: expr.VerdictJump, Chain: "track"})
+	slots, mask := privnet.MachineIPv4(0).As4(), []byte{255, 255, 0, 0}
+	in(family(unix.NFPROTO_IPV4), load(1, dst4, len4), &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: len4, Mask: mask, Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: slots[:]}, counter, drop)
 	in(family(unix.NFPROTO_IPV4), loadIIF(), load(2, src4, len4), lookup(source4), accept)
 
 	// To the router's own addresses: answers to the edge, nothing else. Nothing that is
@@ -195,7 +207,6 @@ func (r *Router) addRouterChains(c *nftables.Conn, t *nftables.Table, source6, s
 	// The edge lives here: it reaches Machines, from the router's address (a program
 	// without any privilege may choose another, with IPV6_FREEBIND), and nothing
 	// through the uplink. By IPv4 there are only the kernel's own words to senders.
-	own := privnet.RouterAddr(r.config.Host).As16()
 	output := chain("output", nftables.ChainHookOutput, nftables.ChainPriorityFilter, nftables.ChainTypeFilter, nftables.ChainPolicyDrop)
 	output(oif("lo"), accept)
 	output(oif(uplinkName), counter, drop)
