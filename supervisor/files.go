@@ -130,21 +130,22 @@ func checkReachable(path string) string {
 	}
 }
 
-// ensureMemory makes sure that what is written below path never touches a disk:
-// Machines' environments pass through there. /run is in memory on nearly every
-// machine; where it is not, a file system that is gets mounted at path.
+// ensureMemory mounts a file system in memory at path, unless one is mounted there.
+// Machines' environments pass through it and must not touch a disk; and it is
+// bounded and apart from /run, so that a Machine that escapes its sandbox can fill
+// neither the node's memory nor the host's runtime directory.
 func ensureMemory(h hook, path string) error {
-	var st unix.Statfs_t
-	if err := unix.Statfs(path, &st); err != nil {
+	var here, above unix.Stat_t
+	if err := errors.Join(unix.Lstat(path, &here), unix.Lstat(filepath.Dir(path), &above)); err != nil {
 		return err
 	}
-	if st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC {
+	if here.Dev != above.Dev {
 		return nil
 	}
 	if err := h.at("mount %s", filepath.Base(path)); err != nil {
 		return err
 	}
-	if err := unix.Mount("tmpfs", path, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0711"); err != nil {
+	if err := unix.Mount("tmpfs", path, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0711,size=512m,nr_inodes=200k"); err != nil {
 		return fmt.Errorf("mount a file system in memory at %s: %w", path, err)
 	}
 	return nil

@@ -135,7 +135,8 @@ func (st *starter) run(ctx context.Context) error {
 	if err := st.awaitReport(ctx); err != nil {
 		return err
 	}
-	// The environment is in there.
+	// Nobody needs it any more. (gVisor keeps what it must know of it, the environment
+	// among it, in its own state file beside, in memory too.)
 	if err := os.RemoveAll(filepath.Join(s.runDir(id), bundleDir)); err != nil {
 		return err
 	}
