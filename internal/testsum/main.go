@@ -144,9 +144,10 @@ func (c *counts) print(w io.Writer) {
 	for _, s := range c.skips {
 		fmt.Fprintln(w, "skipped", s)
 	}
-	fmt.Fprintf(w, "%d tests passed, %d failed, %d skipped in %d packages", c.passed, c.failed, c.skipped, c.packages)
+	fmt.Fprintf(w, "in %d packages", c.packages)
 	if c.failedPkgs > 0 || c.broken {
-		fmt.Fprintf(w, "; %d packages failed", c.failedPkgs)
+		fmt.Fprintf(w, ", of which %d failed", c.failedPkgs)
 	}
-	fmt.Fprintln(w)
+	// The counts stand alone on a line, for whoever reads it by program.
+	fmt.Fprintf(w, "\ntests: %d passed, %d failed, %d skipped\n", c.passed, c.failed, c.skipped)
 }

@@ -16,16 +16,16 @@ func TestRead(t *testing.T) {
 {"Action":"skip","Package":"p","Test":"B"}
 {"Action":"pass","Package":"p","Elapsed":1.25}
 {"Action":"skip","Package":"no/tests","Elapsed":0}
-`, "pass p (1.2 s)\n", "skipped p B\n1 tests passed, 0 failed, 1 skipped in 1 packages\n", false},
+`, "pass p (1.2 s)\n", "skipped p B\nin 1 packages\ntests: 1 passed, 0 failed, 1 skipped\n", false},
 		{"bad", `{"Action":"output","Package":"p","Test":"A","Output":"why\n"}
 {"Action":"fail","Package":"p","Test":"A"}
 {"Action":"fail","Package":"p","Elapsed":2}
-`, "why\nfail p (2.0 s)\n", "FAILED  p A\n0 tests passed, 1 failed, 0 skipped in 1 packages; 1 packages failed\n", true},
+`, "why\nfail p (2.0 s)\n", "FAILED  p A\nin 1 packages, of which 1 failed\ntests: 0 passed, 1 failed, 0 skipped\n", true},
 		{"build", `{"ImportPath":"p [p.test]","Action":"build-output","Output":"x.go:1: no\n"}
 {"ImportPath":"p [p.test]","Action":"build-fail"}
 {"Action":"fail","Package":"p","Elapsed":0,"FailedBuild":"p [p.test]"}
-`, "x.go:1: no\nfail p (0.0 s)\n", "0 tests passed, 0 failed, 0 skipped in 1 packages; 1 packages failed\n", true},
-		{"words", "FAIL	./... [setup failed]\n", "FAIL	./... [setup failed]\n", "0 tests passed, 0 failed, 0 skipped in 0 packages; 0 packages failed\n", true},
+`, "x.go:1: no\nfail p (0.0 s)\n", "in 1 packages, of which 1 failed\ntests: 0 passed, 0 failed, 0 skipped\n", true},
+		{"words", "FAIL	./... [setup failed]\n", "FAIL	./... [setup failed]\n", "in 0 packages, of which 0 failed\ntests: 0 passed, 0 failed, 0 skipped\n", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var n counts
