@@ -33,7 +33,7 @@ demo: setup programs ## start a platform, deploy an app, show it answering over 
 	scripts/demo
 
 .PHONY: test
-test: setup build vet ## build and pass every test (root)
+test: setup programs cli-darwin-arm64 cli-windows-amd64 vet ## build and pass every test (root)
 	scripts/test
 
 .PHONY: setup
