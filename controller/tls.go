@@ -131,7 +131,7 @@ func (c *Controller) byHost() http.Handler {
 		case "registry." + domain:
 			registry.ServeHTTP(w, r)
 		default:
-			writeError(w, c.log, fault.New(fault.NotFound, "this address serves api.%s and registry.%s", domain, domain))
+			writeError(w, c.log, fault.New(fault.Unauthenticated, "this address serves api.%s and registry.%s", domain, domain))
 		}
 	})
 }

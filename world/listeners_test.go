@@ -69,6 +69,22 @@ func TestNothingAnswersWithoutCredentials(t *testing.T) {
 		}
 	})
 
+	t.Run("the API under another name", func(t *testing.T) {
+		req, err := http.NewRequest("GET", w.URL("api", "/v1/apps"), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = "somebody.example"
+		resp, err := w.Client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusUnauthorized {
+			t.Errorf("it answers %d", resp.StatusCode)
+		}
+	})
+
 	t.Run("the edge without an app", func(t *testing.T) {
 		for _, sni := range []string{"nothing." + w.Ready.Domain, "", "example.com"} {
 			c, err := tls.Dial("tcp", w.Ready.HTTPSAddr, &tls.Config{ServerName: sni, InsecureSkipVerify: true})
