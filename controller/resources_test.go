@@ -150,7 +150,7 @@ func TestWait(t *testing.T) {
 	last := e.machine("web", m.ID).Events[0].ID
 	e.refused(408, "currently stopped", "GET", base+"/wait?state=started&timeout=1&from_event_id="+last, nil)
 	e.want(200, "DELETE", base, nil, nil)
-	e.refused(409, "destroyed", "GET", base+"/wait?state=started&timeout=30", nil)
+	e.refused(409, "cannot reach desired state, started: it is destroy", "GET", base+"/wait?state=started&timeout=30", nil)
 	e.get(base+"/wait?state=destroyed", nil)
 	e.get(base+"/wait?state=settled", nil)
 }
