@@ -330,27 +330,21 @@ func TestRoutes(t *testing.T) {
 	until(t, us, func(u *internalpb.RouteUpdate) bool { return u.RemovedApp == "web" })
 }
 
-// TestRoutesTravelFast measures, from the change to the edge.
-func TestRoutesTravelFast(t *testing.T) {
+// TestRoutesTravelAtOnce: a change is sent when it happens and not at the next look
+// at a clock. The figures are for the log; "make bench-routes" holds them against the
+// promise.
+func TestRoutesTravelAtOnce(t *testing.T) {
 	e := newEnv(t)
 	e.app("web")
 	us := watchRoutes(t, e)
 	m := e.launch("web", web())
 	until(t, us, backends(1))
-	// The machine that runs the tests is shared: the best of three rounds counts.
-	var best []time.Duration
-	for range 3 {
-		took := travel(t, e, us, m.ID)
-		slices.Sort(took)
-		if best == nil || took[len(took)/2] < best[len(best)/2] {
-			best = took
-		}
-		if best[len(best)/2] < 50*time.Millisecond {
-			t.Logf("median %v, slowest %v", best[len(best)/2], best[len(best)-1])
-			return
-		}
+	took := travel(t, e, us, m.ID)
+	slices.Sort(took)
+	t.Logf("median %v, slowest %v", took[len(took)/2], took[len(took)-1])
+	if took[len(took)/2] > time.Second {
+		t.Errorf("half of the routes took more than a second: %v", took)
 	}
-	t.Errorf("half of the routes took more than 50 ms: %v", best)
 }
 
 // travel measures 20 changes.
