@@ -79,8 +79,9 @@ type Controller struct {
 	closures closures
 	reserved reservations
 
-	finishing  sync.Mutex   // held by finishApp
-	logStreams atomic.Int64 // Machines whose logs are being read
+	receivers  sync.WaitGroup // sessions' readers; a new one starts only while a call is served
+	finishing  sync.Mutex     // held by finishApp
+	logStreams atomic.Int64   // Machines whose logs are being read
 
 	closing context.Context // ends when Serve ends: long answers stop
 	close   context.CancelFunc
@@ -248,6 +249,7 @@ func (c *Controller) Serve(ctx context.Context, ls map[string]net.Listener, read
 	admin.Close()
 	g.Stop()
 	wg.Wait()
+	c.receivers.Wait()
 	return context.Cause(ctx)
 }
 

@@ -165,7 +165,7 @@ func (s *session) run(ctx context.Context, hello *internalpb.Hello) error {
 	defer cancel(nil)
 	wg.Go(func() { cancel(s.follow(ctx, rev)) })
 	wg.Go(func() { cancel(s.send(ctx)) })
-	go func() { cancel(s.receive(ctx)) }() // ends with the stream, which ends when run returns
+	s.c.receivers.Go(func() { cancel(s.receive(ctx)) }) // ends with the stream, which ends when run returns
 	<-ctx.Done()
 	return context.Cause(ctx)
 }

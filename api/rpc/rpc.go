@@ -37,6 +37,8 @@ func NewServer(id *pki.Identity, log *slog.Logger) *grpc.Server {
 		grpc.MaxSendMsgSize(MaxMessage),
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.MaxConcurrentStreams(1000),
+		// Stop returns when no method runs any more: what they use may then be closed.
+		grpc.WaitForHandlers(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(a.unary),
