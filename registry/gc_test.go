@@ -147,6 +147,7 @@ func TestPushDuringGC(t *testing.T) {
 		}
 	}()
 	var wg sync.WaitGroup
+	var order sync.RWMutex
 	var mu sync.Mutex
 	taken, refused := map[string][]byte{}, 0
 	for w := range 4 {
@@ -161,6 +162,8 @@ func TestPushDuringGC(t *testing.T) {
 					}
 				}
 				m := encode(manifestOf(config, layer))
+				// A deletion by another must not fall between a push and the note of it.
+				order.RLock()
 				r := c.do("PUT", "/v2/"+repo+"/manifests/"+fmt.Sprintf("t%d-%d", w, i%4), bytes.NewReader(m), "Content-Type", ociManifest)
 				mu.Lock()
 				if r.status == 201 {
@@ -170,11 +173,12 @@ func TestPushDuringGC(t *testing.T) {
 					refused++
 				}
 				mu.Unlock()
+				order.RUnlock()
 				if i%7 == 6 {
-					mu.Lock()
+					order.Lock()
 					delete(taken, repo+" "+digest(m))
 					c.do("DELETE", "/v2/"+repo+"/manifests/"+digest(m), nil)
-					mu.Unlock()
+					order.Unlock()
 				}
 			}
 		})
