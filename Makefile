@@ -33,7 +33,7 @@ demo: setup programs ## start a platform, deploy an app, show it answering over 
 	scripts/demo
 
 .PHONY: test
-test: setup programs cli-darwin-arm64 cli-windows-amd64 vet ## build and pass every test (root)
+test: setup programs failpoints cli-darwin-arm64 cli-windows-amd64 vet ## build and pass every test (root)
 	scripts/test
 
 .PHONY: setup
@@ -49,6 +49,13 @@ programs: ## build the programs of this machine into build/bin
 	mkdir -p build/bin
 	$(BUILD) -o build/bin/ ./cmd/...
 	cd cmd/bulkhead-sandbox && $(BUILD) -o ../../build/bin/ .
+
+# The same programs, but with places at which tests kill them (package failpoint).
+.PHONY: failpoints
+failpoints: programs ## build the programs with failpoints, for tests, into build/failpoints
+	mkdir -p build/failpoints
+	$(BUILD) -tags failpoints -o build/failpoints/ ./cmd/...
+	ln -sf ../bin/bulkhead-sandbox build/failpoints/bulkhead-sandbox
 
 .PHONY: cli $(CLI_TARGETS:%=cli-%)
 cli: $(CLI_TARGETS:%=cli-%) ## build the CLI for Linux, macOS and Windows into build/cli

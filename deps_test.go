@@ -23,6 +23,7 @@ const layers = `
 	key: fault
 	machine: key
 	grant
+	failpoint
 
 	# Mechanisms: each does one thing and knows no role.
 	role, pki, api/internalpb, logs, registry, sandbox

@@ -30,6 +30,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"bulkhead/failpoint"
 	"bulkhead/role"
 	"bulkhead/warden/router"
 )
@@ -324,6 +325,9 @@ func (s *Supervisor) newRunner(name string) (*runner, error) {
 func environment(name string) []string {
 	env := []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "HOME=/nonexistent"}
 	pass := []string{"BULKHEAD_DEBUG"}
+	if failpoint.Enabled {
+		pass = append(pass, failpoint.Env)
+	}
 	if name == role.Worker {
 		pass = append(pass, "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 	}

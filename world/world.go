@@ -45,6 +45,7 @@ type World struct {
 	Bin      string
 
 	args   []string
+	env    []string // of bulkheadd, beside the test's own
 	cmd    *exec.Cmd
 	exited chan error
 	log    *logBuffer
@@ -61,10 +62,17 @@ func Root() string {
 // down with the test. flags are added to bulkheadd's.
 func Start(t testing.TB, flags ...string) *World {
 	t.Helper()
+	return StartFrom(t, filepath.Join(Root(), "build", "bin"), nil, flags...)
+}
+
+// StartFrom is Start with the programs of another directory, and with additions to
+// the environment of bulkheadd.
+func StartFrom(t testing.TB, bin string, env []string, flags ...string) *World {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Fatal("a whole platform needs root: run the tests as root (sudo make test)")
 	}
-	w := &World{T: t, DataDir: t.TempDir(), Bin: filepath.Join(Root(), "build", "bin"), log: &logBuffer{}}
+	w := &World{T: t, DataDir: t.TempDir(), Bin: bin, env: env, log: &logBuffer{}}
 	if _, err := os.Stat(filepath.Join(w.Bin, "bulkheadd")); err != nil {
 		t.Fatalf("the programs are missing (%v): run \"make build\"", err)
 	}
@@ -90,6 +98,7 @@ func (w *World) Up() {
 	ready := filepath.Join(w.DataDir, "ready.json")
 	os.Remove(ready)
 	w.cmd = exec.Command(filepath.Join(w.Bin, "bulkheadd"), w.args...)
+	w.cmd.Env = append(os.Environ(), w.env...)
 	w.cmd.Stdout, w.cmd.Stderr = w.log, w.log
 	w.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := w.cmd.Start(); err != nil {
