@@ -26,6 +26,7 @@ const layers = `
 	failpoint
 
 	# Mechanisms: each does one thing and knows no role.
+	notice
 	role, pki, api/internalpb, logs, registry, sandbox
 	image/wire, image/confine, image/erofs
 	image/tree

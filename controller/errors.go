@@ -21,6 +21,7 @@ var httpStatus = map[fault.Kind]int{
 	fault.Unprocessable:   http.StatusUnprocessableEntity,
 	fault.TooMany:         http.StatusTooManyRequests,
 	fault.Unavailable:     http.StatusServiceUnavailable,
+	fault.Full:            http.StatusInsufficientStorage,
 	fault.Internal:        http.StatusInternalServerError,
 }
 

@@ -30,6 +30,7 @@ const (
 	Unprocessable   Kind = "unprocessable"   // 422: well-formed, but cannot be done (name taken, unusable image)
 	TooMany         Kind = "too_many"        // 429: slow down
 	Unavailable     Kind = "unavailable"     // 503: a part that is needed is down; try again
+	Full            Kind = "full"            // 507: there is no room to keep it; make room and try again
 	Internal        Kind = "internal"        // 500: a fault of Bulkhead
 )
 

@@ -21,6 +21,7 @@ import (
 	"syscall"
 
 	"bulkhead/key"
+	"bulkhead/notice"
 	"bulkhead/privnet"
 )
 
@@ -87,6 +88,8 @@ type Env struct {
 	Listeners map[string]net.Listener
 	Files     map[string]*os.File // inherited descriptors that are not listeners
 	Log       *slog.Logger
+	// Board is where a role notes what lasts and is tried again.
+	Board *notice.Board
 
 	ready *os.File
 }
@@ -104,6 +107,10 @@ func (e *Env) Ready() error {
 	return f.Close()
 }
 
+// EndsWith is the message of a role's last log line when it ends with an error; its
+// attribute err is the reason. bulkheadd reads it there.
+const EndsWith = "the role ends with an error"
+
 // Main is the main function of a role's program: it reads the configuration named
 // by the one argument, takes the inherited descriptors, and runs the role until
 // SIGTERM or SIGINT cancels ctx. It does not return.
@@ -118,7 +125,7 @@ func Main(name string, run func(ctx context.Context, env *Env) error) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	if err := run(ctx, env); err != nil && !errors.Is(err, context.Canceled) {
-		log.Error("the role ends with an error", "err", err)
+		log.Error(EndsWith, "err", err)
 		os.Exit(1)
 	}
 	os.Exit(0)
@@ -143,6 +150,7 @@ func load(name string, log *slog.Logger) (*Env, error) {
 		return nil, fmt.Errorf("%s is the configuration of role %q, this is %q", os.Args[1], c.Role, name)
 	}
 	env := &Env{Config: c, Listeners: map[string]net.Listener{}, Files: map[string]*os.File{}, Log: log.With("node", string(c.Node))}
+	env.Board = notice.New(env.Log)
 	return env, takeFiles(env)
 }
 
@@ -168,7 +176,7 @@ func takeFiles(env *Env) error {
 			if u, ok := l.(*net.UnixListener); ok {
 				u.SetUnlinkOnClose(false)
 			}
-			env.Listeners[name] = l
+			env.Listeners[name] = &listener{Listener: l, name: name, board: env.Board}
 			f.Close()
 			continue
 		}

@@ -53,6 +53,7 @@ func TestMain(m *testing.M) {
 type behaviour struct {
 	FailStarts int    `json:"fail_starts"` // so many starts end with exit code 3 before they are ready
 	Say        string `json:"say"`         // logged at each start
+	EndWith    string `json:"end_with"`    // the error of starts that fail
 	NeverReady bool   `json:"never_ready"`
 	IgnoreTerm bool   `json:"ignore_term"`
 	NotReady   bool   `json:"not_ready"` // controller: /ready answers 503
@@ -86,6 +87,9 @@ func fakeRole(name string) {
 			fmt.Fprintln(os.Stderr, b.Say)
 		}
 		if started <= b.FailStarts {
+			if b.EndWith != "" {
+				return errors.New(b.EndWith)
+			}
 			os.Exit(3)
 		}
 		writeReport(lib, name, env, fds, e.Config)

@@ -1,12 +1,12 @@
 package supervisor
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -118,28 +118,8 @@ func (t *tail) add(line string) {
 	}
 }
 
-func (t *tail) text() string {
+func (t *tail) all() []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return strings.Join(t.lines, "\n")
-}
-
-// follow copies lines from r to out and t until r ends.
-func follow(r io.ReadCloser, out *logWriter, t *tail) {
-	defer r.Close()
-	br := bufio.NewReaderSize(r, maxLine)
-	for {
-		line, err := br.ReadSlice('\n')
-		if len(line) > 0 {
-			line = bytes.TrimRight(line, "\n")
-			out.line(line)
-			t.add(string(line))
-		}
-		for err == bufio.ErrBufferFull { // skip the rest of a line that is too long
-			_, err = br.ReadSlice('\n')
-		}
-		if err != nil {
-			return
-		}
-	}
+	return slices.Clone(t.lines)
 }

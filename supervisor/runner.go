@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"bulkhead/notice"
 	"bulkhead/role"
 )
 
@@ -51,7 +52,9 @@ type runner struct {
 	out     *logWriter
 	log     *slog.Logger
 	timing  timing
-	tail    tail
+	board   *notice.Board
+	voice   *voice // of the newest process
+	failing bool   // the process before was not ready
 	onReady func() // called at each readiness, when set
 
 	quit    chan struct{} // closed: stop
@@ -72,9 +75,10 @@ func (r *runner) configFile() string { return filepath.Join(r.runDir, "roles", r
 // too often to become ready for the first time.
 func (r *runner) loop() {
 	defer close(r.ended)
-	wait, wasReady, began := r.timing.min, false, time.Now()
+	wait, wasReady, began, inRow := r.timing.min, false, time.Now(), 0
 	for attempt := 1; ; attempt++ {
 		ready, lived, err := r.life(&wasReady)
+		r.failing = !ready
 		if r.stopping() {
 			return
 		}
@@ -83,15 +87,38 @@ func (r *runner) loop() {
 			return
 		}
 		if ready && lived >= r.timing.healthy {
-			wait = r.timing.min
+			wait, inRow = r.timing.min, 0
 		}
-		r.log.Error("a role ended and is started again", "what", r.name, "why", err.Error(), "lived", lived.Round(time.Millisecond).String(), "in", wait.String())
+		inRow++
+		r.tell(ready && inRow <= sayEach, err, lived, wait)
 		select {
 		case <-r.quit:
 			return
 		case <-time.After(wait):
 		}
 		wait = min(2*wait, r.timing.max)
+	}
+}
+
+// sayEach is how many ends in a row of a role that was ready are said one by one.
+const sayEach = 10
+
+// restarts is what the board calls a role's trouble.
+func (r *runner) restarts() string { return "the " + r.name + " does not keep running" }
+
+// tell says that a process ended, and lets out what it said, unless the one before
+// it ended of the same reason and said the same.
+func (r *runner) tell(news bool, err error, lived, wait time.Duration) {
+	args := []any{"lived", lived.Round(time.Millisecond).String(), "in", wait.String()}
+	if news {
+		r.log.Error("a role ended and is started again", append([]any{"what", r.name, "why", err.Error()}, args...)...)
+		return
+	}
+	if r.board.Trouble(r.restarts(), err, append(args, "what", r.name)...) && r.voice != nil {
+		r.voice.release()
+	}
+	if r.voice != nil {
+		r.voice.drop()
 	}
 }
 
@@ -105,6 +132,9 @@ func (r *runner) life(wasReady *bool) (ready bool, lived time.Duration, err erro
 	defer p.readyPipe.Close()
 	limit := time.NewTimer(r.timing.ready)
 	defer limit.Stop()
+	healthy := time.NewTimer(time.Hour)
+	healthy.Stop()
+	defer healthy.Stop()
 	since := time.Now()
 	readyc, quit := p.ready, r.quit
 	for {
@@ -115,6 +145,8 @@ func (r *runner) life(wasReady *bool) (ready bool, lived time.Duration, err erro
 				continue // it closed the pipe without a word: it is ending
 			}
 			limit.Stop()
+			p.voice.release()
+			healthy.Reset(r.timing.healthy)
 			r.log.Info("a role is ready", "what", r.name, "pid", p.cmd.Process.Pid, "after", time.Since(since).Round(time.Millisecond).String())
 			ready, since = true, time.Now()
 			if !*wasReady {
@@ -127,11 +159,15 @@ func (r *runner) life(wasReady *bool) (ready bool, lived time.Duration, err erro
 		case <-limit.C:
 			p.cmd.Process.Kill()
 			<-p.done
+			p.voice.heard()
 			return false, 0, fmt.Errorf("it was not ready within %s", r.timing.ready)
+		case <-healthy.C:
+			r.board.Over(r.restarts(), "what", r.name)
 		case <-quit:
 			quit = nil
 			p.stop(r.timing.stop, r.log, r.name)
 		case <-p.done:
+			p.voice.heard()
 			return ready, time.Since(since), p.why()
 		}
 	}
@@ -159,6 +195,8 @@ type process struct {
 	ready     chan bool
 	done      chan struct{}
 	err       error // of Wait, set before done is closed
+	voice     *voice
+	kills     int // oomKills at its start
 }
 
 // why says how the process ended.
@@ -166,7 +204,10 @@ func (p *process) why() error {
 	var exit *exec.ExitError
 	if errors.As(p.err, &exit) {
 		if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
-			return fmt.Errorf("it was killed by signal %d (%s)", ws.Signal(), ws.Signal())
+			return fmt.Errorf("it was killed by signal %d (%s)%s", ws.Signal(), ws.Signal(), forMemory(p.kills))
+		}
+		if why := p.voice.reason(); why != "" {
+			return fmt.Errorf("it ended with exit code %d: %s", exit.ExitCode(), why)
 		}
 		return fmt.Errorf("it ended with exit code %d", exit.ExitCode())
 	}
@@ -221,13 +262,16 @@ func (r *runner) start() (*process, error) {
 	// A session of its own: Ctrl-C at the terminal is for bulkheadd, which stops the
 	// roles in order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	kills := oomKills()
 	if err := r.spawn.start(cmd, r.netns); err != nil {
 		readyR.Close()
 		logR.Close()
 		return nil, err
 	}
-	p := &process{cmd: cmd, readyPipe: readyR, ready: make(chan bool, 1), done: make(chan struct{})}
-	go follow(logR, r.out, &r.tail)
+	// What a process says while the role's start fails again and again is held back.
+	r.voice = newVoice(r.out, r.failing)
+	p := &process{cmd: cmd, readyPipe: readyR, ready: make(chan bool, 1), done: make(chan struct{}), voice: r.voice, kills: kills}
+	go r.voice.listen(logR)
 	go func() {
 		b, _ := io.ReadAll(io.LimitReader(readyR, 6))
 		p.ready <- string(b) == "ready\n"

@@ -26,11 +26,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"bulkhead/failpoint"
+	"bulkhead/notice"
 	"bulkhead/role"
 	"bulkhead/warden/router"
 )
@@ -48,6 +50,7 @@ type Supervisor struct {
 	Stderr io.Writer
 
 	log     *slog.Logger
+	board   *notice.Board
 	out     *logWriter
 	timing  timing
 	fault   hook
@@ -94,6 +97,7 @@ func New(c Config) *Supervisor {
 func (s *Supervisor) Up(ctx context.Context) error {
 	s.out = &logWriter{w: s.Stderr, text: s.Config.LogFormat == "text"}
 	s.log = slog.New(slog.NewJSONHandler(s.out, nil)).With("role", "bulkheadd")
+	s.board = notice.New(s.log)
 	s.notify = newNotify()
 	s.spawner = newSpawner()
 	defer close(s.spawner.calls)
@@ -263,13 +267,16 @@ func (s *Supervisor) start(ctx context.Context) error {
 	return s.announce(ctx)
 }
 
-// explain adds the last lines of a role's log to an error.
+// explain adds the last lines of a role's log to an error that gives no reason.
 func (s *Supervisor) explain(r *runner, err error) error {
 	if err == nil {
 		err = fmt.Errorf("the %s ended", r.name)
 	}
-	if t := r.tail.text(); t != "" {
-		return fmt.Errorf("%w; the last lines of its log:\n%s", err, t)
+	if r.voice == nil || r.voice.reason() != "" {
+		return err
+	}
+	if t := r.voice.tail.all(); len(t) > 0 {
+		return fmt.Errorf("%w; the last lines of its log:\n%s", err, strings.Join(t, "\n"))
 	}
 	return err
 }
@@ -301,7 +308,7 @@ func (s *Supervisor) newRunner(name string) (*runner, error) {
 	}
 	r := &runner{
 		name: name, config: rc, cred: in.users.of(name), groups: []uint32{in.users.group}, runDir: c.RunDir,
-		env: environment(name), spawn: s.spawner, out: s.out, log: s.log, timing: s.timing,
+		env: environment(name), spawn: s.spawner, out: s.out, log: s.log, timing: s.timing, board: s.board,
 	}
 	r.init()
 	switch name {

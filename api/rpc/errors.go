@@ -30,6 +30,7 @@ var grpcCode = map[fault.Kind]codes.Code{
 	fault.Unprocessable:   codes.InvalidArgument,
 	fault.TooMany:         codes.ResourceExhausted,
 	fault.Unavailable:     codes.Unavailable,
+	fault.Full:            codes.ResourceExhausted,
 	fault.Internal:        codes.Internal,
 }
 
