@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -35,10 +34,9 @@ const (
 	maxCommands = 8
 	// maxProcessList bounds the sandbox's answer, in bytes.
 	maxProcessList = 4 << 20
+	// maxPID bounds the sandbox's word for a command's pid, in bytes.
+	maxPID = 16
 )
-
-// execNumber tells the pid files of execs apart.
-var execNumber atomic.Uint64
 
 // checkRunning reports whether commands can be sent to the Machine's sandbox.
 func (s *Server) checkRunning(id key.MachineID) error {
@@ -193,22 +191,16 @@ func (s *Server) exec(ctx context.Context, id key.MachineID, e *sandbox.ExecSpec
 		return nil, err
 	}
 	defer stdin.Close()
-	stdout, err := newCollector(sandbox.MaxOutput)
+	out, err := newCollectors(sandbox.MaxOutput, sandbox.MaxOutput, maxPID)
 	if err != nil {
 		return nil, err
 	}
-	stderr, err := newCollector(sandbox.MaxOutput)
-	if err != nil {
-		stdout.finish()
-		return nil, err
-	}
-	pidPath := filepath.Join(s.runDir(id), stateDir, fmt.Sprintf("exec-%d.pid", execNumber.Add(1)))
-	defer os.Remove(pidPath)
+	stdout, stderr, pid := out[0], out[1], out[2]
 	ectx, cancel := context.WithTimeout(ctx, e.Timeout)
 	defer cancel()
-	reply, err := s.ask(ectx, id, []string{"exec", "--internal-pid-file=" + pidPath, "--process=/proc/self/fd/4", string(id)}, stdin, stdout.w, stderr.w, process)
-	if ectx.Err() != nil {
-		s.killExec(context.WithoutCancel(ctx), id, pidPath)
+	reply, err := s.ask(ectx, id, []string{"exec", "--internal-pid-file=/proc/self/fd/5", "--process=/proc/self/fd/4", string(id)}, stdin, stdout.w, stderr.w, process, pid.w)
+	if number := pid.finish(); ectx.Err() != nil {
+		s.killExec(context.WithoutCancel(ctx), id, number)
 	}
 	res := &sandbox.ExecResult{Stdout: stdout.finish(), Stderr: stderr.finish()}
 	switch {
@@ -234,23 +226,14 @@ func (s *Server) exec(ctx context.Context, id key.MachineID, e *sandbox.ExecSpec
 	return res, nil
 }
 
-// killExec kills the command whose pid inside the sandbox is in the file: killing
-// the process that waits for it would leave it running.
-func (s *Server) killExec(ctx context.Context, id key.MachineID, pidPath string) {
+// killExec kills the command whose pid inside the sandbox is number: killing the
+// process that waits for it would leave it running.
+func (s *Server) killExec(ctx context.Context, id key.MachineID, number []byte) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
-	// The Machine's user owns the directory, so this may be anything: only a small
-	// regular file is read.
-	f, err := openFIFO(pidPath, unix.O_RDONLY|unix.O_NONBLOCK)
-	if err != nil {
-		return
-	}
-	defer f.Close()
-	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
-		return
-	}
-	b, _ := io.ReadAll(io.LimitReader(f, 16))
-	pid, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 32)
+	// Whoever holds the shim may have written anything; it means something inside this
+	// sandbox only.
+	pid, err := strconv.ParseInt(strings.TrimSpace(string(number)), 10, 32)
 	if err != nil || pid < 2 {
 		return
 	}
@@ -302,6 +285,12 @@ func newCollector(limit int64) (*collector, error) {
 	if err != nil {
 		return nil, err
 	}
+	// The shim may open it again by its /proc path, as another user.
+	if err := w.Chmod(0o622); err != nil {
+		r.Close()
+		w.Close()
+		return nil, err
+	}
 	c := &collector{w: w, r: r, done: make(chan []byte, 1)}
 	go func() {
 		b, err := io.ReadAll(io.LimitReader(r, limit))
@@ -314,6 +303,22 @@ func newCollector(limit int64) (*collector, error) {
 		c.done <- b
 	}()
 	return c, nil
+}
+
+// newCollectors makes a collector for each limit.
+func newCollectors(limits ...int64) ([]*collector, error) {
+	var list []*collector
+	for _, l := range limits {
+		c, err := newCollector(l)
+		if err != nil {
+			for _, c := range list {
+				c.finish()
+			}
+			return nil, err
+		}
+		list = append(list, c)
+	}
+	return list, nil
 }
 
 // finish closes w and returns what came, at the latest after outputGrace.

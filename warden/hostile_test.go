@@ -1,6 +1,7 @@
 package warden
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,37 +12,69 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bulkhead/fault"
+	"bulkhead/privnet"
 	"bulkhead/sandbox"
 )
 
-// TestWardenReadsNoTrapOfAMachine: the directory in which gVisor leaves a command's
-// pid belongs to the Machine's user, who may put anything there: also a pipe that
-// never says anything, held open.
+// TestWardenReadsNoTrapOfAMachine: nothing in a Machine's directory belongs to its
+// user, who could else put anything there; and what the shim says of a command's pid
+// is bounded in size and time, also when it goes on for ever.
 func TestWardenReadsNoTrapOfAMachine(t *testing.T) {
 	w := newWorld(t).start()
 	spec := w.spec("sleep")
 	w.begin(spec)
-	trap := filepath.Join(w.server.runDir(spec.Machine), stateDir, "exec-trap.pid")
-	if err := unix.Mkfifo(trap, 0o666); err != nil {
-		t.Fatal(err)
+	seen := 0
+	for _, dir := range []string{w.server.runDir(spec.Machine), w.server.diskDir(spec.Machine)} {
+		err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			seen++
+			var st unix.Stat_t
+			if err := unix.Lstat(path, &st); err != nil {
+				return err
+			}
+			if st.Uid >= privnet.UIDBase || st.Mode&0o002 != 0 || st.Gid >= privnet.UIDBase && st.Mode&0o020 != 0 {
+				t.Errorf("%s belongs to user %d, group %d, with mode %#o", path, st.Uid, st.Gid, st.Mode)
+			}
+			return nil
+		})
+		if err != nil || seen < 3 {
+			t.Fatalf("%d files: %v", seen, err)
+		}
 	}
-	held, err := os.OpenFile(trap, os.O_RDWR, 0)
+
+	c, err := newCollector(maxPID)
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		w.server.killExec(t.Context(), spec.Machine, trap)
-	}()
-	select {
-	case <-done:
-		held.Close()
-	case <-time.After(5 * time.Second):
-		t.Error("the warden waits for a pipe that a Machine holds open")
-		held.Close()
-		<-done
+	fd, err := unix.Dup(int(c.w.Fd()))
+	if err != nil {
+		t.Fatal(err)
 	}
+	held := os.NewFile(uintptr(fd), "held")
+	stop := make(chan struct{})
+	go func() {
+		defer close(stop)
+		for {
+			if _, err := held.Write(make([]byte, 4096)); err != nil {
+				return
+			}
+		}
+	}()
+	done := make(chan []byte, 1)
+	go func() { done <- c.finish() }()
+	select {
+	case b := <-done:
+		w.server.killExec(t.Context(), spec.Machine, b)
+		if len(b) > 200 {
+			t.Errorf("the warden took %d bytes for a pid", len(b))
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("the warden waits for a pipe that a Machine holds open")
+	}
+	<-stop // the reader has gone
+	held.Close()
 }
 
 // TestCommandsAreBounded: no caller fills the host with processes that wait for

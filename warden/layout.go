@@ -28,7 +28,6 @@ import (
 //	    control       the shim's socket
 //	    shim.log      the shim's complaints
 //	    bundle/       config.json, upper.tar: deleted as soon as the sandbox runs
-//	    state/        gVisor's own; the Machine's user owns it
 //	<MachineDir>/<id>/
 //	    image.erofs   a hard link to the sealed image, so that nobody can delete it
 //	                  from under a running Machine
@@ -50,8 +49,6 @@ const (
 	bundleDir   = "bundle"
 	configFile  = "config.json"
 	upperFile   = "upper.tar"
-	stateDir    = "state"
-	pidFile     = "sandbox.pid"
 	imageFile   = "image.erofs"
 )
 

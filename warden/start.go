@@ -167,7 +167,6 @@ func (st *starter) makeDirs() error {
 		return err
 	}
 	return errors.Join(
-		ownedDir(filepath.Join(dir, stateDir), base, base, 0o700),
 		ownedDir(filepath.Join(dir, bundleDir), 0, base, 0o710),
 		os.Mkdir(filepath.Join(dir, bundleDir, "rootfs"), 0o755),
 		unix.Mkfifo(filepath.Join(dir, stdoutFile), 0o600),
@@ -181,10 +180,10 @@ func (st *starter) makeDirs() error {
 func (st *starter) writeBundle() error {
 	s, base := st.server, privnet.UIDRange(st.spec.Slot)
 	dir := filepath.Join(s.runDir(st.spec.Machine), bundleDir)
-	files := runsc.Files{Image: filepath.Join(s.diskDir(st.spec.Machine), imageFile)}
+	files := runsc.Files{Image: wire.ShimImage}
 	if len(st.spec.Upper) > 0 {
-		files.Upper = filepath.Join(dir, upperFile)
-		if err := groupFile(files.Upper, st.spec.Upper, base); err != nil {
+		files.Upper = filepath.Join(wire.ShimBundle, upperFile)
+		if err := groupFile(filepath.Join(dir, upperFile), st.spec.Upper, base); err != nil {
 			return err
 		}
 	}
@@ -266,8 +265,8 @@ func (st *starter) startShim() error {
 	}
 	config := wire.ShimConfig{
 		ID: string(id), Program: filepath.Join(s.config.LibDir, "bulkhead-sandbox"), Bundle: filepath.Join(dir, bundleDir),
-		PIDFile: filepath.Join(dir, stateDir, pidFile), Cgroups: len(files) - (wire.FDCgroups - wire.FDGo),
-		Flags: runsc.Flags(filepath.Join(dir, stateDir)),
+		Image: filepath.Join(s.diskDir(id), imageFile), Cgroups: len(files) - (wire.FDCgroups - wire.FDGo),
+		Flags: runsc.Flags(wire.ShimState),
 	}
 	log, err := st.keep(os.OpenFile(filepath.Join(dir, shimLogFile), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600))
 	if err != nil {
@@ -278,7 +277,7 @@ func (st *starter) startShim() error {
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, files
 	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(base), Size: privnet.UIDCount}}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
+		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 		UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true,
 		Credential: &syscall.Credential{Uid: 0, Gid: 0},
 		Setsid:     true, // no signal to the warden's group reaches it

@@ -1,8 +1,10 @@
 // Command bulkhead-shim is the small process that stays with a Machine: parent of
 // its sandbox, keeper of its output pipes, writer of its exit status.
 //
-// The warden clones it into a user and a network namespace of the Machine's own, so
-// its root is an unprivileged user of the host. It depends on nothing but the
+// The warden clones it into namespaces of the Machine's own, the user namespace among
+// them, so its root is an unprivileged user of the host. It gives itself a file system
+// in which there is what it starts a sandbox from (root.go), starts the sandbox, and
+// then drops what privileges it had in there. It depends on nothing but the
 // descriptors that it inherits (see package warden/wire): the warden and the worker
 // may die and come back, it goes on until the sandbox has ended. It links as little
 // as it can, since every Machine pays for one.

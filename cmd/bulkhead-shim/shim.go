@@ -8,8 +8,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"bulkhead/warden/wire"
 )
 
@@ -34,21 +32,26 @@ func run(c wire.ShimConfig) error {
 	for fd := wire.FDGo; fd < wire.FDCgroups+c.Cgroups; fd++ {
 		syscall.CloseOnExec(fd)
 	}
+	if err := enterRoot(c); err != nil {
+		return err
+	}
 	if n, err := syscall.Read(wire.FDGo, make([]byte, 1)); n != 1 {
 		return fmt.Errorf("the warden gave up before the start: %v", err)
 	}
 	syscall.Close(wire.FDGo)
-	// The sandbox becomes our child when the process that made it exits.
-	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("become subreaper: %w", err)
-	}
 	s := &shim{config: c, reaper: newReaper()}
 	pid, err := s.startSandbox()
 	if err != nil {
 		return err
 	}
+	// We are the first process of our namespace: the sandbox became our child when the
+	// process that made it exited.
+	exited := s.reaper.adopt(pid)
+	if err := dropPrivileges(); err != nil {
+		return err
+	}
 	go s.serve()
-	status := <-s.reaper.adopt(pid)
+	status := <-exited
 	return s.writeExit(status)
 }
 
@@ -60,7 +63,7 @@ type shim struct {
 }
 
 // startSandbox runs "bulkhead-sandbox run --detach", reports to the warden, and
-// returns the host's pid of the sandbox process.
+// returns the pid of the sandbox process.
 func (s *shim) startSandbox() (int, error) {
 	logw, err := s.openLog()
 	if err != nil {
@@ -74,9 +77,9 @@ func (s *shim) startSandbox() (int, error) {
 	for i := range s.config.Cgroups {
 		files = append(files, uintptr(wire.FDCgroups+i))
 	}
-	argv := []string{"/proc/self/exe", "enter", strconv.Itoa(s.config.Cgroups), s.config.Program}
+	argv := []string{"/proc/self/exe", "enter", strconv.Itoa(s.config.Cgroups), wire.ShimProgram}
 	argv = append(argv, s.config.Flags...)
-	argv = append(argv, "run", "--detach", "--bundle="+s.config.Bundle, "--pid-file="+s.config.PIDFile, s.config.ID)
+	argv = append(argv, "run", "--detach", "--bundle="+wire.ShimBundle, "--pid-file="+wire.ShimPIDFile, s.config.ID)
 	_, done, err := s.reaper.start(argv, files)
 	logw.Close()
 	null.Close()
@@ -92,7 +95,7 @@ func (s *shim) startSandbox() (int, error) {
 		s.log.wait(2 * time.Second)
 		return 0, s.report(wire.Report{Log: s.log.text()}, fmt.Errorf("the sandbox did not start (status %#x): %s", uint32(status), s.log.text()))
 	}
-	b, err := os.ReadFile(s.config.PIDFile)
+	b, err := os.ReadFile(wire.ShimPIDFile)
 	if err != nil {
 		return 0, s.report(wire.Report{Log: err.Error()}, err)
 	}
@@ -100,7 +103,7 @@ func (s *shim) startSandbox() (int, error) {
 	if err != nil {
 		return 0, s.report(wire.Report{Log: err.Error()}, err)
 	}
-	return pid, s.report(wire.Report{OK: true, PID: pid}, nil)
+	return pid, s.report(wire.Report{OK: true}, nil)
 }
 
 // openLog makes the pipe behind --log and --panic-log and reads it in the
@@ -198,10 +201,10 @@ func (s *shim) handle(c wire.FD) error {
 	}
 	log := newTail(r)
 	fds := []uintptr{files[0].Fd(), files[1].Fd(), files[2].Fd(), w.Fd()}
-	if len(files) > 3 {
-		fds = append(fds, files[3].Fd())
+	for _, f := range files[3:] {
+		fds = append(fds, f.Fd())
 	}
-	argv := append(append([]string{s.config.Program}, s.config.Flags...), wire.ParseShimRequest(body).Args...)
+	argv := append(append([]string{wire.ShimProgram}, s.config.Flags...), wire.ParseShimRequest(body).Args...)
 	pid, done, err := s.reaper.start(argv, fds)
 	w.Close()
 	if err != nil {

@@ -23,22 +23,32 @@ const (
 	FDCgroups    = 12
 )
 
+// What a shim's root directory holds beside /proc of its own process namespace and
+// /dev/null: nothing else of the host's. It lies in memory.
+const (
+	ShimProgram = "/bulkhead-sandbox"
+	ShimImage   = "/image.erofs"
+	ShimBundle  = "/bundle"
+	ShimState   = "/state" // gVisor's own
+	ShimPIDFile = ShimState + "/sandbox.pid"
+)
+
 // MaxLog bounds what a shim keeps of an error log, in bytes.
 const MaxLog = 8 << 10
 
 // ShimConfig is what a shim is started with, on its command line.
 type ShimConfig struct {
 	ID      string
-	Program string   // path of bulkhead-sandbox
-	Bundle  string   // directory of config.json
-	PIDFile string   // where bulkhead-sandbox writes the sandbox's pid
+	Program string   // path of bulkhead-sandbox on the host; ShimProgram in the shim's root
+	Bundle  string   // directory of config.json on the host; ShimBundle
+	Image   string   // sealed image on the host; ShimImage
 	Cgroups int      // number of descriptors from FDCgroups on
 	Flags   []string // before every command
 }
 
 // Args encodes the config.
 func (c ShimConfig) Args() []string {
-	return append([]string{c.ID, c.Program, c.Bundle, c.PIDFile, strconv.Itoa(c.Cgroups)}, c.Flags...)
+	return append([]string{c.ID, c.Program, c.Bundle, c.Image, strconv.Itoa(c.Cgroups)}, c.Flags...)
 }
 
 // ParseShimConfig undoes Args.
@@ -47,23 +57,22 @@ func ParseShimConfig(args []string) (ShimConfig, error) {
 		return ShimConfig{}, errors.New("the warden starts this program; it is of no use by hand")
 	}
 	n, err := strconv.Atoi(args[4])
-	return ShimConfig{ID: args[0], Program: args[1], Bundle: args[2], PIDFile: args[3], Cgroups: n, Flags: args[5:]}, err
+	return ShimConfig{ID: args[0], Program: args[1], Bundle: args[2], Image: args[3], Cgroups: n, Flags: args[5:]}, err
 }
 
 // Report tells the warden whether the sandbox runs.
 type Report struct {
 	OK  bool
-	PID int    // of the sandbox process, on the host
 	Log string // bulkhead-sandbox's error log when it does not run, at most MaxLog bytes
 }
 
 // Marshal encodes the report: a line, then the log.
-func (r Report) Marshal() []byte { return fmt.Appendf(nil, "%t %d\n%s", r.OK, r.PID, r.Log) }
+func (r Report) Marshal() []byte { return fmt.Appendf(nil, "%t\n%s", r.OK, r.Log) }
 
 // ParseReport undoes Marshal.
 func ParseReport(b []byte) (r Report, err error) {
 	line, log, ok := strings.Cut(string(b), "\n")
-	if _, err := fmt.Sscanf(line, "%t %d", &r.OK, &r.PID); err != nil || !ok {
+	if _, err := fmt.Sscanf(line, "%t", &r.OK); err != nil || !ok {
 		return r, fmt.Errorf("the shim's report of %d bytes cannot be read", len(b))
 	}
 	r.Log = log
