@@ -89,6 +89,14 @@ bench-routes: setup programs ## how long a change takes from the API call to the
 bench-start: setup programs ## how long a machine takes from the API call to its first answer
 	$(GO) test ./world -run '^$$' -bench 'Start$$' -benchtime 20x
 
+.PHONY: bench-recovery
+bench-recovery: setup programs ## how long fifty machines take to run again after a power cut
+	$(GO) test ./world -run '^$$' -bench 'Recovery$$' -benchtime 5x
+
+.PHONY: soak-power
+soak-power: setup programs ## power cuts by the dozen: fifty machines, and under load
+	BULKHEAD_ROUNDS=30 $(GO) test ./world -run 'TestPowerCut' -count=1 -v -timeout 60m
+
 .PHONY: generate
 generate: ## generate api/internalpb from its .proto file
 	scripts/setup protobuf-compiler

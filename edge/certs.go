@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/tls"
@@ -248,6 +249,9 @@ func (s *certStore) load(app string) (*tls.Certificate, error) {
 		chain = append(chain, block.Bytes)
 	}
 	cert, err := s.check(app, chain)
+	if err == nil && len(bytes.TrimSpace(b)) > 0 {
+		err = errors.New("the file is torn")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -287,6 +291,19 @@ func (s *certStore) check(app string, chain [][]byte) (*tls.Certificate, error) 
 	}
 	if err := leaf.VerifyHostname(app + "." + s.domain); err != nil {
 		return nil, err
+	}
+	// A client has the root alone: a chain that lost its end convinces nobody.
+	for i, der := range chain[1:] {
+		above, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, err
+		}
+		if below, err := x509.ParseCertificate(chain[i]); err != nil || below.CheckSignatureFrom(above) != nil {
+			return nil, errors.New("the chain does not hang together")
+		}
+	}
+	if len(chain) < 2 {
+		return nil, errors.New("the chain ends before an authority")
 	}
 	return &tls.Certificate{Certificate: chain, PrivateKey: s.key, Leaf: leaf}, nil
 }

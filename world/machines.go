@@ -17,6 +17,7 @@ type Machine struct {
 	State      string         `json:"state"`
 	InstanceID string         `json:"instance_id"`
 	PrivateIP  string         `json:"private_ip"`
+	Cordoned   bool           `json:"cordoned"`
 	Config     map[string]any `json:"config"`
 	Events     []struct {
 		Type    string `json:"type"`

@@ -69,10 +69,17 @@ func Start(t testing.TB, flags ...string) *World {
 // the environment of bulkheadd.
 func StartFrom(t testing.TB, bin string, env []string, flags ...string) *World {
 	t.Helper()
+	return StartAt(t, t.TempDir(), bin, env, flags...)
+}
+
+// StartAt is StartFrom with a data directory of the test's own making, which the
+// roles' users must be able to pass.
+func StartAt(t testing.TB, dir, bin string, env []string, flags ...string) *World {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Fatal("a whole platform needs root: run the tests as root (sudo make test)")
 	}
-	w := &World{T: t, DataDir: t.TempDir(), Bin: bin, env: env, log: &logBuffer{}}
+	w := &World{T: t, DataDir: dir, Bin: bin, env: env, log: &logBuffer{}}
 	if _, err := os.Stat(filepath.Join(w.Bin, "bulkheadd")); err != nil {
 		t.Fatalf("the programs are missing (%v): run \"make build\"", err)
 	}
