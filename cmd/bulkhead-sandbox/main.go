@@ -13,6 +13,9 @@
 //   - "boot" and "exec" write the exact wait status of the process they ran to the
 //     error log (--log); runsc folds it into an exit code, in which 143 and SIGTERM
 //     are the same.
+//   - "boot" moves into its empty root and drops its capabilities in one process
+//     instead of executing itself in between, and has its system-call filter
+//     ready-made: both make a start faster and the sandbox no different.
 //   - "processes" lists processes as JSON, with times and names.
 package main
 
@@ -21,7 +24,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"strconv"
 
 	"github.com/google/subcommands"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -51,51 +53,6 @@ func main() {
 		new(cmd.Gofer):            "internal",
 		new(sentrycmd.Umount):     "internal",
 	}, nil)
-}
-
-// boot is the sandbox process itself.
-type boot struct{ *sentrycmd.Boot }
-
-// Execute sets the guest's size, runs the sandbox and reports the wait status.
-func (b boot) Execute(ctx context.Context, f *flag.FlagSet, args ...any) subcommands.ExitStatus {
-	if err := setSize(f); err != nil {
-		return util.Errorf("guest size: %v", err)
-	}
-	code := b.Boot.Execute(ctx, f, args...)
-	report(code, args)
-	return code
-}
-
-// setSize overrides the flags that "run" passed with what the bundle asks for. boot
-// executes itself several times; every time comes through here.
-func setSize(f *flag.FlagSet) error {
-	fd, err := strconv.Atoi(f.Lookup("spec-fd").Value.String())
-	if err != nil || fd < 0 {
-		return fmt.Errorf("boot was started without --spec-fd")
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return fmt.Errorf("read the bundle's config.json: %w", err)
-	}
-	buf := make([]byte, st.Size)
-	n, err := unix.Pread(fd, buf, 0)
-	if err != nil {
-		return fmt.Errorf("read the bundle's config.json: %w", err)
-	}
-	var spec struct {
-		Annotations map[string]string `json:"annotations"`
-	}
-	if err := json.Unmarshal(buf[:n], &spec); err != nil {
-		return fmt.Errorf("read the bundle's config.json: %w", err)
-	}
-	for annotation, name := range map[string]string{annotationMemory: "total-memory", annotationCPUs: "cpu-num"} {
-		if v, ok := spec.Annotations[annotation]; ok {
-			if err := f.Set(name, v); err != nil {
-				return fmt.Errorf("annotation %s: %w", annotation, err)
-			}
-		}
-	}
-	return nil
 }
 
 // exec runs one more process in a sandbox and waits for it.
