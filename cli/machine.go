@@ -100,6 +100,9 @@ func printMachine(w io.Writer, m client.Machine) {
 	field("id", string(m.ID))
 	field("name", m.Name)
 	field("state", string(m.State))
+	if m.HostStatus != "" && m.HostStatus != "ok" {
+		field("host", m.HostStatus+": what is shown here is what was last heard of the Machine")
+	}
 	field("region", m.Region)
 	field("private ip", m.PrivateIP)
 	field("version", string(m.InstanceID))

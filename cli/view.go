@@ -103,6 +103,9 @@ func (s *session) statusCommand() *cobra.Command {
 			return s.ui.result(out, func(w io.Writer) {
 				fmt.Fprintf(w, "app      %s\n", clean(app.Name))
 				fmt.Fprintf(w, "status   %s\n", clean(app.Status))
+				if app.StatusReason != "" {
+					fmt.Fprintf(w, "reason   %s\n", clean(app.StatusReason))
+				}
 				fmt.Fprintf(w, "url      %s\n\n", out.URL)
 				machineTable(w, ms)
 			})

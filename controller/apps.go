@@ -28,6 +28,8 @@ type App struct {
 	MachineCount      int             `json:"machine_count"`
 	VolumeCount       int             `json:"volume_count"`
 	Organization      AppOrganization `json:"organization"`
+	// StatusReason says what a deletion waits for; Bulkhead's own.
+	StatusReason string `json:"status_reason,omitempty"`
 }
 
 // AppOrganization is the organization of an App.
@@ -58,9 +60,35 @@ func (c *Controller) appBody(ctx context.Context, a *app) (*App, error) {
 		out.Status = "deployed"
 	}
 	if a.Deleting {
-		out.Status = "deleting"
+		out.Status, out.StatusReason = "deleting", c.waitsFor(records)
 	}
 	return out, nil
+}
+
+// waitsFor says which Machine keeps a deletion from its end, and why: first one whose
+// node is away, for that does not pass by itself.
+func (c *Controller) waitsFor(records []*record) string {
+	var reason string
+	left := 0
+	for _, r := range records {
+		if r.Gone != nil {
+			continue
+		}
+		left++
+		st := merge(r, c.view.get(r.ID))
+		switch hs := c.hostStatus(r); {
+		case hs != hostOK:
+			return fmt.Sprintf("waits for machine %s, whose node %s is %s; if the node is gone for good, remove it: bulkhead node remove %s --force", r.ID, r.Node, hs, r.Node)
+		case st.Error != "":
+			reason = fmt.Sprintf("waits for machine %s, which is %s: %s", r.ID, st.State, st.Error)
+		case reason == "":
+			reason = fmt.Sprintf("waits for machine %s, which is %s", r.ID, st.State)
+		}
+	}
+	if left > 1 {
+		reason += fmt.Sprintf(" (and %d more)", left-1)
+	}
+	return reason
 }
 
 // checkOrg refuses an organization that there is not.

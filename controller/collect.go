@@ -60,6 +60,9 @@ func (c *Controller) collectOnce(ctx context.Context, before time.Time) error {
 			return err
 		}
 	}
+	if err := c.clearRemoved(ctx); err != nil {
+		return err
+	}
 	apps, _, err := list[app](ctx, c.store, prefixApp)
 	if err != nil {
 		return err

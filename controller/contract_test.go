@@ -35,6 +35,7 @@ var deviations = []deviation{
 	{"error codes beside the file's", regexp.MustCompile(`^[A-Z]+ \S+ (400|401|403|404|408|409|412|422|501|503): undocumented code`), "documented in prose, or seen; the body is the file's ErrorResponse"},
 	{"name_taken", regexp.MustCompile(`^POST /apps 422: .*status.*`), "a status that newer clients read"},
 	{"fields that clients read", regexp.MustCompile(`: .*property "(version|cordoned)" is unsupported`), "the Go client reads version and cordoned of a Machine"},
+	{"why a deletion lasts", regexp.MustCompile(`^GET /apps.*: .*property "status_reason" is unsupported`), "an app that is being deleted says what it waits for"},
 	{"lease envelope", regexp.MustCompile(`/lease (200|201): .*property "(status|data)" is unsupported`), "the file has a bare Lease, documents and clients an envelope: both are sent"},
 	{"autostop as old clients read it", regexp.MustCompile(`: .*/autostop".*`), "false, true or \"suspend\" in place of the words"},
 }

@@ -209,7 +209,7 @@ func (c *Controller) Serve(ctx context.Context, ls map[string]net.Listener, read
 	run("routes", func() error { return c.routes.run(ctx) })
 	run("collector", func() error { return c.collect(ctx) })
 
-	g := rpc.NewServer(c.identity, c.log)
+	g := rpc.NewServer(c.identity, c.log, c.admit)
 	internalpb.RegisterControllerServer(g, internalServer{c: c})
 	internalpb.RegisterTelemetryServer(g, telemetryServer{c: c})
 	for _, name := range []string{role.SocketInternal, role.SocketCluster} {

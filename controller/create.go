@@ -162,6 +162,11 @@ func (c *Controller) addMachine(ctx context.Context, appID string, m *record, an
 		}
 		return fault.New(fault.Conflict, "unique machine name violation: another machine of app %s has the name %q", m.App, m.Name)
 	}
+	if err := c.notRemoved(ctx, m.Node); fault.Is(err, fault.Denied) {
+		return fault.Wrap(fault.Unavailable, err, "node %s was removed meanwhile; try again", m.Node)
+	} else if err != nil {
+		return err
+	}
 	mk := machineKey(m.App, m.ID)
 	ops := []store.Op{
 		put(mk, m),
@@ -173,7 +178,7 @@ func (c *Controller) addMachine(ctx context.Context, appID string, m *record, an
 	if l != nil {
 		ops = append(ops, put(leaseKey(m.App, m.ID), l))
 	}
-	conds := []store.Cond{at(appKey(m.App), arev), at(nameKey(m.App, m.Name), nrev), at(mk, 0), at(idKey(m.ID), 0)}
+	conds := []store.Cond{at(appKey(m.App), arev), at(nameKey(m.App, m.Name), nrev), at(mk, 0), at(idKey(m.ID), 0), at(removedKey(m.Node), 0)}
 	_, err = c.store.Txn(ctx, conds, ops)
 	return err
 }

@@ -46,6 +46,9 @@ func (c *Controller) endpoints() []endpoint {
 		{"GET " + m + "/memory", actRead, c.memory},
 
 		{"GET /v1/orgs/{org}/machines", actRead, c.orgMachines},
+		{"GET /v1/platform/nodes", actRead, c.listNodes},
+		{"DELETE /v1/platform/nodes/{node}", actDelete, c.removeNode},
+		{"POST /v1/platform/nodes/{node}/readmit", actCreate, c.readmitNode},
 		{"GET /v1/platform/regions", actRead, c.regions},
 		{"POST /v1/platform/placements", actRead, c.placements},
 	}

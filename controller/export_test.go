@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"bulkhead/api/rpc"
+	"bulkhead/key"
 	"bulkhead/store"
 )
 
@@ -39,3 +41,21 @@ func (l listening) List(ctx context.Context, prefix string) ([]store.KV, int64, 
 
 // HoldLogStreams counts n Machines as being read by somebody else.
 func (c *Controller) HoldLogStreams(n int) { c.logStreams.Add(int64(n)) }
+
+// Reach tells the controller how to reach a role of another node.
+func (c *Controller) Reach(name string, n key.Node, socket string) error {
+	conn, err := rpc.Dial(c.identity, socket, name, n)
+	if err != nil {
+		return err
+	}
+	c.peers.mu.Lock()
+	defer c.peers.mu.Unlock()
+	c.peers.conns[name+"/"+string(n)] = conn
+	return nil
+}
+
+// RefuseNode does the first half of a node's removal, as when the controller is killed
+// after it.
+func (c *Controller) RefuseNode(ctx context.Context, n key.Node) error {
+	return c.refuseNode(ctx, n, "admin", true)
+}

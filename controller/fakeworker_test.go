@@ -3,6 +3,7 @@ package controller_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -37,6 +38,8 @@ type fakeWorker struct {
 	signals  []int32
 	deaf     bool // takes assignments without acting on them
 	memory   int64
+	refused  int    // how often Sync said that the node was removed
+	reserve  func() // if set, called in the middle of each Reserve
 
 	controller internalpb.ControllerClient // for Reserve to look at images with
 	reserveErr error                       // of the last look
@@ -66,7 +69,13 @@ func (w *fakeWorker) serve(t testing.TB, id *pki.Identity, l net.Listener) {
 // sync keeps a Sync open, again and again, until ctx ends.
 func (w *fakeWorker) sync(ctx context.Context, conn *grpc.ClientConn) {
 	for ctx.Err() == nil {
-		w.syncOnce(ctx, internalpb.NewControllerClient(conn))
+		err := w.syncOnce(ctx, internalpb.NewControllerClient(conn))
+		if f := new(fault.Error); errors.As(err, &f) && f.Status == rpc.NodeRemoved {
+			w.mu.Lock()
+			clear(w.machines)
+			w.refused++
+			w.mu.Unlock()
+		}
 		select {
 		case <-time.After(20 * time.Millisecond):
 		case <-ctx.Done():
@@ -257,6 +266,9 @@ func (w *fakeWorker) Reserve(ctx context.Context, in *internalpb.ReserveRequest)
 	var conf machine.Config
 	if err := json.Unmarshal(in.Config, &conf); err != nil {
 		return nil, err
+	}
+	if w.reserve != nil {
+		w.reserve()
 	}
 	if strings.Contains(conf.Image, "missing") {
 		return nil, fault.New(fault.Unprocessable, "image %s: not found in its registry", conf.Image)

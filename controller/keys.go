@@ -23,12 +23,16 @@ import (
 //	/name/<app>/<machine name>         the id of the Machine that has the name
 //	/id/<id>                           place: app and node of a Machine
 //	/node/<node>/<id>                  assigned: changes whenever the assignment does
+//	/host/<node>                       host: when a node was last there
+//	/removed/<node>                    removal: the node was removed and is refused
 //	/tomb/<unix seconds>/<app>/<id>    when a destroyed Machine may be forgotten
 const (
 	prefixApp     = "/app/"
 	prefixMachine = "/machine/"
 	prefixNode    = "/node/"
 	prefixTomb    = "/tomb/"
+	prefixHost    = "/host/"
+	prefixRemoved = "/removed/"
 	keyAdminToken = "/token/admin"
 )
 
@@ -42,6 +46,8 @@ func leasesOf(app key.AppName) string        { return "/lease/" + string(app) + 
 func namesOf(app key.AppName) string         { return "/name/" + string(app) + "/" }
 func idKey(id key.MachineID) string          { return "/id/" + string(id) }
 func nodePrefix(n key.Node) string           { return prefixNode + string(n) + "/" }
+func hostKey(n key.Node) string              { return prefixHost + string(n) }
+func removedKey(n key.Node) string           { return prefixRemoved + string(n) }
 func nameKey(a key.AppName, n string) string { return namesOf(a) + n }
 
 func machineKey(app key.AppName, id key.MachineID) string { return machinesOf(app) + string(id) }

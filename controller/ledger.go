@@ -3,6 +3,8 @@ package controller
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 
 	"bulkhead/controller/schedule"
@@ -82,6 +84,34 @@ func (l *ledger) used(n key.Node) int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.memory[n]
+}
+
+// count is how many Machines are assigned to a node.
+func (l *ledger) count(n key.Node) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.machines[n])
+}
+
+// some returns at most max of a node's Machines, in order.
+func (l *ledger) some(n key.Node, max int) []key.MachineID {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ids := slices.Sorted(maps.Keys(l.machines[n]))
+	return ids[:min(max, len(ids))]
+}
+
+// nodes lists the nodes that have Machines.
+func (l *ledger) nodes() []key.Node {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var out []key.Node
+	for n, ms := range l.machines {
+		if len(ms) > 0 {
+			out = append(out, n)
+		}
+	}
+	return out
 }
 
 // candidates is what placement chooses from.

@@ -49,15 +49,22 @@ func (c *Controller) machineBody(r *record, summary bool) *Machine {
 	if summary {
 		return out
 	}
-	out.Config, out.Events, out.HostStatus = r.Config, st.Events, hostOK
-	if r.Gone == nil {
-		if node, reported := c.view.node(r.Node); !reported {
-			out.HostStatus = hostUnknown
-		} else if !node.Connected {
-			out.HostStatus = hostUnreachable
-		}
-	}
+	out.Config, out.Events, out.HostStatus = r.Config, st.Events, c.hostStatus(r)
 	return out
+}
+
+// hostStatus is whether a Machine's node can be asked about it.
+func (c *Controller) hostStatus(r *record) string {
+	if r.Gone != nil {
+		return hostOK
+	}
+	switch node, reported := c.view.node(r.Node); {
+	case !reported:
+		return hostUnknown
+	case !node.Connected:
+		return hostUnreachable
+	}
+	return hostOK
 }
 
 // imageBody names the cluster's own registry, which records leave out.

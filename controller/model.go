@@ -129,6 +129,23 @@ type lease struct {
 	Version     string    `json:"version"`
 }
 
+// host is what is kept of a node.
+type host struct {
+	Node      key.Node  `json:"node"`
+	FirstSeen time.Time `json:"first_seen"`
+	LastSeen  time.Time `json:"last_seen"` // at most lastSeenEvery old while its worker is connected
+}
+
+// removal says that a node was removed. While it is there the node is refused.
+type removal struct {
+	Node     key.Node  `json:"node"`
+	At       time.Time `json:"at"`
+	By       string    `json:"by"` // whose token it was
+	LastSeen time.Time `json:"last_seen,omitzero"`
+	// Readmit lets the node in again, once it holds no Machine any more.
+	Readmit bool `json:"readmit,omitempty"`
+}
+
 func (r *record) assigned() assigned {
 	g := r.Config.EffectiveGuest()
 	return assigned{App: r.App, Generation: r.Generation, CPUs: g.CPUs, MemoryMB: g.MemoryMB, Runs: r.Desired == machine.WantStarted}

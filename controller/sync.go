@@ -49,6 +49,10 @@ func (s internalServer) Sync(stream grpc.BidiStreamingServer[internalpb.FromWork
 		return err
 	}
 	defer end()
+	// Once more: a removal that came since has not seen this session, or sees it now.
+	if err := s.c.takeBack(ctx, id.Node, len(hello.Observations)); err != nil {
+		return err
+	}
 	ses := &session{c: s.c, node: id.Node, stream: stream, wake: make(chan struct{}, 1), todo: map[key.MachineID]bool{}}
 	return ses.run(ctx, hello)
 }
@@ -117,8 +121,25 @@ func (m *sessions) begin(parent context.Context, n key.Node) (ctx context.Contex
 	return ctx, end, nil
 }
 
-// session is one worker's Sync. Three goroutines share it: one receives, one
-// follows the store, one sends; todo is what the sender has yet to say.
+// drop ends a node's session and waits until it is over.
+func (m *sessions) drop(ctx context.Context, n key.Node, cause error) error {
+	m.mu.Lock()
+	slot := m.cur[n]
+	m.mu.Unlock()
+	if slot == nil {
+		return nil
+	}
+	slot.cancel(cause)
+	select {
+	case <-slot.done:
+		return nil
+	case <-ctx.Done():
+		return fault.Wrap(fault.Timeout, ctx.Err(), "the connection of node %s does not end", n)
+	}
+}
+
+// session is one worker's Sync. Four goroutines share it: one receives, one
+// follows the store, one sends, one notes that the node is there; todo is what the sender has yet to say.
 type session struct {
 	c      *Controller
 	node   key.Node
@@ -139,6 +160,9 @@ func (s *session) run(ctx context.Context, hello *internalpb.Hello) error {
 		return err
 	}
 	defer s.c.view.bye(s.node)
+	if err := s.c.noteHost(ctx, s.node); err != nil {
+		return err
+	}
 	s.c.log.Info("worker connected", "worker", s.node, "machines", len(mine), "observations", len(hello.Observations))
 	defer func() { s.c.log.Info("worker disconnected", "worker", s.node) }()
 
@@ -165,6 +189,7 @@ func (s *session) run(ctx context.Context, hello *internalpb.Hello) error {
 	defer cancel(nil)
 	wg.Go(func() { cancel(s.follow(ctx, rev)) })
 	wg.Go(func() { cancel(s.send(ctx)) })
+	wg.Go(func() { cancel(s.stillThere(ctx)) })
 	s.c.receivers.Go(func() { cancel(s.receive(ctx)) }) // ends with the stream, which ends when run returns
 	<-ctx.Done()
 	return context.Cause(ctx)

@@ -164,6 +164,18 @@ func (v *view) bye(node key.Node) {
 	}
 }
 
+// dropNode forgets a node and all that it reported.
+func (v *view) dropNode(node key.Node) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for id := range v.byNode[node] {
+		delete(v.machines, id)
+		v.wake(id, nil)
+	}
+	delete(v.byNode, node)
+	delete(v.nodes, node)
+}
+
 // node returns what is known of a node; reported is whether it has said hello since
 // this controller started.
 func (v *view) node(n key.Node) (st nodeStatus, reported bool) {

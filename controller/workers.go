@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -31,15 +32,15 @@ type peers struct {
 // dial returns the connection to a role of a node. There is one node so far, and
 // its roles are reached by their sockets.
 func (c *Controller) dial(name string, n key.Node) (*grpc.ClientConn, error) {
-	path := c.cfg.Role.Sockets[name]
-	if n != c.cfg.Role.Node || path == "" {
-		return nil, fault.New(fault.Unavailable, "node %s has no %s that this controller can reach", n, name)
-	}
 	c.peers.mu.Lock()
 	defer c.peers.mu.Unlock()
 	k := name + "/" + string(n)
 	if conn := c.peers.conns[k]; conn != nil {
 		return conn, nil
+	}
+	path := c.cfg.Role.Sockets[name]
+	if n != c.cfg.Role.Node || path == "" {
+		return nil, fault.New(fault.Unavailable, "node %s has no %s that this controller can reach", n, name)
 	}
 	conn, err := rpc.Dial(c.identity, path, name, n)
 	if err != nil {
@@ -57,6 +58,18 @@ func (c *Controller) worker(ctx context.Context, n key.Node, limit time.Duration
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	return internalpb.NewWorkerClient(conn), ctx, cancel, nil
+}
+
+// drop closes the connections to a node's roles.
+func (p *peers) drop(n key.Node) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for k, conn := range p.conns {
+		if strings.HasSuffix(k, "/"+string(n)) {
+			conn.Close()
+			delete(p.conns, k)
+		}
+	}
 }
 
 func (p *peers) close() {

@@ -77,6 +77,14 @@ func (a *actor) offer(asg *internalpb.Assignment) {
 	a.poke()
 }
 
+// supersede hands the actor an assignment that comes from nobody but this worker.
+func (a *actor) supersede(asg *internalpb.Assignment) {
+	a.mu.Lock()
+	asg.Generation = a.newest + 1
+	a.mu.Unlock()
+	a.offer(asg)
+}
+
 // release lets the actor drop a Machine that is destroyed.
 func (a *actor) release() {
 	a.mu.Lock()

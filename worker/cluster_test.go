@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -195,6 +196,7 @@ type cluster struct {
 	node  *node
 	id    *pki.Identity // the worker's
 	ctrl  *grpc.Server
+	admit []rpc.Admit // of the next controller
 }
 
 func newCluster(t *testing.T) *cluster {
@@ -241,7 +243,7 @@ func (c *cluster) startController() {
 		c.t.Fatal(err)
 	}
 	id := pkitest.Identity(c.t, c.ca, pki.ID{Cluster: "test", Role: role.Controller, Node: "n1"})
-	c.ctrl = rpc.NewServer(id, slog.New(slog.DiscardHandler))
+	c.ctrl = rpc.NewServer(id, slog.New(slog.DiscardHandler), c.admit...)
 	internalpb.RegisterControllerServer(c.ctrl, c.brain)
 	go c.ctrl.Serve(l)
 }
@@ -434,4 +436,59 @@ func TestService(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestARemovedNodeDestroysItsMachines: the refusal that a removed node gets ends what
+// it runs; no other failure of the controller does.
+func TestARemovedNodeDestroysItsMachines(t *testing.T) {
+	c := newCluster(t)
+	var ids []key.MachineID
+	for _, want := range []machine.Desired{machine.WantStarted, machine.WantStopped, machine.WantStarted} {
+		a := c.node.assign(c.node.asg(key.NewMachineID(), plain))
+		c.node.state(a, machine.Started)
+		if want == machine.WantStopped {
+			c.node.state(c.node.assign(c.node.next(a, desired(want))), machine.Stopped)
+		}
+		ids = append(ids, key.MachineID(a.MachineId))
+	}
+	var asked atomic.Int64
+	refuse := func(f *fault.Error) rpc.Admit {
+		return func(context.Context, pki.ID) error { asked.Add(1); return f }
+	}
+	c.admit = []rpc.Admit{refuse(fault.New(fault.Denied, "another reason"))}
+	c.startController()
+	for deadline := time.Now().Add(20 * time.Second); asked.Load() < 3; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the worker does not ask")
+		}
+	}
+	for _, id := range ids {
+		if s, err := c.node.w.get(id); err != nil || s.asg.GetDesired() == string(machine.WantDestroyed) {
+			t.Errorf("machine %s is destroyed for another reason (%v)", id, err)
+		}
+	}
+	c.stopController()
+	c.admit = []rpc.Admit{refuse(fault.New(fault.Denied, "node n1 was removed").WithStatus(rpc.NodeRemoved))}
+	c.startController()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		c.node.w.mu.Lock()
+		left := len(c.node.w.actors)
+		c.node.w.mu.Unlock()
+		if left == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d machines are left", left)
+		}
+	}
+	if all, err := c.node.host.List(context.Background()); err != nil || len(all) != 0 {
+		t.Errorf("sandboxes are left: %v, %v", all, err)
+	}
+	// Taken back, it comes with nothing.
+	c.stopController()
+	c.admit = nil
+	c.startController()
+	a := c.node.asg(key.NewMachineID(), plain)
+	c.brain.assign(a)
+	c.brain.hears(t, a.MachineId, "a new machine", inState(machine.Started))
 }

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"runtime"
 	"time"
@@ -10,7 +11,10 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"bulkhead/api/internalpb"
+	"bulkhead/api/rpc"
+	"bulkhead/fault"
 	"bulkhead/key"
+	"bulkhead/machine"
 )
 
 // Reconnecting to the controller: the wait doubles from syncFirst to syncMax, and
@@ -21,6 +25,8 @@ const (
 	syncMax   = 15 * time.Second
 	// syncSteady is how long a connection must have held for the wait to begin anew.
 	syncSteady = 10 * time.Second
+	// removedWait is the wait of a removed node that still has Machines to destroy.
+	removedWait = 2 * time.Second
 	// maxHello bounds the first message; above it, events follow in messages of
 	// their own.
 	maxHello = 8 << 20
@@ -30,7 +36,7 @@ const (
 // what is observed and takes over what is assigned. Without a controller the
 // worker does everything but hear of new wishes.
 func (w *Worker) Sync(ctx context.Context, controller internalpb.ControllerClient) {
-	wait := syncFirst
+	wait, told := syncFirst, false
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := w.syncOnce(ctx, controller)
@@ -41,13 +47,53 @@ func (w *Worker) Sync(ctx context.Context, controller internalpb.ControllerClien
 		if time.Since(began) > syncSteady {
 			wait = syncFirst
 		}
+		refused := removed(err)
+		if refused {
+			wait = syncMax
+			if w.abandon(err) > 0 {
+				wait = removedWait
+			}
+		}
 		d := wait/2 + rand.N(wait/2)
-		w.log.Warn("the controller is out of reach; machines run on", "again_in", d, "err", err)
+		switch {
+		case !refused:
+			w.log.Warn("the controller is out of reach; machines run on", "again_in", d, "err", err)
+		case !told: // once, however often it asks
+			w.log.Error("this node was removed from the cluster; its machines are destroyed, and it asks to be taken back", "err", err)
+		}
+		told = refused
 		if sleep(ctx, d) != nil {
 			return
 		}
 		wait = min(2*wait, syncMax)
 	}
+}
+
+// removed reports whether the controller's refusal says that this node is no longer
+// one of the cluster's.
+func removed(err error) bool {
+	var f *fault.Error
+	return errors.As(err, &f) && f.Kind == fault.Denied && f.Status == rpc.NodeRemoved
+}
+
+// abandon destroys and forgets every Machine of a node that was removed from the
+// cluster: others may run in their place by now, and nobody will ask for these again.
+// It is called at each refusal, does what is left to do, and returns how many Machines
+// there are left.
+func (w *Worker) abandon(why error) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for id, a := range w.actors {
+		asg := w.seen[id].asg
+		if machine.Desired(asg.GetDesired()) != machine.WantDestroyed || !asg.GetForce() {
+			w.log.Error("this node was removed from the cluster: a machine of it is destroyed", "machine", id, "err", why)
+			end := proto.Clone(asg).(*internalpb.Assignment)
+			end.Desired, end.Force = string(machine.WantDestroyed), true
+			a.supersede(end)
+		}
+		a.release()
+	}
+	return len(w.actors)
 }
 
 // syncOnce is one connection.

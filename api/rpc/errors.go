@@ -15,6 +15,10 @@ import (
 	"bulkhead/fault"
 )
 
+// NodeRemoved is the status word of the refusal that a node gets which an operator has
+// removed from the cluster: what it still runs is no longer the cluster's.
+const NodeRemoved = "node_removed"
+
 // quickBackoff reconnects fast: the other end is on this machine or in this cell.
 var quickBackoff = backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.3, MaxDelay: 2 * time.Second}
 
@@ -93,7 +97,12 @@ func FromStatus(err error) error {
 }
 
 func clientUnary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	return FromStatus(invoke(ctx, method, req, reply, cc, opts...))
+	err := FromStatus(invoke(ctx, method, req, reply, cc, opts...))
+	if errors.Is(err, context.Canceled) && ctx.Err() == nil {
+		// Not this caller's doing: the connection was closed, or the other side ends.
+		return fault.Wrap(fault.Unavailable, err, "the call was cut off; try again")
+	}
+	return err
 }
 
 func clientStream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {

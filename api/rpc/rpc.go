@@ -27,10 +27,15 @@ import (
 // MaxMessage bounds one message, in bytes.
 const MaxMessage = 16 << 20
 
-// NewServer returns a server that speaks to roles of the same cluster only. The
-// caller registers services and serves it on any number of listeners.
-func NewServer(id *pki.Identity, log *slog.Logger) *grpc.Server {
-	a := authorizer{log: log}
+// Admit is asked about every call that Policy allows, before its method runs: its
+// error refuses the call.
+type Admit func(ctx context.Context, caller pki.ID) error
+
+// NewServer returns a server that speaks to roles of the same cluster only, and of
+// these to those that every admit lets in. The caller registers services and serves
+// it on any number of listeners.
+func NewServer(id *pki.Identity, log *slog.Logger, admit ...Admit) *grpc.Server {
+	a := authorizer{log: log, admit: admit}
 	return grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(id.ServerTLS())),
 		grpc.MaxRecvMsgSize(MaxMessage),
@@ -78,7 +83,10 @@ func Peer(ctx context.Context) (pki.ID, error) {
 }
 
 // authorizer checks every call against Policy before its method runs.
-type authorizer struct{ log *slog.Logger }
+type authorizer struct {
+	log   *slog.Logger
+	admit []Admit
+}
 
 func (a authorizer) check(ctx context.Context, method string) error {
 	id, err := Peer(ctx)
@@ -88,6 +96,11 @@ func (a authorizer) check(ctx context.Context, method string) error {
 	if !slices.Contains(Policy[method], id.Role) {
 		a.log.Warn("internal call refused", "caller", id.String(), "method", method)
 		return fault.New(fault.Denied, "%s may not call %s", id, method[strings.LastIndexByte(method, '/')+1:])
+	}
+	for _, admit := range a.admit {
+		if err := admit(ctx, id); err != nil {
+			return err
+		}
 	}
 	return nil
 }
