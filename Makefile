@@ -8,6 +8,8 @@ SHELL       := /bin/bash
 GO      ?= go
 PREFIX  ?= /usr/local
 DESTDIR ?=
+# How long "make soak-random" goes on; BULKHEAD_SEED in the environment repeats a run.
+SOAK    ?= 5m
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 
 # -trimpath and no cgo: the same source gives the same programs.
@@ -96,6 +98,13 @@ bench-recovery: setup programs ## how long fifty machines take to run again afte
 .PHONY: soak-power
 soak-power: setup programs ## power cuts by the dozen: fifty machines, and under load
 	BULKHEAD_ROUNDS=30 $(GO) test ./world -run 'TestPowerCut' -count=1 -v -timeout 60m
+
+.PHONY: soak
+soak: soak-random soak-power ## everything that tries faults for minutes, one after the other
+
+.PHONY: soak-random
+soak-random: setup programs ## kill processes at random for SOAK (5m) under several clients, and check what they saw
+	BULKHEAD_SOAK=$(SOAK) $(GO) test ./world -run 'TestSoak$$' -count=1 -v -timeout 60m
 
 .PHONY: generate
 generate: ## generate api/internalpb from its .proto file
