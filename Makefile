@@ -88,8 +88,10 @@ bench-routes: setup programs ## how long a change takes from the API call to the
 	$(GO) test ./world -run '^$$' -bench 'Route$$' -benchtime 300x
 
 .PHONY: bench-start
-bench-start: setup programs ## how long a machine takes from the API call to its first answer
+bench-start: setup programs ## how long a machine takes from the API call to its first answer, against runc and the bare sandbox
+	scripts/setup runc
 	$(GO) test ./world -run '^$$' -bench 'Start$$' -benchtime 20x
+	$(GO) test ./world -run '^$$' -bench 'Route$$' -benchtime 100x
 
 .PHONY: bench-recovery
 bench-recovery: setup programs ## how long fifty machines take to run again after a power cut

@@ -2,7 +2,6 @@ package world_test
 
 import (
 	"net/http"
-	"slices"
 	"testing"
 	"time"
 
@@ -44,42 +43,7 @@ func BenchmarkRoute(b *testing.B) {
 			took = append(took, (<-seen).Sub(start))
 		}
 	}
-	slices.Sort(took)
-	b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "p50-ms")
-	b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "p99-ms")
-	b.ReportMetric(float64(took[len(took)-1].Microseconds())/1000, "max-ms")
-}
-
-// BenchmarkStart measures a Machine's way from the API call to its first answer
-// through the edge, with its image already on the node. "make bench-start" runs it.
-func BenchmarkStart(b *testing.B) {
-	w := world.Start(b)
-	w.CreateApp("web", "")
-	image := w.Push("web", fixture.StaticGo(b))
-	warm := w.Run("web", world.Config{"image": image})
-	w.Must("DELETE", "/apps/web/machines/"+warm.ID+"?force=true", nil, nil)
-	var took []time.Duration
-	for b.Loop() {
-		start := time.Now()
-		var m world.Machine
-		w.Must("POST", "/apps/web/machines", map[string]any{"config": world.Config{"image": image, "services": world.HTTPService(8080)}}, &m)
-		for {
-			if status, _, err := w.Get("web", "/"); err == nil && status == http.StatusOK {
-				break
-			}
-		}
-		took = append(took, time.Since(start))
-		b.StopTimer()
-		w.Must("DELETE", "/apps/web/machines/"+m.ID+"?force=true", nil, nil)
-		w.Wait("web", m.ID, "destroyed", 20*time.Second)
-		for {
-			if status, _, _ := w.Get("web", "/"); status != http.StatusOK {
-				break
-			}
-		}
-		b.StartTimer()
-	}
-	slices.Sort(took)
-	b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "p50-ms")
-	b.ReportMetric(float64(took[len(took)*95/100].Microseconds())/1000, "p95-ms")
+	figure("route_p50_ms", quantile(took, 50))
+	figure("route_p99_ms", quantile(took, 99))
+	figure("route_max_ms", quantile(took, 100))
 }
