@@ -26,7 +26,7 @@ func TestCensus(t *testing.T) {
 	m := w.Run("web", world.Config{"image": w.Push("web", fixture.StaticGo(t)), "services": world.HTTPService(8080)})
 	during := strings.Join(census(t, w).Leaked(before), "\n")
 	for _, kind := range []string{
-		"process bulkhead-shim", "process runsc-sandbox", "user id ", "network namespace ", "cgroup ", "file ",
+		"process bulkhead-shim", "process runsc-sandbox", "user id ", "network namespace", "cgroup ", "file ",
 		"journal: machines", "journal: assignments", "journal: slot", "store: ",
 		"router: link m", "router: route ", "router: neighbour ", "router: element ",
 	} {
