@@ -41,14 +41,14 @@ type Remote struct {
 func NewRemote(allowPrivate bool) *Remote {
 	r := &Remote{AllowPrivate: allowPrivate}
 	dialer := &net.Dialer{Timeout: 10 * time.Second, Control: r.checkAddress}
-	r.transport = httpsOnly{&http.Transport{
+	r.transport = httpsOnly{steady{&http.Transport{
 		DialContext:           dialer.DialContext,
 		TLSHandshakeTimeout:   10 * time.Second,
 		ResponseHeaderTimeout: 30 * time.Second,
 		IdleConnTimeout:       30 * time.Second,
 		MaxIdleConnsPerHost:   4,
 		ForceAttemptHTTP2:     true,
-	}}
+	}}}
 	return r
 }
 

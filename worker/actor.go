@@ -135,6 +135,9 @@ func (a *actor) accept() error {
 	}
 	r := a.rec.clone()
 	r.Retries = 0
+	if r.State == machine.Failed && r.Retry {
+		r.NextStart = time.Time{} // somebody asks: what failed is tried again at once
+	}
 	if err := a.commit("accept", r, next); err != nil {
 		return err
 	}
@@ -349,9 +352,7 @@ func (a *actor) fail(s step, cause error, late bool) error {
 		r.Error = fault.MessageOf(cause)
 		r.Retry = late
 		if late {
-			if s.do == actEnd || s.do == actTeardown {
-				typ = "exit"
-			}
+			typ = s.do.event()
 			r.NextStart = now.Add(min(failedRetry<<min(r.Retries, 10), failedRetryMax))
 			r.Retries++
 			if was == machine.LaunchFailed || was == machine.Destroying {
@@ -374,7 +375,7 @@ func (a *actor) complain(s step, cause error) {
 	now := a.w.now()
 	err := a.update("complain", func(r *record) error {
 		r.Error = msg
-		r.event(now, "start", byPlatform, &machine.EventRequest{Error: msg, Step: s.do.String()})
+		r.event(now, s.do.event(), byPlatform, &machine.EventRequest{Error: msg, Step: s.do.String()})
 		return nil
 	})
 	if err != nil {

@@ -28,6 +28,17 @@ func (a action) String() string {
 	return [...]string{"wait", "move", "fetch", "start", "watch", "stop", "update", "remove", "note", "fetch"}[a]
 }
 
+// event is the type of the events that tell what is in the way of the action.
+func (a action) event() string {
+	switch a {
+	case actEnd:
+		return "stop"
+	case actTeardown:
+		return "destroy"
+	}
+	return "start"
+}
+
 // step is the plan's answer.
 type step struct {
 	do   action

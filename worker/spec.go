@@ -59,7 +59,11 @@ func (a *actor) ensureImage(ctx context.Context) (*image.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	release, err := a.w.fetches.enter(ctx)
+	places := a.w.fetches
+	if ref.Registry != "" {
+		places = a.w.foreign
+	}
+	release, err := places.enter(ctx)
 	if err != nil {
 		return nil, err
 	}

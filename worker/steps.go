@@ -321,11 +321,12 @@ func (a *actor) askToEnd(ctx context.Context) error {
 		if err := a.leaveRoutes(ctx); err != nil {
 			return err
 		}
-		call, cancel := context.WithTimeout(ctx, callTimeout)
+		left := func() time.Duration { return timeout - a.w.now().Sub(a.rec.Since) }
+		call, cancel := context.WithTimeout(ctx, min(callTimeout, max(left(), killWait)))
 		err := a.w.runtime.Signal(call, a.id, sig)
 		cancel()
-		if err != nil && !fault.Is(err, fault.NotFound) {
-			return err
+		if err != nil && !fault.Is(err, fault.NotFound) && left() > 0 {
+			return err // asked again: what cannot be asked in time is killed
 		}
 		a.signalled = a.rec.Since
 	}

@@ -16,6 +16,7 @@ package worker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -100,7 +101,8 @@ type Worker struct {
 	metrics  *metrics
 	capacity *capacity
 	starts   gate // sandboxes being started at once
-	fetches  gate // images being fetched at once
+	fetches  gate // images being fetched at once from the cluster's own registry
+	foreign  gate // and from registries elsewhere, which may be slow or hostile
 
 	life   context.Context // ends with Close
 	end    context.CancelFunc
@@ -151,7 +153,7 @@ func New(opt Options) *Worker {
 	opt.Logs.Log = opt.Log
 	w := &Worker{
 		opt: opt, log: opt.Log, runtime: opt.Runtime, images: opt.Images,
-		capacity: newCapacity(memoryLimit(opt)), starts: newGate(8), fetches: newGate(3),
+		capacity: newCapacity(memoryLimit(opt)), starts: newGate(8), fetches: newGate(3), foreign: newGate(3),
 		survey: make(chan struct{}), linked: make(chan struct{}), changed: make(chan struct{}, 1),
 		actors: map[key.MachineID]*actor{}, seen: map[key.MachineID]*seen{},
 		dirty: map[key.MachineID]bool{}, lastUsed: map[key.Digest]time.Time{},
@@ -317,48 +319,58 @@ func (w *Worker) dropped(id key.MachineID, a *actor) {
 	}
 }
 
-// clearStrays removes the sandboxes of Machines that the journal does not know,
-// once, before anything is started: a census that the runtime cannot give is asked
-// for again.
+// clearStrays removes the sandboxes of Machines that the journal does not know. A
+// census that the runtime cannot give is asked for again before anything is started;
+// a stray that resists once is not waited for: the runtime itself refuses a second
+// sandbox in its place, and it is tried again until it is gone.
 func (w *Worker) clearStrays() {
+	surveyed := false
 	for wait := retryFirst; ; wait = min(2*wait, retryMax) {
-		err := w.clearOnce()
-		if err == nil {
+		left, err := w.clearOnce(!surveyed)
+		if err == nil && !surveyed {
+			surveyed = true
 			close(w.survey)
+		}
+		if err == nil && left == nil || w.life.Err() != nil {
 			return
 		}
-		if w.life.Err() != nil {
-			return
-		}
-		w.log.Warn("the node's sandboxes cannot be listed", "err", err, "again_in", wait)
-		select {
-		case <-time.After(wait):
-		case <-w.life.Done():
+		w.log.Warn("the node's sandboxes cannot be listed, or strays cannot be removed", "err", errors.Join(err, left), "again_in", wait)
+		if sleep(w.life, wait) != nil {
 			return
 		}
 	}
 }
 
-func (w *Worker) clearOnce() error {
+// clearOnce takes a census and tries to remove every stray; left says why one stays.
+// Before anything is started these are also sandboxes of known Machines that should
+// have none; after it their actors may be at work on them.
+func (w *Worker) clearOnce(first bool) (left, err error) {
 	ctx, cancel := context.WithTimeout(w.life, callTimeout)
 	defer cancel()
 	all, err := w.runtime.List(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	var mu sync.Mutex
+	var removals sync.WaitGroup
 	for _, info := range all {
 		w.mu.Lock()
 		s := w.seen[info.Machine]
 		w.mu.Unlock()
-		if s != nil && s.rec.Sandbox != "" {
+		if s != nil && (s.rec.Sandbox != "" || !first) {
 			continue // its actor sees to it
 		}
 		w.log.Warn("a sandbox that no record names is removed", "machine", info.Machine, "slot", info.Slot)
-		if err := w.runtime.Remove(ctx, info.Machine); err != nil {
-			return err
-		}
+		removals.Go(func() {
+			if err := w.runtime.Remove(ctx, info.Machine); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				left = errors.Join(left, fmt.Errorf("machine %s: %w", info.Machine, err))
+			}
+		})
 	}
-	return nil
+	removals.Wait()
+	return left, nil
 }
 
 // surveyed waits until strays are gone: nothing is started before.
