@@ -106,7 +106,7 @@ func (st *starter) keep(f *os.File, err error) (*os.File, error) {
 
 func (st *starter) closeFiles() { closeFiles(st.open) }
 
-// run is the start, step by step. The network is made while the bundle is written.
+// run is the start, step by step. The network is made while the sandbox boots.
 func (st *starter) run(ctx context.Context) error {
 	s, id := st.server, st.spec.Machine
 	if err := st.makeDirs(); err != nil {
@@ -118,19 +118,21 @@ func (st *starter) run(ctx context.Context) error {
 	if err := s.groups.Create(string(id), limits(st.grant)); err != nil {
 		return err
 	}
+	if err := st.writeBundle(); err != nil {
+		return err
+	}
 	if err := st.startShim(); err != nil {
 		return fmt.Errorf("start the shim: %w", err)
 	}
-	connected := make(chan error, 1)
-	go func() {
-		connected <- s.router.Add(router.Member{Slot: st.spec.Slot, Network: st.grant.Network}, st.netns)
-	}()
-	err := st.writeBundle()
-	if err = errors.Join(err, <-connected); err != nil {
-		return err
-	}
 	if _, err := st.goPipe.Write([]byte{1}); err != nil {
 		return fmt.Errorf("let the shim go on: %w", err)
+	}
+	if err := s.router.Add(router.Member{Slot: st.spec.Slot, Network: st.grant.Network}, st.netns); err != nil {
+		return err
+	}
+	// A sandbox that has ended already says in its report why.
+	if _, err := st.goPipe.Write([]byte{1}); err != nil && !errors.Is(err, unix.EPIPE) {
+		return fmt.Errorf("let the sandbox go on: %w", err)
 	}
 	if err := st.awaitReport(ctx); err != nil {
 		return err
@@ -255,7 +257,7 @@ func openFIFO(path string, flag int) (*os.File, error) {
 }
 
 // startShim clones the shim into its namespaces and moves it into its cgroup. It
-// waits there until the network stands.
+// waits there for the first byte of the go pipe.
 func (st *starter) startShim() error {
 	s, id, base := st.server, st.spec.Machine, privnet.UIDRange(st.spec.Slot)
 	dir := s.runDir(id)

@@ -16,6 +16,7 @@
 //   - "boot" moves into its empty root and drops its capabilities in one process
 //     instead of executing itself in between, and has its system-call filter
 //     ready-made: both make a start faster and the sandbox no different.
+//   - "start" is "run --detach" that makes the sandbox while its network is made.
 //   - "processes" lists processes as JSON, with times and names.
 package main
 
@@ -45,6 +46,7 @@ const (
 
 func main() {
 	cli.Run(nil, map[util.SubCommand]string{
+		new(start):                "",
 		new(cmd.Run):              "",
 		exec{new(cmd.Exec)}:       "",
 		new(cmd.Kill):             "",

@@ -38,7 +38,6 @@ func run(c wire.ShimConfig) error {
 	if n, err := syscall.Read(wire.FDGo, make([]byte, 1)); n != 1 {
 		return fmt.Errorf("the warden gave up before the start: %v", err)
 	}
-	syscall.Close(wire.FDGo)
 	s := &shim{config: c, reaper: newReaper()}
 	pid, err := s.startSandbox()
 	if err != nil {
@@ -62,7 +61,8 @@ type shim struct {
 	log    *tail // of the sandbox: its error log, its last words
 }
 
-// startSandbox runs "bulkhead-sandbox run --detach", reports to the warden, and
+// startSandbox runs "bulkhead-sandbox start", which reads the second byte of the go
+// pipe, reports to the warden, and
 // returns the pid of the sandbox process.
 func (s *shim) startSandbox() (int, error) {
 	logw, err := s.openLog()
@@ -77,12 +77,15 @@ func (s *shim) startSandbox() (int, error) {
 	for i := range s.config.Cgroups {
 		files = append(files, uintptr(wire.FDCgroups+i))
 	}
+	ready := len(files)
+	files = append(files, wire.FDGo)
 	argv := []string{"/proc/self/exe", "enter", strconv.Itoa(s.config.Cgroups), wire.ShimProgram}
 	argv = append(argv, s.config.Flags...)
-	argv = append(argv, "run", "--detach", "--bundle="+wire.ShimBundle, "--pid-file="+wire.ShimPIDFile, s.config.ID)
+	argv = append(argv, "start", "--ready-fd="+strconv.Itoa(ready), "--bundle="+wire.ShimBundle, "--pid-file="+wire.ShimPIDFile, s.config.ID)
 	_, done, err := s.reaper.start(argv, files)
 	logw.Close()
 	null.Close()
+	syscall.Close(wire.FDGo)
 	for fd := wire.FDStdout; fd < wire.FDCgroups+s.config.Cgroups; fd++ {
 		if fd != wire.FDOOM {
 			syscall.Close(fd)

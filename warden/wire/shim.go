@@ -11,7 +11,7 @@ import (
 // Descriptors that the warden hands to a shim. From FDCgroups on there are
 // ShimConfig.Cgroups open cgroup.procs files of the sandbox's cgroup.
 const (
-	FDGo         = 3  // pipe, read end: one byte when the network stands
+	FDGo         = 3  // pipe, read end: a byte when the shim is in its cgroup, another when the network stands
 	FDReport     = 4  // pipe, write end: one Report
 	FDExit       = 5  // file: the Exit
 	FDControl    = 6  // listening unix socket for ShimRequests
