@@ -165,6 +165,9 @@ func (c *Controller) createApp(r *call) (int, any, error) {
 	if len(in.Role) > 63 {
 		return 0, nil, fault.New(fault.Invalid, "app_role_id is longer than 63 characters")
 	}
+	if err := c.roomForMore(); err != nil {
+		return 0, nil, err
+	}
 	var made *app
 	err = retry(r.Context(), func() (err error) {
 		made, err = c.addApp(r.Context(), app{Name: name, Org: orgPersonal, Network: in.Network, Role: in.Role, CreatedAt: now()})

@@ -14,6 +14,7 @@ import (
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/machine"
+	"bulkhead/room"
 	"bulkhead/store"
 )
 
@@ -107,6 +108,9 @@ func (c *Controller) createMachine(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
+	if err := c.roomForMore(); err != nil {
+		return 0, nil, err
+	}
 	node, err := schedule.Place(schedule.Request{Region: in.Region, MemoryMB: conf.Guest.MemoryMB, Starts: !in.SkipLaunch}, c.candidates())
 	if err != nil {
 		return 0, nil, err
@@ -137,6 +141,10 @@ func (c *Controller) createMachine(r *call) (int, any, error) {
 	b.State, b.Events = string(machine.Created), nil // whatever the worker has done of it already
 	return http.StatusOK, b, nil
 }
+
+// roomForMore refuses new apps and Machines while there is still room for what is to
+// become of those that are there.
+func (c *Controller) roomForMore() error { return room.Check(c.cfg.Role.DataDir, 0, room.Objects) }
 
 // addMachine writes a new Machine: its record, its first version, its name, its
 // place and its assignment, all or nothing, and only while the app that it was

@@ -54,7 +54,7 @@ func writeError(w http.ResponseWriter, log *slog.Logger, err error) int {
 	if errors.As(err, &f) {
 		body.Status = f.Status
 	}
-	if code >= 500 {
+	if code >= 500 && kind != fault.Full { // bulkheadd says once that the disk is full
 		log.Error("request failed", "err", err)
 	} else {
 		log.Debug("request refused", "err", err)

@@ -20,6 +20,7 @@ import (
 
 	"bulkhead/fault"
 	"bulkhead/key"
+	"bulkhead/notice"
 	"bulkhead/pki"
 )
 
@@ -38,6 +39,7 @@ type certStore struct {
 	issue  issue
 	m      *metrics
 	log    *slog.Logger
+	board  *notice.Board
 
 	mem sync.Map // app → *tls.Certificate
 
@@ -84,7 +86,7 @@ func openCerts(dataDir, domain string, is issue, m *metrics, log *slog.Logger) (
 		return nil, err
 	}
 	return &certStore{
-		dir: dir, domain: domain, key: k, csr: csr, issue: is, m: m, log: log,
+		dir: dir, domain: domain, key: k, csr: csr, issue: is, m: m, log: log, board: notice.New(log),
 		flights: map[string]*flight{}, retry: map[string]retryState{},
 		queue: make(chan string, prefetchQueue), queued: map[string]bool{},
 	}, nil
@@ -259,6 +261,9 @@ func (s *certStore) load(app string) (*tls.Certificate, error) {
 	return cert, nil
 }
 
+// certsStand is what the board calls certificates that cannot be kept.
+const certsStand = "certificates are served, but not kept on disk: an edge that starts without the controller has not got the newest"
+
 // request gets a new certificate from the controller and writes it to disk. A disk
 // that is full does not keep it from being served.
 func (s *certStore) request(ctx context.Context, app string) (*tls.Certificate, error) {
@@ -268,7 +273,9 @@ func (s *certStore) request(ctx context.Context, app string) (*tls.Certificate, 
 		if cert, err = s.check(app, chain); err == nil {
 			s.m.certs.WithLabelValues("issued").Inc()
 			if werr := s.save(app, chain); werr != nil {
-				s.log.Warn("certificate not kept on disk", "app", app, "err", werr)
+				s.board.Trouble(certsStand, fault.System(werr, "the certificate of %s cannot be written to %s", app, s.dir))
+			} else {
+				s.board.Over(certsStand)
 			}
 			return cert, nil
 		}

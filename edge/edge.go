@@ -32,6 +32,7 @@ import (
 	"bulkhead/edge/route"
 	"bulkhead/edge/upstream"
 	"bulkhead/fault"
+	"bulkhead/notice"
 )
 
 // Limits bound what a client or a Machine can take of the edge. Zero fields get
@@ -125,6 +126,7 @@ type Server struct {
 	table   *route.Table
 	cache   *route.Cache
 	certs   *certStore
+	board   *notice.Board
 	clients clients
 	tlsHTTP *tls.Config // for services with the http handler
 	tlsRaw  *tls.Config // for services with the tls handler alone
@@ -168,6 +170,7 @@ func (s *Server) Open() error {
 	s.clients = clients{open: map[*clientConn]struct{}{}, byGroup: map[netip.Prefix]int{}, max: s.Limits.MaxConns, maxEach: s.Limits.MaxConnsPerAddr}
 	s.dirty, s.dirtyCh = map[string]struct{}{}, make(chan struct{}, 1)
 	var err error
+	s.board = notice.New(s.Log)
 	if s.certs, err = openCerts(s.DataDir, s.Domain, s.issue, s.m, s.Log); err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 
 	"bulkhead/api/internalpb"
 	"bulkhead/edge/route"
+	"bulkhead/fault"
 )
 
 const (
@@ -147,13 +148,26 @@ func (s *Server) saveDirty() {
 	if len(apps) == 0 {
 		return
 	}
-	if err := s.cache.Save(s.table, apps); err != nil {
-		s.m.cacheErrs.Inc()
-		if s.logs.allow() {
-			s.Log.Warn("routes not kept on disk", "apps", len(apps), "err", err)
-		}
+	err := s.cache.Save(s.table, apps)
+	if err == nil {
+		s.board.Over(cacheStands)
+		return
 	}
+	s.m.cacheErrs.Inc()
+	s.board.Trouble(cacheStands, fault.System(err, "the route cache in %s cannot be written", s.DataDir), "apps", len(apps))
+	time.AfterFunc(cacheAgain, func() { // what is not kept is kept when it can be
+		for _, a := range apps {
+			s.touch(a)
+		}
+	})
 }
+
+// cacheStands is what the board calls routes that cannot be kept, cacheAgain the wait
+// before that is tried again.
+const (
+	cacheStands = "routes are served, but not kept on disk: an edge that starts without the controller does not know the newest"
+	cacheAgain  = 5 * time.Second
+)
 
 // keepCerts looks, now and then, for apps whose certificate is missing or due.
 func (s *Server) keepCerts(ctx context.Context) {

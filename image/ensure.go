@@ -7,14 +7,12 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/machine"
+	"bulkhead/room"
 )
 
 // sealTimeout bounds one sealing, so that a source that trickles ends.
@@ -139,6 +137,9 @@ func (s *Store) leave(digest key.Digest, f *flight) {
 // seal fetches, verifies and unpacks the layers and gives the image its name.
 func (s *Store) seal(ctx context.Context, src Source, ins *Inspection) (_ *Image, err error) {
 	start := time.Now()
+	if err := room.Check(s.Dir, ins.Compressed, room.Images); err != nil {
+		return nil, err
+	}
 	out, err := os.CreateTemp(s.Dir, tempPrefix+"*"+imageExt)
 	if err != nil {
 		return nil, outputError(ins.Digest, err)
@@ -215,8 +216,5 @@ func (s *Store) commit(m metadata, temp string) error {
 
 // outputError words a failure of this node's disk.
 func outputError(digest key.Digest, err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return fault.Wrap(fault.Unavailable, err, "this node has no space left to seal image %s", digest)
-	}
-	return fault.Wrap(fault.Internal, err, "image %s cannot be written", digest)
+	return fault.System(err, "image %s cannot be written", digest)
 }

@@ -188,7 +188,10 @@ func (h *helper) judge(waitErr error, stdout *tail) (*wire.Result, error) {
 		}
 		switch {
 		case f.Output:
-			return nil, fault.Wrap(fault.Unavailable, errors.New(msg), "this node cannot write image %s; is its disk full?", h.ins.Digest)
+			if err := outputError(h.ins.Digest, errors.New(msg)); fault.KindOf(err) != fault.Internal {
+				return nil, err
+			}
+			return nil, fault.Wrap(fault.Unavailable, errors.New(msg), "this node cannot write image %s", h.ins.Digest)
 		case f.Layer >= 0 && f.Layer < len(h.ins.layers):
 			return nil, h.badLayer(f.Layer, "%s", msg)
 		}

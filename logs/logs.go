@@ -81,7 +81,7 @@ func Open(dir string, opt Options) (*Store, error) {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fault.Wrap(fault.Internal, err, "the log directory cannot be made")
+		return nil, fault.System(err, "the log directory %s cannot be made", dir)
 	}
 	return &Store{dir: dir, opt: opt, rings: map[key.MachineID]*ring{}}, nil
 }

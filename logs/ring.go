@@ -37,13 +37,14 @@ type ring struct {
 	filled   time.Time
 	dropping uint64 // lines dropped since the last one that was kept
 	dropped  uint64
+	lost     uint64 // lines that could not be written since one was
 }
 
 // openRing reads what is there and cuts a torn tail.
 func openRing(dir string, opt Options) (*ring, error) {
 	r := &ring{dir: dir, opt: opt, bytes: map[uint64]int64{}, changed: make(chan struct{}), tokens: float64(opt.Burst), filled: time.Now()}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fault.Wrap(fault.Internal, err, "the log directory of a machine cannot be made")
+		return nil, fault.System(err, "the log directory %s of a machine cannot be made", dir)
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -76,7 +77,7 @@ func openRing(dir string, opt Options) (*ring, error) {
 func (r *ring) open() error {
 	f, err := os.OpenFile(filepath.Join(r.dir, current), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return fault.Wrap(fault.Internal, err, "a machine's log cannot be opened")
+		return fault.System(err, "a machine's log in %s cannot be opened", r.dir)
 	}
 	var good int64
 	br := bufio.NewReaderSize(f, 64<<10)
@@ -105,13 +106,29 @@ func (r *ring) open() error {
 
 func segmentName(n uint64) string { return fmt.Sprintf("%012d", n) }
 
-// append writes lines, split and limited.
+// append writes lines, split and limited. Those that cannot be written are counted,
+// and a line of the platform's stands in their place when one can be again.
 func (r *ring) append(lines []Line) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.ended {
 		return nil
 	}
+	lost := r.lost
+	if lost > 0 {
+		lines = append([]Line{r.note("%d lines were lost: they could not be written to the disk", lost)}, lines...)
+		r.lost = 0
+	}
+	err := r.appendLocked(lines)
+	if err != nil && lost > 0 {
+		r.lost = lost + uint64(len(lines)-1)
+	} else if err != nil {
+		r.lost = uint64(len(lines))
+	}
+	return err
+}
+
+func (r *ring) appendLocked(lines []Line) error {
 	if r.f == nil {
 		if err := r.open(); err != nil {
 			return err
@@ -189,7 +206,7 @@ func (r *ring) flush(b []byte) error {
 	n, err := r.f.WriteAt(b, r.size)
 	if err != nil {
 		r.f.Truncate(r.size)
-		return fault.Wrap(fault.Internal, err, "a machine's log cannot be written")
+		return fault.System(err, "a machine's log in %s cannot be written", r.dir)
 	}
 	r.size += int64(n)
 	return nil
@@ -200,7 +217,7 @@ func (r *ring) flush(b []byte) error {
 func (r *ring) rotate() error {
 	cur := filepath.Join(r.dir, current)
 	if err := os.Rename(cur, filepath.Join(r.dir, segmentName(r.seq))); err != nil {
-		return fault.Wrap(fault.Internal, err, "a machine's log cannot be rotated")
+		return fault.System(err, "a machine's log in %s cannot be rotated", r.dir)
 	}
 	r.f.Close()
 	r.f = nil

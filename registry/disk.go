@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bulkhead/fault"
+	"bulkhead/room"
 )
 
 // disk is every change that the registry makes on disk. Paths are relative to root.
@@ -197,26 +198,30 @@ func (d *disk) room(n, minFree int64) error {
 	if minFree < 0 {
 		return nil
 	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(d.root, &st); err != nil {
+	s, err := room.Of(d.root)
+	if err != nil {
 		return err
 	}
-	if int64(st.Bavail)*st.Bsize-n < minFree {
+	if s.Free-n < minFree {
 		return diskFull(nil)
 	}
-	return nil
+	return s.Room(0, room.Records) // it may be short of inodes
 }
 
-// diskError turns "no space left" into a sentence; other errors pass.
+// diskError turns what the operating system says of a disk into a sentence; other
+// errors pass.
 func diskError(err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+	if errors.Is(err, unix.ENOSPC) {
 		return diskFull(err)
+	}
+	if f := fault.System(err, "the registry cannot write to its disk"); fault.KindOf(f) != fault.Internal {
+		return f
 	}
 	return err
 }
 
 // diskFull is the refusal of an upload for want of room.
 func diskFull(cause error) error {
-	return &refusal{status: 507, code: "UNKNOWN", err: fault.Wrap(fault.Unavailable, cause,
-		"the registry's disk is full: delete images that are not needed, or give the server a larger disk").WithStatus("disk_full")}
+	return &refusal{status: 507, code: "UNKNOWN", err: fault.Wrap(fault.Full, cause,
+		"the registry's disk is full: delete images that are not needed, or give the server a larger disk").WithStatus(fault.DiskFull)}
 }

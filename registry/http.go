@@ -202,7 +202,7 @@ type errorEntry struct {
 // writeError answers with err.
 func (r *Registry) writeError(w http.ResponseWriter, req *http.Request, err error) {
 	status, entries := describe(err)
-	if status >= 500 {
+	if status >= 500 && status != 507 { // bulkheadd says once that the disk is full
 		r.log.Error("registry request failed", "method", req.Method, "path", req.URL.Path, "status", status, "err", err)
 	}
 	h := w.Header()
@@ -241,7 +241,7 @@ func describe(err error) (int, []errorEntry) {
 	}
 	statuses := map[fault.Kind]int{
 		fault.Unauthenticated: 401, fault.Denied: 403, fault.NotFound: 404, fault.TooMany: 429, fault.Invalid: 400,
-		fault.Unavailable: 503, fault.Timeout: 503, fault.Conflict: 409, fault.Unprocessable: 400, fault.Precondition: 412,
+		fault.Full: 507, fault.Unavailable: 503, fault.Timeout: 503, fault.Conflict: 409, fault.Unprocessable: 400, fault.Precondition: 412,
 	}
 	kind := fault.KindOf(err)
 	entry, status := byKind[kind], statuses[kind]

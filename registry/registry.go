@@ -46,6 +46,7 @@ import (
 
 	"bulkhead/fault"
 	"bulkhead/key"
+	"bulkhead/room"
 )
 
 // Defaults of the limits in Config.
@@ -54,7 +55,7 @@ const (
 	DefaultMaxBlob      = 16 << 30 // bytes
 	DefaultMaxUploads   = 1024
 	DefaultUploadExpiry = 24 * time.Hour
-	DefaultMinFree      = 512 << 20 // bytes
+	DefaultMinFree      = 512 << 20 // bytes, or a tenth of a small disk
 	DefaultIdleTimeout  = time.Minute
 )
 
@@ -150,7 +151,12 @@ func defaults(c *Config) {
 	}
 	set(&c.MaxManifest, DefaultMaxManifest)
 	set(&c.MaxBlob, DefaultMaxBlob)
-	set(&c.MinFree, DefaultMinFree)
+	if c.MinFree == 0 {
+		c.MinFree = DefaultMinFree
+		if s, err := room.Of(filepath.Dir(c.Dir)); err == nil {
+			c.MinFree = s.Keep(room.Images)
+		}
+	}
 	set((*int64)(&c.UploadExpiry), int64(DefaultUploadExpiry))
 	set((*int64)(&c.IdleTimeout), int64(DefaultIdleTimeout))
 	if c.MaxUploads == 0 {

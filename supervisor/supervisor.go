@@ -27,13 +27,16 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"bulkhead/failpoint"
+	"bulkhead/fault"
 	"bulkhead/notice"
 	"bulkhead/role"
+	"bulkhead/room"
 	"bulkhead/warden/router"
 )
 
@@ -113,6 +116,11 @@ func (s *Supervisor) Up(ctx context.Context) error {
 		return err
 	}
 	s.notify.send("READY=1")
+	var disks sync.WaitGroup
+	defer disks.Wait()
+	look, blind := context.WithCancel(ctx)
+	defer blind()
+	disks.Go(func() { room.Watch(look, s.in.dir, s.board) })
 	watch, cancel := context.WithCancel(ctx)
 	defer cancel()
 	watched := make(chan struct{})
@@ -233,7 +241,19 @@ func (s *Supervisor) prepare(ctx context.Context, lock *os.File) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(s.fault, in.path(stateFile), append(b, '\n'), 0o600, root)
+	return s.keepState(append(b, '\n'))
+}
+
+// keepState writes the state file. It is advice: a disk that is full must not keep
+// the platform, which may be what makes room again, from starting.
+func (s *Supervisor) keepState(b []byte) error {
+	path := s.in.path(stateFile)
+	err := fault.System(writeFile(s.fault, path, b, 0o600, root), "%s cannot be written", path)
+	if _, serr := os.Stat(path); fault.Is(err, fault.Full) && serr == nil {
+		s.log.Warn("the platform starts, and the other commands of bulkheadd may find that of an earlier start", "why", err.Error())
+		return nil
+	}
+	return err
 }
 
 // close gives back sockets and lock.

@@ -56,6 +56,9 @@ func (s *Server) start(ctx context.Context, spec *sandbox.Spec) (files []*os.Fil
 		files, err = s.filesOf(st.record)
 	}
 	if err != nil {
+		if plain := (*fault.Error)(nil); !errors.As(err, &plain) {
+			err = fault.System(err, "machine %s cannot be started", spec.Machine)
+		}
 		if uerr := s.removeLocked(context.WithoutCancel(ctx), spec.Machine); uerr != nil {
 			s.log.Error("a failed start could not be undone", "machine", spec.Machine, "err", uerr)
 		}
@@ -110,7 +113,7 @@ func (st *starter) closeFiles() { closeFiles(st.open) }
 func (st *starter) run(ctx context.Context) error {
 	s, id := st.server, st.spec.Machine
 	if err := st.makeDirs(); err != nil {
-		return fmt.Errorf("make the machine's directories: %w", err)
+		return fault.System(err, "the machine's directories cannot be made in %s and %s", s.config.RunDir, s.config.MachineDir)
 	}
 	if err := s.linkImage(id, st.spec.Image); err != nil {
 		return err
@@ -285,7 +288,7 @@ func (st *starter) startShim() error {
 		Setsid:     true, // no signal to the warden's group reaches it
 	}
 	if err := cmd.Start(); err != nil {
-		return err
+		return fault.Clone(err, "the sandbox's namespaces cannot be made")
 	}
 	done := make(chan struct{})
 	st.machine.done = done

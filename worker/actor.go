@@ -121,8 +121,21 @@ func (a *actor) run(ctx context.Context) {
 			a.failed(ctx, s, err)
 			continue
 		}
-		a.failures = 0
+		a.works()
 	}
+}
+
+// stands is what the board calls a step of this Machine's that does not work.
+func (a *actor) stands() string {
+	return "a step of machine " + string(a.id) + " fails and is tried again"
+}
+
+// works notes that a step worked.
+func (a *actor) works() {
+	if a.failures > 0 {
+		a.w.board.Over(a.stands(), "machine", a.id)
+	}
+	a.failures = 0
 }
 
 // accept journals the newest assignment.
@@ -141,7 +154,7 @@ func (a *actor) accept() error {
 	if err := a.commit("accept", r, next); err != nil {
 		return err
 	}
-	a.failures = 0
+	a.works()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.inbox == next {
@@ -288,7 +301,12 @@ func (a *actor) wait(ctx context.Context, at time.Time) {
 func (a *actor) pause(ctx context.Context, err error) {
 	d := retryFirst << min(a.failures, 10)
 	a.failures++
-	a.log.Warn("a step failed and is tried again", "in", min(d, retryMax), "err", err)
+	if !errors.Is(err, errJournal) { // the journal has said it for all
+		a.w.board.Trouble(a.stands(), err, "machine", a.id, "in", min(d, retryMax))
+	}
+	if fault.Is(err, fault.Full) {
+		a.w.makeRoom()
+	}
 	a.wait(ctx, a.w.now().Add(min(d, retryMax)))
 }
 
@@ -379,6 +397,6 @@ func (a *actor) complain(s step, cause error) {
 		return nil
 	})
 	if err != nil {
-		a.log.Error("an event cannot be journaled", "err", err)
+		a.log.Debug("an event cannot be journaled", "err", err) // the journal's board has it
 	}
 }

@@ -1,12 +1,14 @@
 package worker
 
 import (
+	"path/filepath"
 	"sort"
 	"time"
 
 	"bulkhead/image"
 	"bulkhead/key"
 	"bulkhead/machine"
+	"bulkhead/room"
 )
 
 // collectEvery is the time between two collections of images.
@@ -29,13 +31,35 @@ func (w *Worker) collect() {
 			return
 		case <-t.C:
 			w.collectImages()
+		case <-w.kick:
+			w.collectImages()
 		}
 	}
 }
 
+// makeRoom has images collected soon: an image or a record found no room.
+func (w *Worker) makeRoom() {
+	select {
+	case w.kick <- struct{}{}:
+	default:
+	}
+}
+
+// shortage is how many bytes the disk that holds the images lacks.
+func shortage(all []*image.Image) int64 {
+	if len(all) == 0 {
+		return 0
+	}
+	s, err := room.Of(filepath.Dir(all[0].Path))
+	if err != nil {
+		return 0
+	}
+	return s.Keep(room.Images) - s.Free
+}
+
 // collectImages removes what no Machine refers to and nobody used for ImageAge, and,
-// while images take more than ImageBudget, what was unused the longest. It does
-// nothing while an image is being sealed.
+// while images take more than ImageBudget or the disk is short of room, what was
+// unused the longest. It does nothing while an image is being sealed.
 func (w *Worker) collectImages() []key.Digest {
 	if !w.sealing.TryLock() {
 		return nil
@@ -74,10 +98,12 @@ func (w *Worker) outOfUse(all []*image.Image) map[key.Digest]bool {
 	}
 	sort.Slice(idle, func(i, j int) bool { return w.lastUsed[idle[i].Digest].Before(w.lastUsed[idle[j].Digest]) })
 	drop := map[key.Digest]bool{}
+	short := shortage(idle)
 	for _, img := range idle {
-		if w.now().Sub(w.lastUsed[img.Digest]) > w.opt.ImageAge || total > w.opt.ImageBudget {
+		if w.now().Sub(w.lastUsed[img.Digest]) > w.opt.ImageAge || total > w.opt.ImageBudget || short > 0 {
 			drop[img.Digest] = true
 			total -= img.Size
+			short -= img.Size
 			delete(w.lastUsed, img.Digest)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"bulkhead/api/internalpb"
 	"bulkhead/fault"
 	"bulkhead/key"
+	"bulkhead/notice"
 	"bulkhead/privnet"
 )
 
@@ -35,11 +37,20 @@ var (
 	keyVersion        = []byte("version")
 )
 
+// errJournal is in every error of a write to the journal, which the journal's board
+// has been told of.
+var errJournal = errors.New("journal")
+
+// journalStands is what the board calls writes that fail.
+const journalStands = "no machine's record can be changed; what runs, runs on"
+
 // journal is the worker's memory on disk: one bbolt file. Every method that writes
 // is one transaction, on disk when it returns nil.
 type journal struct {
 	db   *bbolt.DB
 	path string
+	// board is told of writes that fail, and that they work again.
+	board *notice.Board
 	// point is called before and after each write; tests crash there.
 	point func(name string) error
 	// skip is a seeded fault for tests: writes that it names are not made.
@@ -65,26 +76,43 @@ func openJournal(dir string) (j *journal, err error) {
 		}
 	}()
 	if err := checkSize(path); err != nil {
+		if said := fault.System(err, "the worker's journal %s cannot be read", path); wordOf(said) != "" {
+			return nil, said
+		}
 		return nil, damaged(err)
 	}
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockWait, FreelistType: bbolt.FreelistMapType})
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
 		return nil, fault.Wrap(fault.Conflict, err, "the worker's journal %s is in use by another process", path)
-	case err != nil && !os.IsPermission(err):
-		return nil, damaged(err)
 	case err != nil:
-		return nil, fault.Wrap(fault.Internal, err, "the worker's journal cannot be opened")
+		// What the host refuses, or has too little of, says nothing about the file.
+		if said := fault.System(err, "the worker's journal %s cannot be opened", path); wordOf(said) != "" {
+			return nil, said
+		}
+		return nil, damaged(err)
 	}
-	j = &journal{db: db, path: path, point: func(string) error { return nil }}
+	j = &journal{db: db, path: path, board: notice.New(slog.New(slog.DiscardHandler)), point: func(string) error { return nil }}
 	if err := j.prepare(); err != nil {
 		db.Close()
+		if said := fault.System(err, "the worker's journal %s cannot be made", path); wordOf(said) != "" {
+			return nil, said
+		}
 		if fault.KindOf(err) == fault.Internal {
 			return nil, damaged(err)
 		}
 		return nil, err
 	}
 	return j, nil
+}
+
+// wordOf is the status of the first *fault.Error in err's chain.
+func wordOf(err error) string {
+	var f *fault.Error
+	if errors.As(err, &f) {
+		return f.Status
+	}
+	return ""
 }
 
 // checkSize finds a file that was cut short, which bbolt would map and then die
@@ -187,8 +215,11 @@ func (j *journal) write(name string, fn func(tx *bbolt.Tx) error) error {
 		return j.point("after " + name)
 	}
 	if err := j.db.Update(fn); err != nil {
-		return fault.Wrap(fault.Internal, err, "the worker's journal cannot be written")
+		err = fault.System(fmt.Errorf("%w: %w", errJournal, err), "the worker's journal %s cannot be written", j.path)
+		j.board.Trouble(journalStands, err)
+		return err
 	}
+	j.board.Over(journalStands)
 	return j.point("after " + name)
 }
 

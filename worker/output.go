@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"sync"
 	"time"
@@ -21,7 +20,7 @@ type pumps struct {
 }
 
 // pump starts copying. The files belong to the sandbox's handle.
-func pump(store *logs.Store, id key.MachineID, box sandbox.Sandbox, log *slog.Logger) *pumps {
+func pump(store *logs.Store, id key.MachineID, box sandbox.Sandbox, kept func(error)) *pumps {
 	p := &pumps{files: [2]*os.File{box.Stdout(), box.Stderr()}}
 	for i, stream := range []string{logs.Stdout, logs.Stderr} {
 		if p.files[i] == nil {
@@ -33,9 +32,7 @@ func pump(store *logs.Store, id key.MachineID, box sandbox.Sandbox, log *slog.Lo
 				for j := range lines {
 					lines[j].Stream = stream
 				}
-				if err := store.Append(id, lines...); err != nil {
-					log.Warn("a machine's output is lost", "err", err)
-				}
+				kept(store.Append(id, lines...))
 			})
 		})
 	}
@@ -92,8 +89,24 @@ func copyLines(r io.Reader, emit func([]logs.Line)) {
 // say writes a line of the platform's own into the Machine's logs.
 func (a *actor) say(format string, args ...any) {
 	line := logs.Line{Time: time.Now(), Stream: logs.Platform, Text: fmt.Appendf(nil, format, args...)}
-	if err := a.w.logs.Append(a.id, line); err != nil {
-		a.log.Warn("a line about the machine is lost", "err", err)
+	a.w.kept(a.w.logs.Append(a.id, line))
+}
+
+// lostFor is how long no output must have been lost to say that it is kept again.
+const lostFor = 5 * time.Second
+
+// kept takes the outcome of every write to Machines' logs: that output is lost is
+// said once for all of them, and so is its end.
+func (w *Worker) kept(err error) {
+	const what = "output of machines is lost; they run on"
+	if err != nil {
+		w.lostAt.Store(time.Now().UnixNano())
+		w.board.Trouble(what, err)
+		return
+	}
+	last := w.lostAt.Load()
+	if last != 0 && time.Since(time.Unix(0, last)) > lostFor && w.lostAt.CompareAndSwap(last, 0) {
+		w.board.Over(what)
 	}
 }
 

@@ -425,7 +425,7 @@ func (a *actor) attach(ctx context.Context) error {
 // hold takes a handle: its output goes to the logs, its end to a.exit.
 func (a *actor) hold(box sandbox.Sandbox) {
 	a.box, a.exit = box, make(chan sandbox.Exit, 1)
-	a.pumps = pump(a.w.logs, a.id, box, a.log)
+	a.pumps = pump(a.w.logs, a.id, box, a.w.kept)
 	ctx, exit := a.w.life, a.exit
 	go func() {
 		e, err := box.Wait(ctx)

@@ -32,6 +32,9 @@ const (
 	maxHello = 8 << 20
 )
 
+// outOfReach is what the board calls a controller that does not answer.
+const outOfReach = "the controller is out of reach; machines run on"
+
 // Sync keeps the worker in touch with the controller until ctx is done: it sends
 // what is observed and takes over what is assigned. Without a controller the
 // worker does everything but hear of new wishes.
@@ -56,9 +59,9 @@ func (w *Worker) Sync(ctx context.Context, controller internalpb.ControllerClien
 		}
 		d := wait/2 + rand.N(wait/2)
 		switch {
-		case !refused:
-			w.log.Warn("the controller is out of reach; machines run on", "again_in", d, "err", err)
-		case !told: // once, however often it asks
+		case !refused && err != nil:
+			w.board.Trouble(outOfReach, err)
+		case refused && !told: // once, however often it asks
 			w.log.Error("this node was removed from the cluster; its machines are destroyed, and it asks to be taken back", "err", err)
 		}
 		told = refused
@@ -140,6 +143,7 @@ func (w *Worker) receive(stream grpc.BidiStreamingClient[internalpb.FromWorker, 
 			return err
 		}
 		w.metrics.connected.Set(1)
+		w.board.Over(outOfReach)
 		w.link.Do(func() { close(w.linked) })
 		switch k := m.GetKind().(type) {
 		case *internalpb.ToWorker_Snapshot:
@@ -154,11 +158,35 @@ func (w *Worker) receive(stream grpc.BidiStreamingClient[internalpb.FromWorker, 
 	}
 }
 
-// assign takes over an assignment and logs why it cannot.
+// assignAgain is the wait before an assignment that could not be journaled is tried
+// again.
+const assignAgain = time.Second
+
+// assign takes over an assignment. The controller sends it once: one that cannot be
+// journaled now is tried again until it is, or until a newer one was taken.
 func (w *Worker) assign(a *internalpb.Assignment) {
-	if err := w.Assign(a); err != nil {
-		w.log.Error("an assignment is not taken over", "machine", a.GetMachineId(), "err", err)
+	what := "an assignment of machine " + a.GetMachineId() + " is not taken over"
+	err := w.Assign(a)
+	if err == nil {
+		w.board.Over(what)
+		return
 	}
+	if !errors.Is(err, errJournal) {
+		w.board.Trouble(what, err, "machine", a.GetMachineId())
+	}
+	if fault.Is(err, fault.Invalid) {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return
+	}
+	w.done.Go(func() {
+		if sleep(w.life, assignAgain) == nil {
+			w.assign(a)
+		}
+	})
 }
 
 // hello is the first message: everything that is observed. What is dirty is part

@@ -22,6 +22,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"bulkhead/api/internalpb"
@@ -30,6 +31,7 @@ import (
 	"bulkhead/key"
 	"bulkhead/logs"
 	"bulkhead/machine"
+	"bulkhead/notice"
 	"bulkhead/privnet"
 	"bulkhead/sandbox"
 	"bulkhead/warden/client"
@@ -94,6 +96,7 @@ type Options struct {
 type Worker struct {
 	opt      Options
 	log      *slog.Logger
+	board    *notice.Board
 	runtime  sandbox.Runtime
 	images   Images
 	journal  *journal
@@ -110,6 +113,9 @@ type Worker struct {
 	survey chan struct{} // closed when the sandboxes of unknown Machines are gone
 	linked chan struct{} // closed when the controller has answered for the first time
 	link   sync.Once
+	kick   chan struct{} // holds one: images are collected at once
+
+	lostAt atomic.Int64 // when output was lost last, Unix nanoseconds; 0 when it is not being lost
 
 	sealing sync.RWMutex // held shared from a sealing until its image is marked as used
 
@@ -152,7 +158,7 @@ func New(opt Options) *Worker {
 	}
 	opt.Logs.Log = opt.Log
 	w := &Worker{
-		opt: opt, log: opt.Log, runtime: opt.Runtime, images: opt.Images,
+		opt: opt, log: opt.Log, board: notice.New(opt.Log), kick: make(chan struct{}, 1), runtime: opt.Runtime, images: opt.Images,
 		capacity: newCapacity(memoryLimit(opt)), starts: newGate(8), fetches: newGate(3), foreign: newGate(3),
 		survey: make(chan struct{}), linked: make(chan struct{}), changed: make(chan struct{}, 1),
 		actors: map[key.MachineID]*actor{}, seen: map[key.MachineID]*seen{},
@@ -166,7 +172,7 @@ func New(opt Options) *Worker {
 // left it.
 func (w *Worker) Open() (err error) {
 	if err := os.MkdirAll(w.opt.Dir, 0o700); err != nil {
-		return fault.Wrap(fault.Internal, err, "the worker's directory cannot be made")
+		return fault.System(err, "the worker's directory %s cannot be made", w.opt.Dir)
 	}
 	if w.journal, err = openJournal(w.opt.Dir); err != nil {
 		return err
@@ -174,7 +180,7 @@ func (w *Worker) Open() (err error) {
 	if w.point != nil {
 		w.journal.point = w.point
 	}
-	w.journal.skip = w.skip
+	w.journal.skip, w.journal.board = w.skip, w.board
 	entries, err := w.journal.load()
 	if err == nil {
 		w.logs, err = logs.Open(filepath.Join(w.opt.Dir, "logs"), w.opt.Logs)
@@ -316,8 +322,12 @@ func (w *Worker) dropped(id key.MachineID, a *actor) {
 		delete(w.actors, id)
 		delete(w.seen, id)
 		delete(w.dirty, id)
+		w.board.Forget(a.stands())
 	}
 }
+
+// noSurvey is what the board calls a census that cannot be taken.
+const noSurvey = "the node's sandboxes cannot be listed, or strays cannot be removed"
 
 // clearStrays removes the sandboxes of Machines that the journal does not know. A
 // census that the runtime cannot give is asked for again before anything is started;
@@ -332,9 +342,10 @@ func (w *Worker) clearStrays() {
 			close(w.survey)
 		}
 		if err == nil && left == nil || w.life.Err() != nil {
+			w.board.Over(noSurvey)
 			return
 		}
-		w.log.Warn("the node's sandboxes cannot be listed, or strays cannot be removed", "err", errors.Join(err, left), "again_in", wait)
+		w.board.Trouble(noSurvey, errors.Join(err, left))
 		if sleep(w.life, wait) != nil {
 			return
 		}

@@ -62,6 +62,16 @@ func (w *World) CreateApp(name, network string) {
 // the reference by digest.
 func (w *World) Push(app string, img v1.Image) string {
 	w.T.Helper()
+	ref, err := w.TryPush(app, img)
+	if err != nil {
+		w.T.Fatal(err)
+	}
+	return ref
+}
+
+// TryPush is Push for images that may be refused.
+func (w *World) TryPush(app string, img v1.Image) (string, error) {
+	w.T.Helper()
 	_, port, _ := net.SplitHostPort(w.Ready.HTTPSAddr)
 	repo := "registry." + w.Ready.Domain + ":" + port + "/" + app
 	ref, err := name.ParseReference(repo + ":test")
@@ -70,13 +80,13 @@ func (w *World) Push(app string, img v1.Image) string {
 	}
 	err = remote.Write(ref, img, remote.WithTransport(w.client.Transport), remote.WithAuth(&authn.Basic{Username: "x", Password: w.Ready.Token}))
 	if err != nil {
-		w.T.Fatalf("push to %s: %v", ref, err)
+		return "", fmt.Errorf("push to %s: %w", ref, err)
 	}
 	digest, err := img.Digest()
 	if err != nil {
 		w.T.Fatal(err)
 	}
-	return repo + "@" + digest.String()
+	return repo + "@" + digest.String(), nil
 }
 
 // Run makes a Machine and waits until it is started.

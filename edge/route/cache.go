@@ -32,6 +32,9 @@ type Cache struct {
 	size int64
 	live map[string]int64 // app → bytes of its last record
 	sum  int64            // of live
+	// behind says that a Save failed: what live and sum say is not on disk, and the
+	// next Save writes everything.
+	behind bool
 }
 
 const (
@@ -172,11 +175,12 @@ func (c *Cache) Save(t *Table, apps []string) error {
 		c.live[app] = int64(n)
 		c.sum += int64(n)
 	}
-	if c.size+int64(len(b)) > compactFrom && c.size+int64(len(b)) > 4*c.sum {
+	if c.behind || c.size+int64(len(b)) > compactFrom && c.size+int64(len(b)) > 4*c.sum {
 		return c.compact(t)
 	}
 	// On an error the tail may be torn: go back to the last sound end.
 	if _, err := c.f.WriteAt(b, c.size); err != nil {
+		c.behind = true
 		return errors.Join(fmt.Errorf("append to the route cache: %w", err), c.f.Truncate(c.size))
 	}
 	c.size += int64(len(b))
@@ -215,7 +219,7 @@ func (c *Cache) compact(t *Table) error {
 		return fmt.Errorf("compact the route cache: %w", err)
 	}
 	c.f.Close()
-	c.f, c.size, c.live, c.sum = f, size, live, sum
+	c.f, c.size, c.live, c.sum, c.behind = f, size, live, sum, false
 	return syncDir(filepath.Dir(c.path))
 }
 

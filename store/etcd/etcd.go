@@ -57,11 +57,13 @@ type Store struct {
 	lock   *os.File
 	log    *slog.Logger
 	quota  int64 // bytes
+	dir    string
 
 	room     sync.Mutex // guards what follows, and is held while room is made
 	relieved time.Time  // when that was
 	counted  [2]int64   // sizes as etcd last counted them
 	pending  int64      // bytes written since
+	held     int64      // bytes of the database's file that the disk's blocks are given to
 
 	closeOnce sync.Once
 	closing   context.Context // ends when Close begins
@@ -81,7 +83,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	}
 	for _, d := range []string{c.Dir, c.SocketDir} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
-			return nil, fmt.Errorf("make the store's directory: %w", err)
+			return nil, fault.System(err, "the store's directory %s cannot be made", d)
 		}
 	}
 	lock, err := lockDir(c.Dir)
@@ -96,9 +98,9 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	member, err := embed.StartEtcd(cfg)
 	if err != nil {
 		lock.Close()
-		return nil, fmt.Errorf("start the store in %s: %w", c.Dir, err)
+		return nil, fault.System(err, "the store in %s cannot be started", c.Dir)
 	}
-	s := &Store{member: member, lock: lock, log: c.Log, quota: c.Quota}
+	s := &Store{member: member, lock: lock, log: c.Log, quota: c.Quota, dir: c.Dir}
 	s.closing, s.cancel = context.WithCancel(context.Background())
 	select {
 	case <-member.Server.ReadyNotify():
@@ -113,6 +115,9 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		return nil, fmt.Errorf("start the store in %s: %w", c.Dir, err)
 	}
 	s.client = v3client.New(member.Server)
+	if err := s.hold(member.Server.Backend().Size() + ahead); err != nil {
+		c.Log.Warn("the store takes no changes before there is room", "err", err)
+	}
 	if len(member.Server.Alarms()) > 0 {
 		if err := s.relieve(ctx); err != nil {
 			s.Close()
@@ -345,7 +350,7 @@ func (s *Store) fault(ctx context.Context, err error) error {
 	case errors.Is(err, rpctypes.ErrCompacted):
 		return store.ErrCompacted
 	case errors.Is(err, rpctypes.ErrNoSpace) || strings.Contains(err.Error(), "database space exceeded"):
-		return fault.Wrap(fault.Unavailable, err, "the store is full (%d MiB); remove apps or machines that are not needed", s.quota>>20)
+		return s.full(err)
 	case errors.Is(err, rpctypes.ErrRequestTooLarge):
 		return fault.Wrap(fault.Invalid, err, "the change is too large for the store")
 	}

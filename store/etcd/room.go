@@ -2,12 +2,17 @@ package etcd
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sys/unix"
 
 	"bulkhead/fault"
+	"bulkhead/room"
 	"bulkhead/store"
 )
 
@@ -23,6 +28,11 @@ const (
 	smallTxn = 16 << 10
 	// relieveEvery is how often the history is given up for room, at most.
 	relieveEvery = 10 * time.Second
+	// ahead is how many bytes beyond what is in use are held of the disk: what changes
+	// that are acknowledged, and not yet in the database's file, may need. step is how
+	// much more is taken at a time.
+	ahead = 8 << 20
+	step  = 8 << 20
 )
 
 // makeRoom refuses a transaction for which there is no room, after it has tried to
@@ -33,13 +43,20 @@ func (s *Store) makeRoom(ctx context.Context, ops []store.Op) error {
 		size += int64(len(o.Key) + len(o.Value))
 		removes = removes || o.Delete
 	}
+	if err := room.Check(s.dir, size, room.Records); err != nil {
+		return err
+	}
 	limit := s.quota - s.quota/reserve
 	if removes || size <= smallTxn {
 		limit = s.quota - s.quota/(4*reserve)
 	}
 	s.room.Lock()
 	defer s.room.Unlock()
-	if file, _ := s.sizes(); file+size < limit {
+	file, _ := s.sizes()
+	if err := s.hold(file + size + ahead); err != nil {
+		return err
+	}
+	if file+size < limit {
 		s.pending += size
 		return nil
 	}
@@ -47,13 +64,40 @@ func (s *Store) makeRoom(ctx context.Context, ops []store.Op) error {
 		if err := s.relieve(ctx); err != nil {
 			return s.fault(ctx, err)
 		}
-		s.relieved = time.Now()
+		s.relieved, s.held = time.Now(), 0 // it has made a new file
 	}
 	if _, inUse := s.sizes(); inUse+size < limit {
 		s.pending += size
 		return nil // pages that are free within the file
 	}
-	return fault.New(fault.Unavailable, "the store is full (%d MiB); remove apps or machines that are not needed", s.quota>>20)
+	return s.full(nil)
+}
+
+// full is the refusal of a change for which the database has no room.
+func (s *Store) full(cause error) error {
+	return fault.Wrap(fault.Full, cause, "the store is full (%d MiB); remove apps or machines that are not needed", s.quota>>20).WithStatus("store_full")
+}
+
+// hold has the disk's blocks given to the first n bytes of the database's file. etcd
+// acknowledges a change when it is in its log, writes it to the database later, and
+// ends the process when it then finds the disk full, at each start anew: so the room
+// is taken before. s.room is held, or s is not shared yet.
+func (s *Store) hold(n int64) error {
+	if n <= s.held {
+		return nil
+	}
+	path := filepath.Join(s.dir, "etcd", "member", "snap", "db")
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return fault.System(err, "the store's database %s cannot be opened", path)
+	}
+	defer f.Close()
+	err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, n+step)
+	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		return fault.System(err, "the store's database %s cannot grow", path)
+	}
+	s.held = n + step
+	return nil
 }
 
 // sizes returns the bytes of the database's file, and those of them that are in use.

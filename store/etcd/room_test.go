@@ -44,7 +44,7 @@ func TestAFullStoreCanBeEmptied(t *testing.T) {
 	for ; ; n++ {
 		last = fmt.Sprintf("/big/%03d", n)
 		_, err := s.Txn(ctx, nil, []store.Op{store.Put(last, make([]byte, 512<<10))})
-		if fault.Is(err, fault.Unavailable) {
+		if fault.Is(err, fault.Full) {
 			break
 		}
 		if err != nil || n > 200 {

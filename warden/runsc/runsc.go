@@ -5,6 +5,7 @@ package runsc
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -157,6 +158,9 @@ func StartError(log, command string) *fault.Error {
 		return fault.Wrap(fault.Unprocessable, cause, "the command %q cannot be executed: it is neither a script nor a program for this machine's architecture", command)
 	case strings.Contains(m, "working directory") || strings.Contains(m, "WorkingDirectory"):
 		return fault.Wrap(fault.Unprocessable, cause, "the working directory of the command %q does not exist in the image", command)
+	}
+	if f := (*fault.Error)(nil); strings.Contains(m, "fork/exec") && errors.As(fault.Clone(cause, "the sandbox's namespaces cannot be made"), &f) {
+		return f
 	}
 	return fault.Wrap(fault.Internal, cause, "the sandbox did not start")
 }
