@@ -22,13 +22,15 @@ import (
 // controller it is the CA itself.
 type Signer func(ctx context.Context, csrDER []byte) (chain [][]byte, root []byte, err error)
 
-// Identity is a role's own certificate, held in memory with a key that never
-// leaves it, and renewed at half its life. An Identity survives the controller's
-// absence for as long as its certificate is good, and heals by itself when the
-// controller is back, also long after the certificate has expired.
+// Identity is a role's own certificate, renewed at half its life with a new key. An
+// Identity survives the controller's absence for as long as its certificate is good,
+// and heals by itself when the controller is back, also long after the certificate has
+// expired. It is held in memory, and with OpenIdentity in one file of the role's own
+// directory too, so that it also survives the role's restart meanwhile.
 type Identity struct {
 	signer Signer
 	log    *slog.Logger
+	file   string // "" keeps nothing on disk
 	state  atomic.Pointer[identityState]
 	cancel context.CancelFunc
 	done   chan struct{}
@@ -44,7 +46,20 @@ type identityState struct {
 // NewIdentity gets a first certificate, trying until ctx ends, and renews it until
 // Close.
 func NewIdentity(ctx context.Context, signer Signer, log *slog.Logger) (*Identity, error) {
-	i := &Identity{signer: signer, log: log, done: make(chan struct{})}
+	return OpenIdentity(ctx, "", signer, log)
+}
+
+// OpenIdentity is NewIdentity that keeps the certificate and its key in a file, mode
+// 0600, and begins with what the file holds if that is still good: a role that starts
+// while the controller is away is known all the same. The first chance to renew is
+// taken, so that an authority that was made anew counts as soon as it answers.
+func OpenIdentity(ctx context.Context, file string, signer Signer, log *slog.Logger) (*Identity, error) {
+	i := &Identity{signer: signer, log: log, file: file, done: make(chan struct{})}
+	if s := i.recall(); s != nil {
+		i.state.Store(s)
+		i.begin(true)
+		return i, nil
+	}
 	for delay := 50 * time.Millisecond; ; delay = min(2*delay, 2*time.Second) {
 		err := i.renew(ctx)
 		if err == nil {
@@ -57,10 +72,15 @@ func NewIdentity(ctx context.Context, signer Signer, log *slog.Logger) (*Identit
 		case <-time.After(delay):
 		}
 	}
+	i.begin(false)
+	return i, nil
+}
+
+// begin starts the renewal.
+func (i *Identity) begin(recalled bool) {
 	run, cancel := context.WithCancel(context.Background())
 	i.cancel = cancel
-	go i.keepFresh(run)
-	return i, nil
+	go i.keepFresh(run, recalled)
 }
 
 // ID returns who this is.
@@ -72,27 +92,31 @@ func (i *Identity) Close() {
 	<-i.done
 }
 
-// keepFresh renews at half life, and every few seconds from there until it works.
-func (i *Identity) keepFresh(ctx context.Context) {
+// keepFresh renews at half life, and every few seconds from there until it works; one
+// that was recalled from disk is renewed at once.
+func (i *Identity) keepFresh(ctx context.Context, due bool) {
 	defer close(i.done)
 	for {
 		leaf := i.state.Load().cert.Leaf
 		half := leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2)
+		if due || !time.Now().Before(half) {
+			rctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+			err := i.renew(rctx)
+			cancel()
+			if due = due && err != nil; err != nil && ctx.Err() == nil {
+				i.log.Warn("certificate not renewed, trying again", "expires", leaf.NotAfter, "err", err)
+			}
+		}
 		// The wall clock may jump: never sleep long on its word.
 		wait := min(max(time.Until(half), 5*time.Second), time.Minute)
+		if due {
+			wait = 5 * time.Second
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(wait):
 		}
-		if time.Now().Before(half) {
-			continue
-		}
-		rctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-		if err := i.renew(rctx); err != nil {
-			i.log.Warn("certificate not renewed, trying again", "expires", leaf.NotAfter, "err", err)
-		}
-		cancel()
 	}
 }
 
@@ -120,22 +144,29 @@ func (i *Identity) renew(ctx context.Context) error {
 	if !k.PublicKey.Equal(leaf.PublicKey) {
 		return errors.New("the authority answered with a certificate for another key")
 	}
-	root, err := x509.ParseCertificate(rootDER)
+	s, err := stateOf(k, leaf, chain, rootDER)
 	if err != nil {
 		return err
+	}
+	i.state.Store(s)
+	if err := i.remember(k, chain, rootDER); err != nil {
+		i.log.Warn("a certificate is not kept on disk", "file", i.file, "err", err)
+	}
+	return nil
+}
+
+func stateOf(k *ecdsa.PrivateKey, leaf *x509.Certificate, chain [][]byte, rootDER []byte) (*identityState, error) {
+	root, err := x509.ParseCertificate(rootDER)
+	if err != nil {
+		return nil, err
 	}
 	id, err := IDOf(leaf)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	roots := x509.NewCertPool()
 	roots.AddCert(root)
-	i.state.Store(&identityState{
-		id:    id,
-		cert:  tls.Certificate{Certificate: chain, PrivateKey: k, Leaf: leaf},
-		roots: roots,
-	})
-	return nil
+	return &identityState{id: id, cert: tls.Certificate{Certificate: chain, PrivateKey: k, Leaf: leaf}, roots: roots}, nil
 }
 
 // ServerTLS is for a listener that only roles of this cluster may call. Who may

@@ -1,0 +1,66 @@
+package pki_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"bulkhead/pki"
+	"bulkhead/pki/pkitest"
+)
+
+// TestIdentityOutlivesARestart: what is on disk serves while nobody signs, is renewed
+// when somebody does, and is not used when it is not sound.
+func TestIdentityOutlivesARestart(t *testing.T) {
+	ca := pkitest.CA(t, "c-1", "apps.test")
+	file := filepath.Join(t.TempDir(), "identity.pem")
+	log := slog.New(slog.DiscardHandler)
+	signer := pkitest.Signer(ca, pki.ID{Cluster: "c-1", Role: "edge", Node: "n1"})
+	away := func(context.Context, []byte) ([][]byte, []byte, error) { return nil, nil, errors.New("away") }
+	open := func(s pki.Signer) (*pki.Identity, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+		defer cancel()
+		return pki.OpenIdentity(ctx, file, s, log)
+	}
+	if _, err := open(away); err == nil {
+		t.Fatal("an identity without a certificate")
+	}
+	first := must(open(signer))
+	first.Close()
+	whole := must(os.ReadFile(file))
+	if fi := must(os.Stat(file)); fi.Mode().Perm() != 0o600 {
+		t.Errorf("the file has mode %v", fi.Mode())
+	}
+	second, err := open(away)
+	if err != nil {
+		t.Fatalf("with a good certificate on disk: %v", err)
+	}
+	if got := second.ID().String(); got != "spiffe://c-1/edge/n1" {
+		t.Errorf("recalled %s", got)
+	}
+	second.Close()
+	// Renewed at once when somebody signs.
+	third := must(open(signer))
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		if b := must(os.ReadFile(file)); string(b) != string(whole) {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the recalled certificate was not renewed")
+		}
+	}
+	third.Close()
+	for name, b := range map[string][]byte{"empty": {}, "cut": whole[:len(whole)/2], "no PEM": []byte("x")} {
+		if err := os.WriteFile(file, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if id, err := open(away); err == nil {
+			id.Close()
+			t.Errorf("a file that is %s was used", name)
+		}
+	}
+}
