@@ -67,6 +67,9 @@ type EventRequest struct {
 	// Error says in one sentence why a step failed, and Step which.
 	Error string `json:"error,omitempty"`
 	Step  string `json:"step,omitempty"`
+	// Reason says why the platform started or stopped a Machine that nobody asked it
+	// to: a request, or that none came.
+	Reason string `json:"reason,omitempty"`
 }
 
 // MonitorEvent repeats an ExitEvent where older clients look for it.

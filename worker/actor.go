@@ -52,12 +52,14 @@ type actor struct {
 	forget bool
 	newest int64         // highest generation seen
 	wake   chan struct{} // holds one
+	asks   []*ask        // of the edges, not yet answered
+	over   chan struct{} // closed when run has ended
 }
 
 func newActor(w *Worker, e entry) *actor {
 	return &actor{
 		w: w, id: e.rec.Machine, log: w.log.With("machine", e.rec.Machine),
-		rec: e.rec, asg: e.asg, newest: e.asg.GetGeneration(), wake: make(chan struct{}, 1),
+		rec: e.rec, asg: e.asg, newest: e.asg.GetGeneration(), wake: make(chan struct{}, 1), over: make(chan struct{}),
 	}
 }
 
@@ -103,6 +105,7 @@ func (a *actor) poke() {
 
 // run is the actor's life. It ends when ctx does, or when the Machine is forgotten.
 func (a *actor) run(ctx context.Context) {
+	defer close(a.over)
 	defer a.detach()
 	for ctx.Err() == nil {
 		if err := a.accept(); err != nil {
@@ -112,6 +115,7 @@ func (a *actor) run(ctx context.Context) {
 		if a.forgotten() {
 			return
 		}
+		a.answer()
 		s := plan(a.rec, a.asg, a.w.now())
 		if s.do == actWait {
 			a.wait(ctx, s.wake)
@@ -150,6 +154,9 @@ func (a *actor) accept() error {
 	r.Retries = 0
 	if r.State == machine.Failed && r.Retry {
 		r.NextStart = time.Time{} // somebody asks: what failed is tried again at once
+	}
+	if r.Wish != next.GetWish() { // the user's newest word is about what traffic made of the last
+		r.Local, r.Wish, r.Asked = "", 0, false
 	}
 	if err := a.commit("accept", r, next); err != nil {
 		return err
@@ -197,6 +204,9 @@ func (a *actor) commit(name string, r *record, asg *internalpb.Assignment) error
 	a.rec = r
 	if asg != nil {
 		a.asg = asg
+	}
+	if r.Sandbox == "" && !r.Asked && r.State != machine.Started && !machine.Passing(r.State) {
+		a.w.capacity.release(a.id) // what a wake took, and did not come to use
 	}
 	a.w.publish(a.rec, a.asg)
 	return nil

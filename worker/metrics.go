@@ -23,6 +23,7 @@ type metrics struct {
 	startSeconds prometheus.Histogram
 	fetchSeconds prometheus.Histogram
 	connected    prometheus.Gauge
+	wakes, idles prometheus.Counter
 }
 
 func newMetrics(w *Worker) *metrics {
@@ -36,7 +37,9 @@ func newMetrics(w *Worker) *metrics {
 		fetchSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "bulkhead_worker_image_seconds", Help: "Time to make an image ready.", Buckets: seconds}),
 		connected:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "bulkhead_worker_controller_connected", Help: "1 while the controller is reached."}),
 	}
-	m.registry.MustRegister(m.transitions, m.exits, m.ooms, m.startSeconds, m.fetchSeconds, m.connected,
+	m.wakes = prometheus.NewCounter(prometheus.CounterOpts{Name: "bulkhead_worker_wakes_total", Help: "Machines that were started for a request."})
+	m.idles = prometheus.NewCounter(prometheus.CounterOpts{Name: "bulkhead_worker_idle_stops_total", Help: "Machines that were stopped because no request came."})
+	m.registry.MustRegister(m.wakes, m.idles, m.transitions, m.exits, m.ooms, m.startSeconds, m.fetchSeconds, m.connected,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "bulkhead_worker_memory_limit_megabytes", Help: "Memory that Machines may take together."}, func() float64 { return float64(w.capacity.limit) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "bulkhead_worker_memory_taken_megabytes", Help: "Memory that Machines with a sandbox take."}, func() float64 {

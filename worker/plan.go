@@ -54,7 +54,7 @@ func plan(r *record, a *internalpb.Assignment, now time.Time) step {
 	if machine.Passing(r.State) && now.After(r.Since.Add(machine.Deadline(r.State))) {
 		return step{do: actMove, on: machine.InTimeout}
 	}
-	want := machine.Desired(a.GetDesired())
+	want := r.wanted(a)
 	if r.SelfDestroy {
 		want = machine.WantDestroyed
 	}
@@ -103,7 +103,7 @@ func planStopped(r *record, a *internalpb.Assignment, now time.Time) step {
 // planStarted is the plan for a Machine that is wanted started.
 func planStarted(r *record, a *internalpb.Assignment, now time.Time) step {
 	newVersion := string(r.Instance) != a.GetInstanceId()
-	asked := a.GetStartNonce() != r.StartNonce || a.GetRestartNonce() != r.RestartNonce || r.Wanted != machine.WantStarted
+	asked := a.GetStartNonce() != r.StartNonce || a.GetRestartNonce() != r.RestartNonce || r.Wanted != machine.WantStarted || r.Asked
 	switch r.State {
 	case machine.Created:
 		return step{do: actMove, on: machine.InLaunch, user: true}
@@ -165,7 +165,7 @@ func planStarted(r *record, a *internalpb.Assignment, now time.Time) step {
 // planNote writes down what was wanted when nothing has to be done for it, so that
 // the controller sees it acted on.
 func planNote(r *record, a *internalpb.Assignment) step {
-	if string(r.Wanted) != a.GetDesired() || r.StartNonce != a.GetStartNonce() ||
+	if r.Wanted != r.wanted(a) || r.Asked || r.StartNonce != a.GetStartNonce() ||
 		r.RestartNonce != a.GetRestartNonce() || string(r.Instance) != a.GetInstanceId() {
 		return step{do: actNote}
 	}

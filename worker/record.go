@@ -61,6 +61,14 @@ type record struct {
 	StartNonce   int64           `json:"start_nonce,omitempty"`
 	RestartNonce int64           `json:"restart_nonce,omitempty"`
 
+	// Local is what traffic made of the user's wish: started since a request woke the
+	// Machine, stopped since it was idle, empty while the user's word counts. It holds
+	// for the wish numbered Wish, and is void with a newer one. Asked says that it has
+	// not been acted on.
+	Local machine.Desired `json:"local,omitempty"`
+	Wish  int64           `json:"wish,omitempty"`
+	Asked bool            `json:"asked,omitempty"`
+
 	Events    []machine.Event `json:"events"`          // newest first
 	Error     string          `json:"error,omitempty"` // why it failed, or what is in the way
 	UpdatedAt time.Time       `json:"updated_at"`
@@ -106,6 +114,20 @@ func (r *record) move(in machine.Input, at time.Time) error {
 	return nil
 }
 
+// byTraffic reports whether traffic has had the last word about what is wanted.
+func (r *record) byTraffic(a *internalpb.Assignment) bool {
+	return r.Local != "" && r.Wish == a.GetWish() && a.GetDesired() != string(machine.WantDestroyed)
+}
+
+// wanted is what is wanted of the Machine: the user's last word, or what traffic has
+// made of it since.
+func (r *record) wanted(a *internalpb.Assignment) machine.Desired {
+	if r.byTraffic(a) {
+		return r.Local
+	}
+	return machine.Desired(a.GetDesired())
+}
+
 // observation is the record as the controller hears of it.
 func (r *record) observation(a *internalpb.Assignment, host privnet.Host) *internalpb.Observation {
 	o := &internalpb.Observation{
@@ -118,6 +140,9 @@ func (r *record) observation(a *internalpb.Assignment, host privnet.Host) *inter
 		Error:        r.Error,
 		StartNonce:   r.StartNonce,
 		RestartNonce: r.RestartNonce,
+	}
+	if r.byTraffic(a) {
+		o.Local, o.Wish = string(r.Local), r.Wish
 	}
 	if addr := privateIP(r, a, host); addr != "" {
 		o.PrivateIp = addr

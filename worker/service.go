@@ -84,7 +84,7 @@ func (w *Worker) fits(id key.MachineID, mb int64) error {
 			kind = fault.Conflict // the Machine is bound to this node
 			continue
 		}
-		wanted := s.asg.GetDesired() == string(machine.WantStarted) && s.rec.State != machine.Destroyed && s.rec.State != machine.Stopped && s.rec.State != machine.Failed
+		wanted := s.rec.wanted(s.asg) == machine.WantStarted && s.rec.State != machine.Destroyed && s.rec.State != machine.Stopped && s.rec.State != machine.Failed
 		if wanted || s.rec.Sandbox != "" {
 			sum += guestMB(s.asg)
 		}

@@ -19,7 +19,7 @@ const (
 
 // noted takes over what was wanted, so that it counts as acted on.
 func (a *actor) noted(r *record) {
-	r.Wanted = machine.Desired(a.asg.GetDesired())
+	r.Wanted, r.Asked = r.wanted(a.asg), false
 	r.StartNonce, r.RestartNonce = a.asg.GetStartNonce(), a.asg.GetRestartNonce()
 	if r.State == machine.Created {
 		r.Instance = instanceOf(a.asg)
@@ -37,10 +37,13 @@ func (a *actor) move(s step) error {
 		if err := r.move(s.on, now); err != nil {
 			return err
 		}
-		source := byPlatform
+		source, why := byPlatform, (*machine.EventRequest)(nil)
 		if s.user {
 			source = byUser
 			r.Error = ""
+			if r.byTraffic(a.asg) && (s.on == machine.InBegin || s.on == machine.InStop) {
+				source, why = byPlatform, &machine.EventRequest{Reason: reasons[r.Local]}
+			}
 		}
 		r.Retry = false
 		switch s.on {
@@ -50,7 +53,7 @@ func (a *actor) move(s step) error {
 			switch {
 			case s.user:
 				r.History, r.NextStart = machine.History{}, time.Time{}
-				r.event(now, "start", source, nil)
+				r.event(now, "start", source, why)
 			case policy:
 				r.event(now, "restart", source, &machine.EventRequest{RestartCount: r.History.Total})
 			}
@@ -60,7 +63,7 @@ func (a *actor) move(s step) error {
 			r.event(now, "restart", source, nil)
 		case machine.InStop:
 			r.ByUser = true
-			r.event(now, "stop", source, nil)
+			r.event(now, "stop", source, why)
 		case machine.InUpdate:
 			r.ByUser = true
 			r.event(now, "update", source, nil)

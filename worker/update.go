@@ -40,7 +40,7 @@ func (a *actor) takeUp(ctx context.Context) error {
 	}
 	in := machine.InDown
 	next := key.Digest("")
-	if machine.Desired(a.asg.GetDesired()) == machine.WantStarted {
+	if a.rec.wanted(a.asg) == machine.WantStarted {
 		img, err := a.ensureImage(ctx)
 		if err != nil {
 			return err
@@ -49,6 +49,14 @@ func (a *actor) takeUp(ctx context.Context) error {
 			return err
 		}
 		in, next = machine.InBegin, img.Digest
+	} else if trafficOf(a.asg).Autostart {
+		// A request may wake it when the controller is away: have its image here. What goes
+		// wrong is told when it is started.
+		if img, err := a.ensureImage(ctx); err == nil {
+			next = img.Digest
+		} else if ctx.Err() != nil {
+			return err
+		}
 	}
 	if err := a.end(ctx, true); err != nil {
 		return err

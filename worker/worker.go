@@ -125,7 +125,10 @@ type Worker struct {
 	dirty    map[key.MachineID]bool // observations that no Sync has sent
 	changed  chan struct{}          // holds one: dirty has something
 	lastUsed map[key.Digest]time.Time
+	awake    map[group]int // Machines that run and are to, by whom min_machines_running counts
 	closed   bool
+
+	idling sync.Mutex // held while one Machine more is made to stop for want of traffic
 
 	// point and skip are the journal's, for tests.
 	point func(string) error
@@ -137,6 +140,9 @@ type seen struct {
 	rec *record // not changed any more
 	asg *internalpb.Assignment
 	obs *internalpb.Observation
+	// may is what the assignment's config lets traffic do.
+	may  machine.Traffic
+	next chan struct{} // closed when this is the newest truth no more
 }
 
 // New returns a Worker that is not open yet.
@@ -162,7 +168,7 @@ func New(opt Options) *Worker {
 		capacity: newCapacity(memoryLimit(opt)), starts: newGate(8), fetches: newGate(3), foreign: newGate(3),
 		survey: make(chan struct{}), linked: make(chan struct{}), changed: make(chan struct{}, 1),
 		actors: map[key.MachineID]*actor{}, seen: map[key.MachineID]*seen{},
-		dirty: map[key.MachineID]bool{}, lastUsed: map[key.Digest]time.Time{},
+		dirty: map[key.MachineID]bool{}, lastUsed: map[key.Digest]time.Time{}, awake: map[group]int{},
 	}
 	w.metrics = newMetrics(w)
 	return w
@@ -252,7 +258,24 @@ func (w *Worker) publish(r *record, a *internalpb.Assignment) {
 }
 
 func (w *Worker) setSeen(r *record, a *internalpb.Assignment) {
-	w.seen[r.Machine] = &seen{rec: r, asg: a, obs: r.observation(a, w.opt.Host)}
+	s := &seen{rec: r, asg: a, obs: r.observation(a, w.opt.Host), next: make(chan struct{})}
+	old := w.seen[r.Machine]
+	if old != nil && old.asg == a {
+		s.may = old.may
+	} else {
+		s.may = trafficOf(a)
+	}
+	w.seen[r.Machine] = s
+	w.count(s, 1)
+	w.unsee(old)
+}
+
+// unsee ends what was the newest truth about a Machine. w.mu is held.
+func (w *Worker) unsee(s *seen) {
+	if s != nil {
+		w.count(s, -1)
+		close(s.next)
+	}
 }
 
 // get returns what is known of a Machine.
@@ -320,6 +343,7 @@ func (w *Worker) dropped(id key.MachineID, a *actor) {
 	defer w.mu.Unlock()
 	if w.actors[id] == a {
 		delete(w.actors, id)
+		w.unsee(w.seen[id])
 		delete(w.seen, id)
 		delete(w.dirty, id)
 		w.board.Forget(a.stands())

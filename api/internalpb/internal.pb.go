@@ -524,8 +524,14 @@ type Assignment struct {
 	GrantSignature []byte `protobuf:"bytes,15,opt,name=grant_signature,json=grantSignature,proto3" json:"grant_signature,omitempty"`
 	Region         string `protobuf:"bytes,16,opt,name=region,proto3" json:"region,omitempty"`
 	Cordoned       bool   `protobuf:"varint,17,opt,name=cordoned,proto3" json:"cordoned,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// wish grows each time a user says what is wanted (start, stop, restart, update):
+	// what traffic made of the wish before is void then.
+	Wish int64 `protobuf:"varint,18,opt,name=wish,proto3" json:"wish,omitempty"`
+	// lease_until_ms is until when somebody holds the Machine's lease: it is not woken
+	// before. 0 means nobody.
+	LeaseUntilMs  int64 `protobuf:"varint,19,opt,name=lease_until_ms,json=leaseUntilMs,proto3" json:"lease_until_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Assignment) Reset() {
@@ -677,6 +683,20 @@ func (x *Assignment) GetCordoned() bool {
 	return false
 }
 
+func (x *Assignment) GetWish() int64 {
+	if x != nil {
+		return x.Wish
+	}
+	return 0
+}
+
+func (x *Assignment) GetLeaseUntilMs() int64 {
+	if x != nil {
+		return x.LeaseUntilMs
+	}
+	return 0
+}
+
 // Observation is what a worker sees of one Machine. Each is the whole truth at its
 // time: a later one replaces an earlier one.
 type Observation struct {
@@ -695,8 +715,13 @@ type Observation struct {
 	// error is why the Machine is failed, in one sentence; empty otherwise.
 	Error string `protobuf:"bytes,9,opt,name=error,proto3" json:"error,omitempty"`
 	// start_nonce and restart_nonce that the worker has acted on.
-	StartNonce    int64 `protobuf:"varint,10,opt,name=start_nonce,json=startNonce,proto3" json:"start_nonce,omitempty"`
-	RestartNonce  int64 `protobuf:"varint,11,opt,name=restart_nonce,json=restartNonce,proto3" json:"restart_nonce,omitempty"`
+	StartNonce   int64 `protobuf:"varint,10,opt,name=start_nonce,json=startNonce,proto3" json:"start_nonce,omitempty"`
+	RestartNonce int64 `protobuf:"varint,11,opt,name=restart_nonce,json=restartNonce,proto3" json:"restart_nonce,omitempty"`
+	// local is what traffic made of the user's wish: "started" since a request woke the
+	// Machine, "stopped" since it was idle, empty while the user's word counts. It holds
+	// for the wish of that number and is void with a newer one.
+	Local         string `protobuf:"bytes,12,opt,name=local,proto3" json:"local,omitempty"`
+	Wish          int64  `protobuf:"varint,13,opt,name=wish,proto3" json:"wish,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -804,6 +829,20 @@ func (x *Observation) GetStartNonce() int64 {
 func (x *Observation) GetRestartNonce() int64 {
 	if x != nil {
 		return x.RestartNonce
+	}
+	return 0
+}
+
+func (x *Observation) GetLocal() string {
+	if x != nil {
+		return x.Local
+	}
+	return ""
+}
+
+func (x *Observation) GetWish() int64 {
+	if x != nil {
+		return x.Wish
 	}
 	return 0
 }
@@ -1269,15 +1308,22 @@ func (x *ServiceRoute) GetBackends() []*Backend {
 	return nil
 }
 
-// Backend is a started, uncordoned Machine.
+// Backend is an uncordoned Machine that is started, or asleep: it takes no requests,
+// but may be woken for one (Worker.Wake).
 type Backend struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	MachineId     string                 `protobuf:"bytes,1,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
-	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"` // host:port on the private network
-	SoftLimit     int32                  `protobuf:"varint,3,opt,name=soft_limit,json=softLimit,proto3" json:"soft_limit,omitempty"`
-	HardLimit     int32                  `protobuf:"varint,4,opt,name=hard_limit,json=hardLimit,proto3" json:"hard_limit,omitempty"`
-	LimitType     string                 `protobuf:"bytes,5,opt,name=limit_type,json=limitType,proto3" json:"limit_type,omitempty"` // "connections" or "requests"
-	Region        string                 `protobuf:"bytes,6,opt,name=region,proto3" json:"region,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	MachineId string                 `protobuf:"bytes,1,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
+	Address   string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"` // host:port on the private network
+	SoftLimit int32                  `protobuf:"varint,3,opt,name=soft_limit,json=softLimit,proto3" json:"soft_limit,omitempty"`
+	HardLimit int32                  `protobuf:"varint,4,opt,name=hard_limit,json=hardLimit,proto3" json:"hard_limit,omitempty"`
+	LimitType string                 `protobuf:"bytes,5,opt,name=limit_type,json=limitType,proto3" json:"limit_type,omitempty"` // "connections" or "requests"
+	Region    string                 `protobuf:"bytes,6,opt,name=region,proto3" json:"region,omitempty"`
+	Asleep    bool                   `protobuf:"varint,7,opt,name=asleep,proto3" json:"asleep,omitempty"`
+	// seq is that of the observation which asleep is taken from, for Machines that the
+	// edge may wake or stop: of two words about one the one with the higher seq counts.
+	Seq           int64 `protobuf:"varint,8,opt,name=seq,proto3" json:"seq,omitempty"`
+	Autostart     bool  `protobuf:"varint,9,opt,name=autostart,proto3" json:"autostart,omitempty"` // the edge may wake it
+	Autostop      bool  `protobuf:"varint,10,opt,name=autostop,proto3" json:"autostop,omitempty"`  // the edge may report it idle
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1352,6 +1398,34 @@ func (x *Backend) GetRegion() string {
 		return x.Region
 	}
 	return ""
+}
+
+func (x *Backend) GetAsleep() bool {
+	if x != nil {
+		return x.Asleep
+	}
+	return false
+}
+
+func (x *Backend) GetSeq() int64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *Backend) GetAutostart() bool {
+	if x != nil {
+		return x.Autostart
+	}
+	return false
+}
+
+func (x *Backend) GetAutostop() bool {
+	if x != nil {
+		return x.Autostop
+	}
+	return false
 }
 
 type IssueServerCertificateRequest struct {
@@ -1580,6 +1654,182 @@ func (x *ReserveResponse) GetImageRef() []byte {
 	return nil
 }
 
+type WakeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	MachineId     string                 `protobuf:"bytes,1,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WakeRequest) Reset() {
+	*x = WakeRequest{}
+	mi := &file_api_internalpb_internal_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WakeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WakeRequest) ProtoMessage() {}
+
+func (x *WakeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_internalpb_internal_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WakeRequest.ProtoReflect.Descriptor instead.
+func (*WakeRequest) Descriptor() ([]byte, []int) {
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *WakeRequest) GetMachineId() string {
+	if x != nil {
+		return x.MachineId
+	}
+	return ""
+}
+
+type WakeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Seq           int64                  `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WakeResponse) Reset() {
+	*x = WakeResponse{}
+	mi := &file_api_internalpb_internal_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WakeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WakeResponse) ProtoMessage() {}
+
+func (x *WakeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_internalpb_internal_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WakeResponse.ProtoReflect.Descriptor instead.
+func (*WakeResponse) Descriptor() ([]byte, []int) {
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *WakeResponse) GetSeq() int64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+type IdleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	MachineId     string                 `protobuf:"bytes,1,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IdleRequest) Reset() {
+	*x = IdleRequest{}
+	mi := &file_api_internalpb_internal_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IdleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IdleRequest) ProtoMessage() {}
+
+func (x *IdleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_internalpb_internal_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IdleRequest.ProtoReflect.Descriptor instead.
+func (*IdleRequest) Descriptor() ([]byte, []int) {
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *IdleRequest) GetMachineId() string {
+	if x != nil {
+		return x.MachineId
+	}
+	return ""
+}
+
+type IdleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Seq           int64                  `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IdleResponse) Reset() {
+	*x = IdleResponse{}
+	mi := &file_api_internalpb_internal_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IdleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IdleResponse) ProtoMessage() {}
+
+func (x *IdleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_internalpb_internal_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IdleResponse.ProtoReflect.Descriptor instead.
+func (*IdleResponse) Descriptor() ([]byte, []int) {
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *IdleResponse) GetSeq() int64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
 type SignalRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	MachineId     string                 `protobuf:"bytes,1,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
@@ -1590,7 +1840,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[23]
+	mi := &file_api_internalpb_internal_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1602,7 +1852,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[23]
+	mi := &file_api_internalpb_internal_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1615,7 +1865,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{23}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SignalRequest) GetMachineId() string {
@@ -1640,7 +1890,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[24]
+	mi := &file_api_internalpb_internal_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1652,7 +1902,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[24]
+	mi := &file_api_internalpb_internal_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1665,7 +1915,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{24}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{28}
 }
 
 type ExecRequest struct {
@@ -1680,7 +1930,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[25]
+	mi := &file_api_internalpb_internal_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1692,7 +1942,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[25]
+	mi := &file_api_internalpb_internal_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1705,7 +1955,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{25}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ExecRequest) GetMachineId() string {
@@ -1748,7 +1998,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[26]
+	mi := &file_api_internalpb_internal_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1760,7 +2010,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[26]
+	mi := &file_api_internalpb_internal_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1773,7 +2023,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{26}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ExecResponse) GetExitCode() int32 {
@@ -1813,7 +2063,7 @@ type ProcessesRequest struct {
 
 func (x *ProcessesRequest) Reset() {
 	*x = ProcessesRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[27]
+	mi := &file_api_internalpb_internal_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1825,7 +2075,7 @@ func (x *ProcessesRequest) String() string {
 func (*ProcessesRequest) ProtoMessage() {}
 
 func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[27]
+	mi := &file_api_internalpb_internal_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1838,7 +2088,7 @@ func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{27}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ProcessesRequest) GetMachineId() string {
@@ -1857,7 +2107,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[28]
+	mi := &file_api_internalpb_internal_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1869,7 +2119,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[28]
+	mi := &file_api_internalpb_internal_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1882,7 +2132,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{28}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -1908,7 +2158,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[29]
+	mi := &file_api_internalpb_internal_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1920,7 +2170,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[29]
+	mi := &file_api_internalpb_internal_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1933,7 +2183,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{29}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Process) GetPid() int32 {
@@ -2002,7 +2252,7 @@ type ListenSocket struct {
 
 func (x *ListenSocket) Reset() {
 	*x = ListenSocket{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[30]
+	mi := &file_api_internalpb_internal_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2014,7 +2264,7 @@ func (x *ListenSocket) String() string {
 func (*ListenSocket) ProtoMessage() {}
 
 func (x *ListenSocket) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[30]
+	mi := &file_api_internalpb_internal_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2027,7 +2277,7 @@ func (x *ListenSocket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListenSocket.ProtoReflect.Descriptor instead.
 func (*ListenSocket) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{30}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListenSocket) GetProto() string {
@@ -2055,7 +2305,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[31]
+	mi := &file_api_internalpb_internal_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2067,7 +2317,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[31]
+	mi := &file_api_internalpb_internal_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2080,7 +2330,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{31}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *LogsRequest) GetMachineId() string {
@@ -2115,7 +2365,7 @@ type LogLine struct {
 
 func (x *LogLine) Reset() {
 	*x = LogLine{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[32]
+	mi := &file_api_internalpb_internal_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2127,7 +2377,7 @@ func (x *LogLine) String() string {
 func (*LogLine) ProtoMessage() {}
 
 func (x *LogLine) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[32]
+	mi := &file_api_internalpb_internal_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2140,7 +2390,7 @@ func (x *LogLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogLine.ProtoReflect.Descriptor instead.
 func (*LogLine) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{32}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *LogLine) GetTimeNs() int64 {
@@ -2195,7 +2445,7 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"\vassignments\x18\x01 \x03(\v2 .bulkhead.internal.v1.AssignmentR\vassignments\"'\n" +
 	"\x06Forget\x12\x1d\n" +
 	"\n" +
-	"machine_id\x18\x01 \x01(\tR\tmachineId\"\xf9\x03\n" +
+	"machine_id\x18\x01 \x01(\tR\tmachineId\"\xb3\x04\n" +
 	"\n" +
 	"Assignment\x12\x1d\n" +
 	"\n" +
@@ -2221,7 +2471,9 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"\x05grant\x18\x0e \x01(\fR\x05grant\x12'\n" +
 	"\x0fgrant_signature\x18\x0f \x01(\fR\x0egrantSignature\x12\x16\n" +
 	"\x06region\x18\x10 \x01(\tR\x06region\x12\x1a\n" +
-	"\bcordoned\x18\x11 \x01(\bR\bcordoned\"\xcc\x02\n" +
+	"\bcordoned\x18\x11 \x01(\bR\bcordoned\x12\x12\n" +
+	"\x04wish\x18\x12 \x01(\x03R\x04wish\x12$\n" +
+	"\x0elease_until_ms\x18\x13 \x01(\x03R\fleaseUntilMs\"\xf6\x02\n" +
 	"\vObservation\x12\x1d\n" +
 	"\n" +
 	"machine_id\x18\x01 \x01(\tR\tmachineId\x12\x10\n" +
@@ -2240,7 +2492,9 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"\vstart_nonce\x18\n" +
 	" \x01(\x03R\n" +
 	"startNonce\x12#\n" +
-	"\rrestart_nonce\x18\v \x01(\x03R\frestartNonce\"m\n" +
+	"\rrestart_nonce\x18\v \x01(\x03R\frestartNonce\x12\x14\n" +
+	"\x05local\x18\f \x01(\tR\x05local\x12\x12\n" +
+	"\x04wish\x18\r \x01(\x03R\x04wish\"m\n" +
 	"\x14FetchManifestRequest\x12\x1d\n" +
 	"\n" +
 	"machine_id\x18\x01 \x01(\tR\tmachineId\x12\x1e\n" +
@@ -2279,7 +2533,7 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"forceHttps\x12\x1d\n" +
 	"\n" +
 	"h2_backend\x18\x04 \x01(\bR\th2Backend\x129\n" +
-	"\bbackends\x18\x05 \x03(\v2\x1d.bulkhead.internal.v1.BackendR\bbackends\"\xb7\x01\n" +
+	"\bbackends\x18\x05 \x03(\v2\x1d.bulkhead.internal.v1.BackendR\bbackends\"\x9b\x02\n" +
 	"\aBackend\x12\x1d\n" +
 	"\n" +
 	"machine_id\x18\x01 \x01(\tR\tmachineId\x12\x18\n" +
@@ -2290,7 +2544,12 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"hard_limit\x18\x04 \x01(\x05R\thardLimit\x12\x1d\n" +
 	"\n" +
 	"limit_type\x18\x05 \x01(\tR\tlimitType\x12\x16\n" +
-	"\x06region\x18\x06 \x01(\tR\x06region\"J\n" +
+	"\x06region\x18\x06 \x01(\tR\x06region\x12\x16\n" +
+	"\x06asleep\x18\a \x01(\bR\x06asleep\x12\x10\n" +
+	"\x03seq\x18\b \x01(\x03R\x03seq\x12\x1c\n" +
+	"\tautostart\x18\t \x01(\bR\tautostart\x12\x1a\n" +
+	"\bautostop\x18\n" +
+	" \x01(\bR\bautostop\"J\n" +
 	"\x1dIssueServerCertificateRequest\x12\x10\n" +
 	"\x03app\x18\x01 \x01(\tR\x03app\x12\x17\n" +
 	"\acsr_der\x18\x02 \x01(\fR\x06csrDer\"=\n" +
@@ -2307,7 +2566,17 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"repository\x12\x1a\n" +
 	"\bmanifest\x18\x06 \x01(\fR\bmanifest\".\n" +
 	"\x0fReserveResponse\x12\x1b\n" +
-	"\timage_ref\x18\x01 \x01(\fR\bimageRef\"F\n" +
+	"\timage_ref\x18\x01 \x01(\fR\bimageRef\",\n" +
+	"\vWakeRequest\x12\x1d\n" +
+	"\n" +
+	"machine_id\x18\x01 \x01(\tR\tmachineId\" \n" +
+	"\fWakeResponse\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x03R\x03seq\",\n" +
+	"\vIdleRequest\x12\x1d\n" +
+	"\n" +
+	"machine_id\x18\x01 \x01(\tR\tmachineId\" \n" +
+	"\fIdleResponse\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x03R\x03seq\"F\n" +
 	"\rSignalRequest\x12\x1d\n" +
 	"\n" +
 	"machine_id\x18\x01 \x01(\tR\tmachineId\x12\x16\n" +
@@ -2358,13 +2627,15 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"\rFetchManifest\x12*.bulkhead.internal.v1.FetchManifestRequest\x1a+.bulkhead.internal.v1.FetchManifestResponse\x12V\n" +
 	"\tFetchBlob\x12&.bulkhead.internal.v1.FetchBlobRequest\x1a\x1f.bulkhead.internal.v1.BlobChunk0\x01\x12\\\n" +
 	"\vWatchRoutes\x12(.bulkhead.internal.v1.WatchRoutesRequest\x1a!.bulkhead.internal.v1.RouteUpdate0\x01\x12\x83\x01\n" +
-	"\x16IssueServerCertificate\x123.bulkhead.internal.v1.IssueServerCertificateRequest\x1a4.bulkhead.internal.v1.IssueServerCertificateResponse2\xae\x03\n" +
+	"\x16IssueServerCertificate\x123.bulkhead.internal.v1.IssueServerCertificateRequest\x1a4.bulkhead.internal.v1.IssueServerCertificateResponse2\xcc\x04\n" +
 	"\x06Worker\x12V\n" +
 	"\aReserve\x12$.bulkhead.internal.v1.ReserveRequest\x1a%.bulkhead.internal.v1.ReserveResponse\x12S\n" +
 	"\x06Signal\x12#.bulkhead.internal.v1.SignalRequest\x1a$.bulkhead.internal.v1.SignalResponse\x12M\n" +
 	"\x04Exec\x12!.bulkhead.internal.v1.ExecRequest\x1a\".bulkhead.internal.v1.ExecResponse\x12\\\n" +
 	"\tProcesses\x12&.bulkhead.internal.v1.ProcessesRequest\x1a'.bulkhead.internal.v1.ProcessesResponse\x12J\n" +
-	"\x04Logs\x12!.bulkhead.internal.v1.LogsRequest\x1a\x1d.bulkhead.internal.v1.LogLine0\x012c\n" +
+	"\x04Logs\x12!.bulkhead.internal.v1.LogsRequest\x1a\x1d.bulkhead.internal.v1.LogLine0\x01\x12M\n" +
+	"\x04Wake\x12!.bulkhead.internal.v1.WakeRequest\x1a\".bulkhead.internal.v1.WakeResponse\x12M\n" +
+	"\x04Idle\x12!.bulkhead.internal.v1.IdleRequest\x1a\".bulkhead.internal.v1.IdleResponse2c\n" +
 	"\tTelemetry\x12V\n" +
 	"\aMetrics\x12$.bulkhead.internal.v1.MetricsRequest\x1a%.bulkhead.internal.v1.MetricsResponseB\x19Z\x17bulkhead/api/internalpbb\x06proto3"
 
@@ -2380,7 +2651,7 @@ func file_api_internalpb_internal_proto_rawDescGZIP() []byte {
 	return file_api_internalpb_internal_proto_rawDescData
 }
 
-var file_api_internalpb_internal_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_api_internalpb_internal_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_api_internalpb_internal_proto_goTypes = []any{
 	(*MetricsRequest)(nil),                 // 0: bulkhead.internal.v1.MetricsRequest
 	(*MetricsResponse)(nil),                // 1: bulkhead.internal.v1.MetricsResponse
@@ -2405,16 +2676,20 @@ var file_api_internalpb_internal_proto_goTypes = []any{
 	(*IssueServerCertificateResponse)(nil), // 20: bulkhead.internal.v1.IssueServerCertificateResponse
 	(*ReserveRequest)(nil),                 // 21: bulkhead.internal.v1.ReserveRequest
 	(*ReserveResponse)(nil),                // 22: bulkhead.internal.v1.ReserveResponse
-	(*SignalRequest)(nil),                  // 23: bulkhead.internal.v1.SignalRequest
-	(*SignalResponse)(nil),                 // 24: bulkhead.internal.v1.SignalResponse
-	(*ExecRequest)(nil),                    // 25: bulkhead.internal.v1.ExecRequest
-	(*ExecResponse)(nil),                   // 26: bulkhead.internal.v1.ExecResponse
-	(*ProcessesRequest)(nil),               // 27: bulkhead.internal.v1.ProcessesRequest
-	(*ProcessesResponse)(nil),              // 28: bulkhead.internal.v1.ProcessesResponse
-	(*Process)(nil),                        // 29: bulkhead.internal.v1.Process
-	(*ListenSocket)(nil),                   // 30: bulkhead.internal.v1.ListenSocket
-	(*LogsRequest)(nil),                    // 31: bulkhead.internal.v1.LogsRequest
-	(*LogLine)(nil),                        // 32: bulkhead.internal.v1.LogLine
+	(*WakeRequest)(nil),                    // 23: bulkhead.internal.v1.WakeRequest
+	(*WakeResponse)(nil),                   // 24: bulkhead.internal.v1.WakeResponse
+	(*IdleRequest)(nil),                    // 25: bulkhead.internal.v1.IdleRequest
+	(*IdleResponse)(nil),                   // 26: bulkhead.internal.v1.IdleResponse
+	(*SignalRequest)(nil),                  // 27: bulkhead.internal.v1.SignalRequest
+	(*SignalResponse)(nil),                 // 28: bulkhead.internal.v1.SignalResponse
+	(*ExecRequest)(nil),                    // 29: bulkhead.internal.v1.ExecRequest
+	(*ExecResponse)(nil),                   // 30: bulkhead.internal.v1.ExecResponse
+	(*ProcessesRequest)(nil),               // 31: bulkhead.internal.v1.ProcessesRequest
+	(*ProcessesResponse)(nil),              // 32: bulkhead.internal.v1.ProcessesResponse
+	(*Process)(nil),                        // 33: bulkhead.internal.v1.Process
+	(*ListenSocket)(nil),                   // 34: bulkhead.internal.v1.ListenSocket
+	(*LogsRequest)(nil),                    // 35: bulkhead.internal.v1.LogsRequest
+	(*LogLine)(nil),                        // 36: bulkhead.internal.v1.LogLine
 }
 var file_api_internalpb_internal_proto_depIdxs = []int32{
 	4,  // 0: bulkhead.internal.v1.FromWorker.hello:type_name -> bulkhead.internal.v1.Hello
@@ -2428,32 +2703,36 @@ var file_api_internalpb_internal_proto_depIdxs = []int32{
 	16, // 8: bulkhead.internal.v1.RouteUpdate.route:type_name -> bulkhead.internal.v1.Route
 	17, // 9: bulkhead.internal.v1.Route.services:type_name -> bulkhead.internal.v1.ServiceRoute
 	18, // 10: bulkhead.internal.v1.ServiceRoute.backends:type_name -> bulkhead.internal.v1.Backend
-	29, // 11: bulkhead.internal.v1.ProcessesResponse.processes:type_name -> bulkhead.internal.v1.Process
-	30, // 12: bulkhead.internal.v1.Process.listen_sockets:type_name -> bulkhead.internal.v1.ListenSocket
+	33, // 11: bulkhead.internal.v1.ProcessesResponse.processes:type_name -> bulkhead.internal.v1.Process
+	34, // 12: bulkhead.internal.v1.Process.listen_sockets:type_name -> bulkhead.internal.v1.ListenSocket
 	2,  // 13: bulkhead.internal.v1.Controller.Sync:input_type -> bulkhead.internal.v1.FromWorker
 	10, // 14: bulkhead.internal.v1.Controller.FetchManifest:input_type -> bulkhead.internal.v1.FetchManifestRequest
 	12, // 15: bulkhead.internal.v1.Controller.FetchBlob:input_type -> bulkhead.internal.v1.FetchBlobRequest
 	14, // 16: bulkhead.internal.v1.Controller.WatchRoutes:input_type -> bulkhead.internal.v1.WatchRoutesRequest
 	19, // 17: bulkhead.internal.v1.Controller.IssueServerCertificate:input_type -> bulkhead.internal.v1.IssueServerCertificateRequest
 	21, // 18: bulkhead.internal.v1.Worker.Reserve:input_type -> bulkhead.internal.v1.ReserveRequest
-	23, // 19: bulkhead.internal.v1.Worker.Signal:input_type -> bulkhead.internal.v1.SignalRequest
-	25, // 20: bulkhead.internal.v1.Worker.Exec:input_type -> bulkhead.internal.v1.ExecRequest
-	27, // 21: bulkhead.internal.v1.Worker.Processes:input_type -> bulkhead.internal.v1.ProcessesRequest
-	31, // 22: bulkhead.internal.v1.Worker.Logs:input_type -> bulkhead.internal.v1.LogsRequest
-	0,  // 23: bulkhead.internal.v1.Telemetry.Metrics:input_type -> bulkhead.internal.v1.MetricsRequest
-	3,  // 24: bulkhead.internal.v1.Controller.Sync:output_type -> bulkhead.internal.v1.ToWorker
-	11, // 25: bulkhead.internal.v1.Controller.FetchManifest:output_type -> bulkhead.internal.v1.FetchManifestResponse
-	13, // 26: bulkhead.internal.v1.Controller.FetchBlob:output_type -> bulkhead.internal.v1.BlobChunk
-	15, // 27: bulkhead.internal.v1.Controller.WatchRoutes:output_type -> bulkhead.internal.v1.RouteUpdate
-	20, // 28: bulkhead.internal.v1.Controller.IssueServerCertificate:output_type -> bulkhead.internal.v1.IssueServerCertificateResponse
-	22, // 29: bulkhead.internal.v1.Worker.Reserve:output_type -> bulkhead.internal.v1.ReserveResponse
-	24, // 30: bulkhead.internal.v1.Worker.Signal:output_type -> bulkhead.internal.v1.SignalResponse
-	26, // 31: bulkhead.internal.v1.Worker.Exec:output_type -> bulkhead.internal.v1.ExecResponse
-	28, // 32: bulkhead.internal.v1.Worker.Processes:output_type -> bulkhead.internal.v1.ProcessesResponse
-	32, // 33: bulkhead.internal.v1.Worker.Logs:output_type -> bulkhead.internal.v1.LogLine
-	1,  // 34: bulkhead.internal.v1.Telemetry.Metrics:output_type -> bulkhead.internal.v1.MetricsResponse
-	24, // [24:35] is the sub-list for method output_type
-	13, // [13:24] is the sub-list for method input_type
+	27, // 19: bulkhead.internal.v1.Worker.Signal:input_type -> bulkhead.internal.v1.SignalRequest
+	29, // 20: bulkhead.internal.v1.Worker.Exec:input_type -> bulkhead.internal.v1.ExecRequest
+	31, // 21: bulkhead.internal.v1.Worker.Processes:input_type -> bulkhead.internal.v1.ProcessesRequest
+	35, // 22: bulkhead.internal.v1.Worker.Logs:input_type -> bulkhead.internal.v1.LogsRequest
+	23, // 23: bulkhead.internal.v1.Worker.Wake:input_type -> bulkhead.internal.v1.WakeRequest
+	25, // 24: bulkhead.internal.v1.Worker.Idle:input_type -> bulkhead.internal.v1.IdleRequest
+	0,  // 25: bulkhead.internal.v1.Telemetry.Metrics:input_type -> bulkhead.internal.v1.MetricsRequest
+	3,  // 26: bulkhead.internal.v1.Controller.Sync:output_type -> bulkhead.internal.v1.ToWorker
+	11, // 27: bulkhead.internal.v1.Controller.FetchManifest:output_type -> bulkhead.internal.v1.FetchManifestResponse
+	13, // 28: bulkhead.internal.v1.Controller.FetchBlob:output_type -> bulkhead.internal.v1.BlobChunk
+	15, // 29: bulkhead.internal.v1.Controller.WatchRoutes:output_type -> bulkhead.internal.v1.RouteUpdate
+	20, // 30: bulkhead.internal.v1.Controller.IssueServerCertificate:output_type -> bulkhead.internal.v1.IssueServerCertificateResponse
+	22, // 31: bulkhead.internal.v1.Worker.Reserve:output_type -> bulkhead.internal.v1.ReserveResponse
+	28, // 32: bulkhead.internal.v1.Worker.Signal:output_type -> bulkhead.internal.v1.SignalResponse
+	30, // 33: bulkhead.internal.v1.Worker.Exec:output_type -> bulkhead.internal.v1.ExecResponse
+	32, // 34: bulkhead.internal.v1.Worker.Processes:output_type -> bulkhead.internal.v1.ProcessesResponse
+	36, // 35: bulkhead.internal.v1.Worker.Logs:output_type -> bulkhead.internal.v1.LogLine
+	24, // 36: bulkhead.internal.v1.Worker.Wake:output_type -> bulkhead.internal.v1.WakeResponse
+	26, // 37: bulkhead.internal.v1.Worker.Idle:output_type -> bulkhead.internal.v1.IdleResponse
+	1,  // 38: bulkhead.internal.v1.Telemetry.Metrics:output_type -> bulkhead.internal.v1.MetricsResponse
+	26, // [26:39] is the sub-list for method output_type
+	13, // [13:26] is the sub-list for method input_type
 	13, // [13:13] is the sub-list for extension type_name
 	13, // [13:13] is the sub-list for extension extendee
 	0,  // [0:13] is the sub-list for field type_name
@@ -2479,7 +2758,7 @@ func file_api_internalpb_internal_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_internalpb_internal_proto_rawDesc), len(file_api_internalpb_internal_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -307,14 +307,16 @@ const (
 	Worker_Exec_FullMethodName      = "/bulkhead.internal.v1.Worker/Exec"
 	Worker_Processes_FullMethodName = "/bulkhead.internal.v1.Worker/Processes"
 	Worker_Logs_FullMethodName      = "/bulkhead.internal.v1.Worker/Logs"
+	Worker_Wake_FullMethodName      = "/bulkhead.internal.v1.Worker/Wake"
+	Worker_Idle_FullMethodName      = "/bulkhead.internal.v1.Worker/Idle"
 )
 
 // WorkerClient is the client API for Worker service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Worker is served by each worker. Caller: controller, for Machines that the
-// worker holds; not_found otherwise.
+// Worker is served by each worker, for Machines that it holds; not_found otherwise.
+// Caller: controller, but for Wake and Idle.
 type WorkerClient interface {
 	// Reserve resolves the image and checks that the Machine fits, before the
 	// controller writes it down. It holds nothing: the assignment does.
@@ -327,6 +329,13 @@ type WorkerClient interface {
 	Processes(ctx context.Context, in *ProcessesRequest, opts ...grpc.CallOption) (*ProcessesResponse, error)
 	// Logs streams the Machine's output, oldest first.
 	Logs(ctx context.Context, in *LogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogLine], error)
+	// Wake starts a stopped Machine for which a request waits, and answers when its
+	// process runs. The Machine's own config (autostart) decides whether it may, and no
+	// controller is needed. Waking what runs does nothing. Caller: edge.
+	Wake(ctx context.Context, in *WakeRequest, opts ...grpc.CallOption) (*WakeResponse, error)
+	// Idle stops a Machine that no request came for, if its config (autostop,
+	// min_machines_running) lets it; it answers once that is journaled. Caller: edge.
+	Idle(ctx context.Context, in *IdleRequest, opts ...grpc.CallOption) (*IdleResponse, error)
 }
 
 type workerClient struct {
@@ -396,12 +405,32 @@ func (c *workerClient) Logs(ctx context.Context, in *LogsRequest, opts ...grpc.C
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Worker_LogsClient = grpc.ServerStreamingClient[LogLine]
 
+func (c *workerClient) Wake(ctx context.Context, in *WakeRequest, opts ...grpc.CallOption) (*WakeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(WakeResponse)
+	err := c.cc.Invoke(ctx, Worker_Wake_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *workerClient) Idle(ctx context.Context, in *IdleRequest, opts ...grpc.CallOption) (*IdleResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(IdleResponse)
+	err := c.cc.Invoke(ctx, Worker_Idle_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // WorkerServer is the server API for Worker service.
 // All implementations must embed UnimplementedWorkerServer
 // for forward compatibility.
 //
-// Worker is served by each worker. Caller: controller, for Machines that the
-// worker holds; not_found otherwise.
+// Worker is served by each worker, for Machines that it holds; not_found otherwise.
+// Caller: controller, but for Wake and Idle.
 type WorkerServer interface {
 	// Reserve resolves the image and checks that the Machine fits, before the
 	// controller writes it down. It holds nothing: the assignment does.
@@ -414,6 +443,13 @@ type WorkerServer interface {
 	Processes(context.Context, *ProcessesRequest) (*ProcessesResponse, error)
 	// Logs streams the Machine's output, oldest first.
 	Logs(*LogsRequest, grpc.ServerStreamingServer[LogLine]) error
+	// Wake starts a stopped Machine for which a request waits, and answers when its
+	// process runs. The Machine's own config (autostart) decides whether it may, and no
+	// controller is needed. Waking what runs does nothing. Caller: edge.
+	Wake(context.Context, *WakeRequest) (*WakeResponse, error)
+	// Idle stops a Machine that no request came for, if its config (autostop,
+	// min_machines_running) lets it; it answers once that is journaled. Caller: edge.
+	Idle(context.Context, *IdleRequest) (*IdleResponse, error)
 	mustEmbedUnimplementedWorkerServer()
 }
 
@@ -438,6 +474,12 @@ func (UnimplementedWorkerServer) Processes(context.Context, *ProcessesRequest) (
 }
 func (UnimplementedWorkerServer) Logs(*LogsRequest, grpc.ServerStreamingServer[LogLine]) error {
 	return status.Error(codes.Unimplemented, "method Logs not implemented")
+}
+func (UnimplementedWorkerServer) Wake(context.Context, *WakeRequest) (*WakeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Wake not implemented")
+}
+func (UnimplementedWorkerServer) Idle(context.Context, *IdleRequest) (*IdleResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Idle not implemented")
 }
 func (UnimplementedWorkerServer) mustEmbedUnimplementedWorkerServer() {}
 func (UnimplementedWorkerServer) testEmbeddedByValue()                {}
@@ -543,6 +585,42 @@ func _Worker_Logs_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Worker_LogsServer = grpc.ServerStreamingServer[LogLine]
 
+func _Worker_Wake_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(WakeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkerServer).Wake(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Worker_Wake_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkerServer).Wake(ctx, req.(*WakeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Worker_Idle_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(IdleRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkerServer).Idle(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Worker_Idle_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkerServer).Idle(ctx, req.(*IdleRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Worker_ServiceDesc is the grpc.ServiceDesc for Worker service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -565,6 +643,14 @@ var Worker_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Processes",
 			Handler:    _Worker_Processes_Handler,
+		},
+		{
+			MethodName: "Wake",
+			Handler:    _Worker_Wake_Handler,
+		},
+		{
+			MethodName: "Idle",
+			Handler:    _Worker_Idle_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

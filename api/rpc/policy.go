@@ -21,6 +21,9 @@ var Policy = map[string][]string{
 	internalpb.Worker_Exec_FullMethodName:      {role.Controller},
 	internalpb.Worker_Processes_FullMethodName: {role.Controller},
 	internalpb.Worker_Logs_FullMethodName:      {role.Controller},
+	// A Machine's own config decides whether an edge may do this to it.
+	internalpb.Worker_Wake_FullMethodName: {role.Edge},
+	internalpb.Worker_Idle_FullMethodName: {role.Edge},
 
 	internalpb.Telemetry_Metrics_FullMethodName: {role.Controller},
 }
