@@ -74,6 +74,17 @@ func (c *Controller) checkLease(ctx context.Context, m *record, nonce string) (*
 	return l, rev, nil
 }
 
+// tellLease makes the changes by which a Machine's worker hears of its lease: it must
+// not wake what somebody holds. Other Machines are not started by themselves.
+func tellLease(m *record, until time.Time) []store.Op {
+	if m.Gone != nil || !m.Config.Traffic().Autostart {
+		return nil
+	}
+	m.LeaseUntil = until
+	m.Generation++
+	return []store.Op{put(machineKey(m.App, m.ID), m), put(nodeKey(m.Node, m.ID), m.assigned())}
+}
+
 func (c *Controller) showLease(r *call) (int, any, error) {
 	m, _, err := c.getMachine(r.Context(), r.app(), r.machine())
 	if err != nil {
@@ -110,8 +121,12 @@ func (c *Controller) takeLease(r *call) (int, any, error) {
 		return 0, nil, err
 	}
 	var out *lease
+	var m *record
+	var told []store.Op
 	err = retry(r.Context(), func() error {
-		m, mrev, err := c.getMachine(r.Context(), r.app(), r.machine())
+		var mrev int64
+		var err error
+		m, mrev, err = c.getMachine(r.Context(), r.app(), r.machine())
 		if err != nil {
 			return err
 		}
@@ -131,18 +146,22 @@ func (c *Controller) takeLease(r *call) (int, any, error) {
 		}
 		lk := leaseKey(m.App, m.ID)
 		conds := []store.Cond{at(lk, rev), at(machineKey(m.App, m.ID), mrev)}
-		_, err = c.store.Txn(r.Context(), conds, []store.Op{put(lk, out)})
+		told = tellLease(m, out.ExpiresAt)
+		_, err = c.store.Txn(r.Context(), conds, append(told, put(lk, out)))
 		return err
 	})
 	if err != nil {
 		return 0, nil, err
+	}
+	if told != nil {
+		c.awaitWorker(r.Context(), m) // no request wakes it from here on
 	}
 	return http.StatusCreated, out.body(), nil
 }
 
 func (c *Controller) releaseLease(r *call) (int, any, error) {
 	err := retry(r.Context(), func() error {
-		m, _, err := c.getMachine(r.Context(), r.app(), r.machine())
+		m, mrev, err := c.getMachine(r.Context(), r.app(), r.machine())
 		if err != nil {
 			return err
 		}
@@ -154,7 +173,8 @@ func (c *Controller) releaseLease(r *call) (int, any, error) {
 			return fault.New(fault.NotFound, "lease not found")
 		}
 		lk := leaseKey(m.App, m.ID)
-		_, err = c.store.Txn(r.Context(), []store.Cond{at(lk, rev)}, []store.Op{store.Delete(lk)})
+		conds := []store.Cond{at(lk, rev), at(machineKey(m.App, m.ID), mrev)}
+		_, err = c.store.Txn(r.Context(), conds, append(tellLease(m, time.Time{}), store.Delete(lk)))
 		return err
 	})
 	if err != nil {

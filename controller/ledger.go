@@ -9,19 +9,58 @@ import (
 
 	"bulkhead/controller/schedule"
 	"bulkhead/key"
+	"bulkhead/machine"
 	"bulkhead/store"
 )
 
 // ledger sums up what is assigned to each node, for placement. It follows the
-// store, so that a placement costs what there are nodes, not Machines.
+// store, so that a placement costs what there are nodes, not Machines, and what workers
+// report of Machines that traffic started or stopped.
 type ledger struct {
 	mu       sync.Mutex
 	machines map[key.Node]map[key.MachineID]assigned
 	memory   map[key.Node]int64 // MiB of what is wanted started
+	local    map[key.MachineID]localWish
+}
+
+// localWish is what traffic made of a user's wish.
+type localWish struct {
+	want machine.Desired
+	wish int64
 }
 
 func newLedger() *ledger {
-	return &ledger{machines: map[key.Node]map[key.MachineID]assigned{}, memory: map[key.Node]int64{}}
+	return &ledger{
+		machines: map[key.Node]map[key.MachineID]assigned{}, memory: map[key.Node]int64{},
+		local: map[key.MachineID]localWish{},
+	}
+}
+
+// runs reports whether a Machine is wanted started. l.mu is held.
+func (l *ledger) runs(id key.MachineID, a assigned) bool {
+	if w, ok := l.local[id]; ok && w.wish == a.Wish {
+		return w.want == machine.WantStarted
+	}
+	return a.Runs
+}
+
+// heard takes what workers report.
+func (l *ledger) heard(all ...*seen) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range all {
+		a, ok := l.machines[s.Node][s.Machine]
+		if ok && l.runs(s.Machine, a) {
+			l.memory[s.Node] -= int64(a.MemoryMB)
+		}
+		delete(l.local, s.Machine)
+		if s.Local != "" {
+			l.local[s.Machine] = localWish{s.Local, s.Wish}
+		}
+		if ok && l.runs(s.Machine, a) {
+			l.memory[s.Node] += int64(a.MemoryMB)
+		}
+	}
 }
 
 // run follows the store until ctx ends; loaded is closed when the first sum is done.
@@ -62,11 +101,12 @@ func (l *ledger) take(e store.Event) {
 	if l.machines[node] == nil {
 		l.machines[node] = map[key.MachineID]assigned{}
 	}
-	if old, ok := l.machines[node][id]; ok && old.Runs {
+	if old, ok := l.machines[node][id]; ok && l.runs(id, old) {
 		l.memory[node] -= int64(old.MemoryMB)
 	}
 	delete(l.machines[node], id)
 	if e.Deleted {
+		delete(l.local, id)
 		return
 	}
 	a, err := decode[assigned](e.KV)
@@ -74,7 +114,7 @@ func (l *ledger) take(e store.Event) {
 		return
 	}
 	l.machines[node][id] = *a
-	if a.Runs {
+	if l.runs(id, *a) {
 		l.memory[node] += int64(a.MemoryMB)
 	}
 }

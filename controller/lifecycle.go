@@ -38,15 +38,17 @@ func (c *Controller) startMachine(r *call) (int, any, error) {
 			return nil, err
 		}
 		previous = merge(m, s).State
-		if previous == machine.Started && m.Desired == machine.WantStarted {
+		// What traffic does meanwhile may not have been heard of: then the word is passed on.
+		if previous == machine.Started && m.Desired == machine.WantStarted && !m.Config.Traffic().Autostop {
 			return nil, errUnchanged
 		}
-		if m.Desired != machine.WantStarted {
+		if wants(m, s) != machine.WantStarted {
 			if err := c.roomFor(m); err != nil {
 				return nil, err
 			}
 		}
 		m.Desired = machine.WantStarted
+		m.Wish++
 		m.StopSignal, m.StopTimeout = "", 0
 		m.StartNonce++
 		m.Generation++
@@ -131,10 +133,11 @@ func (c *Controller) stop(r *call, wish stopWish) (int, any, error) {
 		if err := alive(m, c.view.get(m.ID)); err != nil {
 			return nil, err
 		}
-		if m.Desired == machine.WantStopped && wish == (stopWish{}) {
+		if m.Desired == machine.WantStopped && wish == (stopWish{}) && !m.Config.Traffic().Autostart {
 			return nil, errUnchanged
 		}
 		m.Desired = machine.WantStopped
+		m.Wish++
 		m.StopSignal, m.StopTimeout = wish.signal, wish.timeout.Milliseconds()
 		m.Generation++
 		return nil, nil
@@ -169,15 +172,17 @@ func (c *Controller) restartMachine(r *call) (int, any, error) {
 		if err := alive(m, s); err != nil {
 			return nil, err
 		}
-		if m.Desired != machine.WantStarted {
+		runs := wants(m, s) == machine.WantStarted
+		if !runs {
 			if err := c.roomFor(m); err != nil {
 				return nil, err
 			}
 		}
-		if m.Desired != machine.WantStarted || merge(m, s).State != machine.Started {
+		if !runs || merge(m, s).State != machine.Started {
 			m.StartNonce++
 		}
 		m.Desired = machine.WantStarted
+		m.Wish++
 		m.StopSignal, m.StopTimeout = wish.signal, wish.timeout.Milliseconds()
 		m.RestartNonce++
 		m.Generation++

@@ -56,6 +56,21 @@ func merge(r *record, s *seen) status {
 	return st
 }
 
+// wants is what is wanted of a Machine: the user's last word, or what traffic has made
+// of it since. The record holds the first and the worker's journal the second; neither
+// is ever written over the other. A worker is believed only as far as the Machine's
+// config lets traffic go.
+func wants(r *record, s *seen) machine.Desired {
+	if s == nil || s.Local == "" || s.Wish != r.Wish || r.Desired == machine.WantDestroyed {
+		return r.Desired
+	}
+	may := r.Config.Traffic()
+	if s.Local == machine.WantStarted && may.Autostart || s.Local == machine.WantStopped && may.Autostop {
+		return s.Local
+	}
+	return r.Desired
+}
+
 // final states lead to nothing but the end.
 func final(s machine.State) bool {
 	return s == machine.Destroyed || s == machine.Destroying || s == machine.LaunchFailed
@@ -66,7 +81,7 @@ func acted(r *record, s *seen) bool {
 	if s == nil || s.Generation < r.Generation {
 		return false
 	}
-	if r.Desired != machine.WantStarted {
+	if wants(r, s) != machine.WantStarted {
 		return true
 	}
 	return s.StartNonce >= r.StartNonce && s.RestartNonce >= r.RestartNonce
@@ -79,7 +94,7 @@ func settled(r *record, s *seen) bool {
 	}
 	switch s.State {
 	case machine.Started:
-		return r.Desired == machine.WantStarted && s.Instance == r.Instance
+		return wants(r, s) == machine.WantStarted && s.Instance == r.Instance
 	case machine.Stopped:
 		return r.Desired != machine.WantDestroyed && s.Instance == r.Instance
 	case machine.Created:

@@ -70,14 +70,19 @@ type record struct {
 	ImageRef machine.ImageRef `json:"image_ref"`
 
 	Desired machine.Desired `json:"desired"`
-	// Generation grows with each change that the worker must know of.
+	// Generation grows with each change that the worker must know of, Wish with each
+	// word of a user about what is wanted: it voids what traffic made of the last one.
 	Generation   int64  `json:"generation"`
+	Wish         int64  `json:"wish,omitempty"`
 	StartNonce   int64  `json:"start_nonce,omitempty"`
 	RestartNonce int64  `json:"restart_nonce,omitempty"`
 	StopSignal   string `json:"stop_signal,omitempty"`
 	StopTimeout  int64  `json:"stop_timeout_ms,omitempty"`
 	Force        bool   `json:"force,omitempty"`
 	Cordoned     bool   `json:"cordoned,omitempty"`
+	// LeaseUntil repeats the lease's end for the worker, which wakes no Machine before;
+	// it is kept up for Machines with autostart only.
+	LeaseUntil time.Time `json:"lease_until,omitzero"`
 
 	CreatedAt time.Time `json:"created_at"`
 	UpdatedAt time.Time `json:"updated_at"`
@@ -109,7 +114,8 @@ type assigned struct {
 	Generation int64       `json:"generation"`
 	CPUs       int         `json:"cpus"`
 	MemoryMB   int         `json:"memory_mb"`
-	Runs       bool        `json:"runs"` // it is wanted started
+	Runs       bool        `json:"runs"` // a user wants it started
+	Wish       int64       `json:"wish,omitempty"`
 }
 
 // version is one version of a Machine's config.
@@ -148,5 +154,5 @@ type removal struct {
 
 func (r *record) assigned() assigned {
 	g := r.Config.EffectiveGuest()
-	return assigned{App: r.App, Generation: r.Generation, CPUs: g.CPUs, MemoryMB: g.MemoryMB, Runs: r.Desired == machine.WantStarted}
+	return assigned{App: r.App, Generation: r.Generation, CPUs: g.CPUs, MemoryMB: g.MemoryMB, Runs: r.Desired == machine.WantStarted, Wish: r.Wish}
 }

@@ -230,7 +230,12 @@ func addService(ports map[int32]*internalpb.ServiceRoute, m *record, s *seen, sv
 			}
 			ports[port] = sr
 		}
-		if s == nil || s.State != machine.Started || m.Cordoned || m.Desired != machine.WantStarted || !ownAddress(m, s.PrivateIP) {
+		if s == nil || m.Cordoned || !ownAddress(m, s.PrivateIP) {
+			continue
+		}
+		may := m.Config.Traffic()
+		awake := s.State == machine.Started && wants(m, s) == machine.WantStarted
+		if !awake && !(may.Autostart && wakeable(s.State)) {
 			continue
 		}
 		b := &internalpb.Backend{
@@ -247,8 +252,21 @@ func addService(ports map[int32]*internalpb.ServiceRoute, m *record, s *seen, sv
 			}
 			b.HardLimit = int32(c.HardLimit)
 		}
+		if may.Autostart || may.Autostop {
+			b.Asleep, b.Seq, b.Autostart, b.Autostop = !awake, s.Seq, may.Autostart, may.Autostop
+		}
 		sr.Backends = append(sr.Backends, b)
 	}
+}
+
+// wakeable reports whether a Machine in this state may be asked to come up: it is down,
+// or on its way.
+func wakeable(s machine.State) bool {
+	switch s {
+	case machine.Stopped, machine.Suspended, machine.Stopping, machine.Starting, machine.Restarting, machine.Updating:
+		return true
+	}
+	return false
 }
 
 // ownAddress reports whether an address that a worker reported is one of the

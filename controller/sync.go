@@ -238,6 +238,7 @@ func (s *session) takeHello(ctx context.Context, h *internalpb.Hello, mine map[k
 	}
 	cap := nodeStatus{CPUs: int(h.Capacity.GetCpus()), MemoryMB: h.Capacity.GetMemoryMb()}
 	s.c.view.hello(s.node, cap, known)
+	s.c.ledger.heard(known...)
 	for _, r := range mine {
 		s.c.routes.dirty(r.App)
 	}
@@ -354,6 +355,7 @@ func (s *session) observe(ctx context.Context, o *seen) error {
 	}
 	s.c.metrics.observations.Inc()
 	s.c.view.observe(o)
+	s.c.ledger.heard(o)
 	s.c.routes.dirty(p.App)
 	if o.State == machine.Destroyed {
 		return s.c.bury(ctx, p.App, o)
@@ -427,12 +429,16 @@ func (c *Controller) assignment(r *record) (*internalpb.Assignment, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &internalpb.Assignment{
+	as := &internalpb.Assignment{
 		MachineId: string(r.ID), App: string(r.App), Name: r.Name, Generation: r.Generation,
 		InstanceId: string(r.Instance), Config: config, ImageRef: ref, Desired: string(r.Desired),
 		StartNonce: r.StartNonce, RestartNonce: r.RestartNonce, StopSignal: r.StopSignal, StopTimeoutMs: r.StopTimeout,
-		Force: r.Force, Grant: encoded, GrantSignature: sig, Region: r.Region, Cordoned: r.Cordoned,
-	}, nil
+		Force: r.Force, Grant: encoded, GrantSignature: sig, Region: r.Region, Cordoned: r.Cordoned, Wish: r.Wish,
+	}
+	if !r.LeaseUntil.IsZero() {
+		as.LeaseUntilMs = r.LeaseUntil.UnixMilli()
+	}
+	return as, nil
 }
 
 // awaitWorker waits until the worker has taken up a record's generation, at most

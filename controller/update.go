@@ -55,6 +55,7 @@ func (c *Controller) updateMachine(r *call) (int, any, error) {
 		}
 		m.Instance, m.Config, m.ImageRef = key.NewInstanceID(), conf, ref
 		m.Generation++
+		m.Wish++
 		m.StopSignal, m.StopTimeout = "", 0
 		if in.SkipLaunch {
 			m.Desired = machine.WantStopped
@@ -65,6 +66,7 @@ func (c *Controller) updateMachine(r *call) (int, any, error) {
 		ops := []store.Op{put(versionKey(m.App, m.ID, m.Instance), m.version())}
 		if in.LeaseTTL != 0 && r.nonce() == "" {
 			l = newLease(r.who, m, "", ttl)
+			m.LeaseUntil = l.ExpiresAt
 			ops = append(ops, put(leaseKey(m.App, m.ID), l))
 		}
 		return ops, nil

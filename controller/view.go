@@ -26,6 +26,9 @@ type seen struct {
 	Error        string
 	StartNonce   int64
 	RestartNonce int64
+	// Local is what traffic made of the user's wish numbered Wish; see wants.
+	Local machine.Desired
+	Wish  int64
 }
 
 // Bounds of what is kept of an observation: a worker that is in other hands must not
@@ -44,6 +47,9 @@ func seenOf(node key.Node, o *internalpb.Observation) *seen {
 		Instance: key.InstanceID(o.InstanceId), State: machine.State(o.State), PrivateIP: o.PrivateIp,
 		UpdatedAt: time.UnixMilli(o.UpdatedAtMs).UTC(), Error: strings.ToValidUTF8(o.Error[:min(len(o.Error), maxSeenError)], "\uFFFD"),
 		StartNonce: o.StartNonce, RestartNonce: o.RestartNonce,
+	}
+	if l := machine.Desired(o.Local); l == machine.WantStarted || l == machine.WantStopped {
+		s.Local, s.Wish = l, o.Wish
 	}
 	for _, b := range o.Events[:min(len(o.Events), maxSeenEvents)] {
 		var e machine.Event

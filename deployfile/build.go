@@ -117,7 +117,7 @@ func (f *File) setServices(c *machine.Config, group string) {
 		for i := range s.Ports {
 			s.Ports[i].HTTPOptions = h.HTTPOptions.api()
 		}
-		s.Autostart, s.Autostop = h.AutoStartMachines, h.AutoStopMachines.api()
+		s.Autostart, s.Autostop = autostart(h.AutoStartMachines), h.AutoStopMachines.api()
 		s.MinMachinesRunning, s.Concurrency = h.MinMachinesRunning, h.Concurrency.api()
 		c.Services = append(c.Services, s)
 	}
@@ -132,7 +132,7 @@ func (f *File) setServices(c *machine.Config, group string) {
 func (sv Service) api() machine.Service {
 	s := machine.Service{
 		Protocol: sv.Protocol, InternalPort: sv.InternalPort,
-		Autostart: sv.AutoStartMachines, Autostop: sv.AutoStopMachines.api(),
+		Autostart: autostart(sv.AutoStartMachines), Autostop: sv.AutoStopMachines.api(),
 		MinMachinesRunning: sv.MinMachinesRunning, Concurrency: sv.Concurrency.api(),
 	}
 	if s.Protocol == "" {
@@ -144,6 +144,15 @@ func (sv Service) api() machine.Service {
 		})
 	}
 	return s
+}
+
+// autostart is on in a file that does not say; the API's own default is off.
+func autostart(b *bool) *bool {
+	if b == nil {
+		b = new(bool)
+		*b = true
+	}
+	return b
 }
 
 func (m StopMode) api() *machine.Autostop {
