@@ -254,6 +254,8 @@ func (s *Server) raw(c *clientConn, client net.Conn) {
 				return
 			}
 			lease.Failed(time.Now())
+			s.doubt(c.app, lease.Backend, derr)
+			until = s.patience(until, lease.Backend)
 			tried = append(tried, lease.Backend)
 			lease.Release()
 			s.m.retries.Inc()
@@ -289,27 +291,44 @@ func (f *failure) Error() string {
 	return f.text
 }
 
-// lease picks a Machine of app that is not in tried, and waits for a place when all
-// are full.
+// lease picks a Machine of app that is not in tried. When none runs it waits until one
+// is woken, and when all are full for a place or another one to be woken.
 func (s *Server) lease(ctx context.Context, app string, tried []*route.Backend, of func(*route.App) *route.Service) (route.Lease, *failure) {
-	var wait context.Context
+	var wait, held context.Context
 	for {
 		r := s.table.Lookup(app)
 		if r == nil {
 			return route.Lease{}, &failure{status: 404, code: "PM06", text: "no app " + app}
 		}
 		svc := of(r)
-		if svc == nil || len(svc.Targets) == 0 {
+		if svc == nil || len(svc.Targets)+len(svc.Asleep) == 0 {
 			return route.Lease{}, &failure{status: 503, code: "PR01", text: "app " + app + " has no running machine"}
 		}
 		l, verdict := svc.Pick(time.Now(), tried)
-		switch verdict {
-		case route.Picked:
+		if verdict == route.Picked {
 			if l.OverSoft {
 				s.m.overSoft.Inc()
+				if len(svc.Asleep) > 0 {
+					s.waker.begin(s, app, of) // one more; this request does not wait for it
+				}
 			}
 			return l, nil
-		case route.None:
+		}
+		if len(svc.Asleep) > 0 {
+			if held == nil {
+				var cancel context.CancelFunc
+				held, cancel = context.WithTimeout(ctx, s.Limits.WakeTimeout)
+				defer cancel()
+			}
+			fail := s.waker.hold(held, s, app, of)
+			if fail == nil {
+				continue
+			}
+			if verdict == route.None || held.Err() != nil {
+				return route.Lease{}, fail
+			}
+		}
+		if verdict == route.None {
 			return route.Lease{}, &failure{status: 503, code: "PR03", text: "no machine of app " + app + " takes requests"}
 		}
 		if wait == nil {

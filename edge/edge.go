@@ -54,6 +54,10 @@ type Limits struct {
 	PipeIdle        time.Duration // WebSockets, raw TLS, the API: nothing moves
 	QueueTimeout    time.Duration // a request waits while all Machines are full
 	Drain           time.Duration // shutdown waits this long for requests under way
+	WakeTimeout     time.Duration // a request waits for a Machine to be woken, and then to listen
+	MaxHeld         int           // requests of one app that wait for a waking
+	MaxHeldAll      int           // of all apps
+	IdleAfter       time.Duration // a Machine without requests is reported idle
 }
 
 // DefaultLimits are those of a server with a public address.
@@ -64,6 +68,7 @@ func DefaultLimits() Limits {
 		ReadIdle: 60 * time.Second, WriteIdle: 60 * time.Second,
 		DialTimeout: 2 * time.Second, RetryFor: 3 * time.Second, ResponseTimeout: 60 * time.Second,
 		BodyIdle: 5 * time.Minute, PipeIdle: 10 * time.Minute, QueueTimeout: 5 * time.Second, Drain: 10 * time.Second,
+		WakeTimeout: 30 * time.Second, MaxHeld: 1000, MaxHeldAll: 10000, IdleAfter: 60 * time.Second,
 	}
 }
 
@@ -86,6 +91,8 @@ func (l *Limits) fill() {
 	setInt(&l.MaxConns, d.MaxConns)
 	setInt(&l.MaxConnsPerAddr, max(l.MaxConns/4, 1))
 	setInt(&l.MaxHeaderBytes, d.MaxHeaderBytes)
+	setInt(&l.MaxHeld, d.MaxHeld)
+	setInt(&l.MaxHeldAll, d.MaxHeldAll)
 	if l.MaxStreams == 0 {
 		l.MaxStreams = d.MaxStreams
 	}
@@ -97,6 +104,7 @@ func (l *Limits) fill() {
 		{&l.ReadIdle, d.ReadIdle}, {&l.WriteIdle, d.WriteIdle}, {&l.DialTimeout, d.DialTimeout}, {&l.RetryFor, d.RetryFor},
 		{&l.ResponseTimeout, d.ResponseTimeout}, {&l.BodyIdle, d.BodyIdle}, {&l.PipeIdle, d.PipeIdle},
 		{&l.QueueTimeout, d.QueueTimeout}, {&l.Drain, d.Drain},
+		{&l.WakeTimeout, d.WakeTimeout}, {&l.IdleAfter, d.IdleAfter},
 	} {
 		if *f.p == 0 {
 			*f.p = f.v
@@ -131,6 +139,7 @@ type Server struct {
 	tlsHTTP *tls.Config // for services with the http handler
 	tlsRaw  *tls.Config // for services with the tls handler alone
 	logs    *limiter
+	waker   waker
 
 	controller atomic.Pointer[internalpb.ControllerClient]
 
@@ -183,6 +192,7 @@ func (s *Server) Open() error {
 	s.wg.Go(func() { s.certs.run(s.background) })
 	s.wg.Go(func() { s.keepCache(s.background) })
 	s.wg.Go(func() { s.keepCerts(s.background) })
+	s.wg.Go(func() { s.keepIdle(s.background) })
 	s.Log.Info("edge opened", "domain", s.Domain, "cached_routes", s.table.Len())
 	return nil
 }
@@ -195,6 +205,7 @@ func (s *Server) Close() error {
 	s.cancel()
 	s.clients.closeAll()
 	<-s.sessions.idle()
+	s.waker.wait()
 	s.wg.Wait()
 	s.table.Close()
 	return s.cache.Close()

@@ -29,7 +29,7 @@ func (q *request) forward(of func(*route.App) *route.Service) {
 	tried := space[:0]
 	var last *failure
 	var until time.Time
-	for pause := 50 * time.Millisecond; ; {
+	for pause := 5 * time.Millisecond; ; {
 		lease, none := s.lease(ctx, q.app, tried, of)
 		if none != nil {
 			if last == nil || len(tried) == 0 {
@@ -57,6 +57,8 @@ func (q *request) forward(of func(*route.App) *route.Service) {
 		if until.IsZero() {
 			until = time.Now().Add(s.Limits.RetryFor)
 		}
+		s.doubt(q.app, lease.Backend, last.cause)
+		until = s.patience(until, lease.Backend)
 		s.m.retries.Inc()
 		tried = append(tried, lease.Backend)
 	}

@@ -36,6 +36,10 @@ type metrics struct {
 	routeLive prometheus.Histogram
 	synced    prometheus.Gauge
 	cacheErrs prometheus.Counter
+	wakes     *prometheus.CounterVec // by result
+	wakeTime  prometheus.Histogram
+	held      prometheus.Gauge
+	idles     *prometheus.CounterVec // by result
 }
 
 const (
@@ -77,6 +81,10 @@ func newMetrics(routes func() int) *metrics {
 		updates:   counter("route_updates_total", "Routes set or removed."),
 		routeLive: histogram("route_latency_seconds", "Time from the change of a route to its use.", []float64{.0005, .001, .002, .005, .01, .02, .03, .05, .1, .25, .5, 1, 5, 30}),
 		synced:    gauge("routes_synced", "1 while the table follows the controller, 0 while it is what was cached."),
+		wakes:     counters("wakes_total", "Wakings of Machines that were asked for, by how they ended.", "result"),
+		wakeTime:  histogram("wake_seconds", "Time from asking for a Machine to be woken until it runs.", []float64{.05, .1, .2, .3, .5, .75, 1, 2, 5, 10, 30}),
+		held:      gauge("requests_held", "Requests that wait for a Machine to be woken."),
+		idles:     counters("idle_reports_total", "Machines that were reported idle, by what came of it.", "result"),
 		cacheErrs: counter("route_cache_errors_total", "Writes of the route cache that failed."),
 	}
 	req := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Subsystem: ss, Name: "requests_total", Help: "Requests, by scheme, HTTP version and status class."}, []string{"scheme", "http", "code"})
@@ -93,7 +101,7 @@ func newMetrics(routes func() int) *metrics {
 	}
 	m.routes = prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: ns, Subsystem: ss, Name: "routes", Help: "Apps in the route table."}, func() float64 { return float64(routes()) })
 	m.reg.MustRegister(req, m.errors, m.duration, m.inflight, m.retries, m.overSoft, m.queued, m.dials, m.conns, m.accepted, m.refused,
-		m.tlsFails, m.certs, m.routes, m.updates, m.routeLive, m.synced, m.cacheErrs,
+		m.wakes, m.wakeTime, m.held, m.idles, m.tlsFails, m.certs, m.routes, m.updates, m.routeLive, m.synced, m.cacheErrs,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

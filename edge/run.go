@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"path/filepath"
 	"sync"
 
 	"google.golang.org/grpc"
@@ -30,6 +31,7 @@ func Run(ctx context.Context, env *role.Env) error {
 	if s.HTTPPort, err = portOf(c.HTTPAddr); err != nil {
 		return err
 	}
+	s.Limits.IdleAfter = c.IdleAfter
 	if s.HTTPSPort, err = portOf(c.HTTPSAddr); err != nil {
 		return err
 	}
@@ -56,7 +58,7 @@ func Run(ctx context.Context, env *role.Env) error {
 // join gets an identity, serves telemetry under it, and follows the controller.
 func (s *Server) join(ctx context.Context, env *role.Env) error {
 	c := &env.Config
-	id, err := pki.NewIdentity(ctx, pki.Enroller(c.Sockets[role.SocketEnroll]), env.Log)
+	id, err := pki.OpenIdentity(ctx, filepath.Join(c.DataDir, "identity.pem"), pki.Enroller(c.Sockets[role.SocketEnroll]), env.Log)
 	if err != nil {
 		return err
 	}
@@ -73,6 +75,12 @@ func (s *Server) join(ctx context.Context, env *role.Env) error {
 		defer wg.Wait()
 		defer g.Stop()
 	}
+	worker, err := rpc.Dial(id, c.Sockets[role.SocketWorker], role.Worker, c.Node)
+	if err != nil {
+		return err
+	}
+	defer worker.Close()
+	s.WakeWith(internalpb.NewWorkerClient(worker))
 	conn, err := rpc.Dial(id, c.Sockets[role.SocketInternal], role.Controller, "")
 	if err != nil {
 		return err

@@ -19,6 +19,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"bulkhead/key"
 	"bulkhead/notice"
@@ -63,6 +64,10 @@ type Config struct {
 
 	HTTPAddr  string `json:"http_addr"`  // as the public reaches it, host:port
 	HTTPSAddr string `json:"https_addr"` // as the public reaches it, host:port
+
+	// IdleAfter is how long a Machine with autostop runs on without a request, in
+	// nanoseconds; 0 means the edge's default.
+	IdleAfter time.Duration `json:"idle_after,omitempty"`
 
 	// Sockets maps a socket's name to its path, for callers.
 	Sockets map[string]string `json:"sockets"`

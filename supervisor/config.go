@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/pelletier/go-toml/v2"
 
@@ -54,6 +55,9 @@ type Config struct {
 	RunDir string `toml:"run_dir"`
 	// LibDir is the directory of Bulkhead's other programs.
 	LibDir string `toml:"lib_dir"`
+	// IdleAfter is how long a Machine whose services have autostop runs on without a
+	// request, a Go duration.
+	IdleAfter string `toml:"idle_after"`
 	// LogFormat is how the log looks on stderr: "json" (one object a line) or "text".
 	LogFormat string `toml:"log_format"`
 }
@@ -80,6 +84,7 @@ var Fields = []Field{
 	{"node", "node", "NAME", "the host name", "name of this machine in the cluster, a DNS label; fixed at installation", func(c *Config) *string { return &c.Node }},
 	{"run_dir", "run-dir", "DIR", "/run/bulkhead, or /run/bulkhead-<hash of data_dir> for another data_dir", "sockets and namespaces of the running platform", func(c *Config) *string { return &c.RunDir }},
 	{"lib_dir", "lib-dir", "DIR", "where bulkheadd is", "directory of Bulkhead's other programs", func(c *Config) *string { return &c.LibDir }},
+	{"idle_after", "idle-after", "DURATION", "1m", "how long a machine with autostop runs on without a request", func(c *Config) *string { return &c.IdleAfter }},
 	{"log_format", "log-format", "json|text", "text on a terminal, else json", "how the log looks on stderr", func(c *Config) *string { return &c.LogFormat }},
 }
 
@@ -136,6 +141,9 @@ var (
 // into the 107 bytes the kernel takes.
 const maxRunDir = 80
 
+// minIdleAfter keeps Machines from being stopped between two requests of one page.
+const minIdleAfter = time.Second
+
 // Complete fills in the defaults and checks every field. It looks at nothing but
 // the host name and the place of the running program.
 func (c Config) Complete() (Config, error) {
@@ -149,6 +157,7 @@ func (c Config) Complete() (Config, error) {
 	set(&c.HTTPAddr, ":80")
 	set(&c.HTTPSAddr, ":443")
 	set(&c.Region, "local")
+	set(&c.IdleAfter, "1m")
 	c.Domain = strings.ToLower(strings.TrimSuffix(c.Domain, "."))
 	for _, p := range []struct {
 		name string
@@ -192,6 +201,9 @@ func (c Config) check() error {
 		if _, err := key.ParseNode(c.Node); err != nil {
 			return fmt.Errorf("node: %w", err)
 		}
+	}
+	if d, err := time.ParseDuration(c.IdleAfter); err != nil || d < minIdleAfter {
+		return fmt.Errorf("idle_after %q must be a duration of at least %v, such as 60s or 5m", c.IdleAfter, minIdleAfter)
 	}
 	if c.LogFormat != "" && c.LogFormat != "json" && c.LogFormat != "text" {
 		return fmt.Errorf("log_format %q is neither json nor text", c.LogFormat)

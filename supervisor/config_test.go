@@ -57,7 +57,7 @@ func TestComplete(t *testing.T) {
 	}{
 		{"defaults", Config{}, ""},
 		{"everything", Config{DataDir: "/srv/b", Domain: "Apps.Example.COM.", HTTPAddr: "127.0.0.1:8080", HTTPSAddr: "[::1]:8443", ClusterAddr: ":7000",
-			Region: "ams", Node: "n1", RunDir: "/run/x", LibDir: "/opt/b", ReadyFile: "/tmp/r.json", LogFormat: "text"}, ""},
+			Region: "ams", Node: "n1", RunDir: "/run/x", LibDir: "/opt/b", ReadyFile: "/tmp/r.json", LogFormat: "text", IdleAfter: "5m"}, ""},
 		{"free ports", Config{HTTPAddr: "127.0.0.1:0", HTTPSAddr: "127.0.0.1:0"}, ""},
 		{"domain with a space", Config{Domain: "a b"}, `domain "a b" is not a DNS name: bad label "a b"`},
 		{"domain with an empty label", Config{Domain: "a..b"}, "is not a DNS name"},
@@ -74,6 +74,8 @@ func TestComplete(t *testing.T) {
 		{"data directory with a space", Config{DataDir: "/srv/my data"}, "data_dir"},
 		{"data directory with a colon", Config{DataDir: "/srv/a:b"}, "data_dir"},
 		{"run directory too long", Config{RunDir: long}, "has 85 bytes"},
+		{"idle time is no duration", Config{IdleAfter: "soon"}, "idle_after \"soon\" must be a duration"},
+		{"idle time too short", Config{IdleAfter: "10ms"}, "of at least 1s"},
 		{"log format", Config{LogFormat: "xml"}, "neither json nor text"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

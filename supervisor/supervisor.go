@@ -325,6 +325,8 @@ func (s *Supervisor) newRunner(name string) (*runner, error) {
 		rc.GrantKeyFile, rc.ImageDir, rc.MachineDir = in.path(grantPub), in.path(imageDir), in.path(machineDir)
 	case role.Worker:
 		rc.ImageDir = in.path(imageDir)
+	case role.Edge:
+		rc.IdleAfter, _ = time.ParseDuration(c.IdleAfter) // checked when the configuration was read
 	}
 	r := &runner{
 		name: name, config: rc, cred: in.users.of(name), groups: []uint32{in.users.group}, runDir: c.RunDir,

@@ -24,6 +24,7 @@ type Machine struct {
 		Status  string `json:"status"`
 		Request *struct {
 			Error     string `json:"error"`
+			Reason    string `json:"reason"`
 			ExitEvent *struct {
 				ExitCode      int  `json:"exit_code"`
 				Signal        int  `json:"signal"`

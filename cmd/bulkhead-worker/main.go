@@ -65,7 +65,7 @@ func run(parent context.Context, env *role.Env) (err error) {
 		return env.Ready()
 	})
 	g.Go(func() error {
-		id, err := pki.NewIdentity(ctx, pki.Enroller(c.Sockets[role.SocketEnroll]), env.Log)
+		id, err := pki.OpenIdentity(ctx, filepath.Join(c.DataDir, "identity.pem"), pki.Enroller(c.Sockets[role.SocketEnroll]), env.Log)
 		if err != nil {
 			return err
 		}

@@ -111,6 +111,7 @@ func (t *Target) take() bool {
 
 // Release gives the lease back and lets one waiter look again.
 func (l Lease) Release() {
+	l.used.Store(time.Now().UnixNano())
 	l.load.Add(-1)
 	l.gate.wakeOne()
 }

@@ -48,8 +48,9 @@ type Service struct {
 	TLS, Web   bool
 	ForceHTTPS bool
 	// H2 says that the Machines take HTTP/2 without TLS.
-	H2      bool
-	Targets []Target
+	H2 bool
+	// Targets are the Machines that run, Asleep those that can be woken.
+	Targets, Asleep []Target
 
 	gate *gate
 }
@@ -58,6 +59,8 @@ type Service struct {
 type Target struct {
 	*Backend
 	Soft, Hard int64 // Hard 0 is no limit
+	// Autostart and Autostop say whether the Machine may be woken, and reported idle.
+	Autostart, Autostop bool
 }
 
 // Backend is one port of one Machine.
@@ -72,6 +75,8 @@ type Backend struct {
 	load      atomic.Int64
 	downUntil atomic.Int64 // Unix ns
 	fails     atomic.Int32
+
+	rest // what it has to do with sleeping and waking
 }
 
 // Lookup returns the current route of app, or nil.
@@ -95,6 +100,14 @@ func (t *Table) Set(r *internalpb.Route) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	old := t.Lookup(r.GetApp())
+	if old != nil {
+		keepNewer(r, old.Route)
+	}
+	t.swap(r, old)
+}
+
+// swap puts r in the place of old. t.mu is held.
+func (t *Table) swap(r *internalpb.Route, old *App) {
 	app := t.build(r, old)
 	t.apps.Store(app.Name, app)
 	if old == nil {
@@ -144,7 +157,13 @@ func (t *Table) build(r *internalpb.Route, old *App) *App {
 		s.TLS = slices.Contains(sr.GetHandlers(), "tls")
 		s.Web = slices.Contains(sr.GetHandlers(), "http")
 		for _, b := range sr.GetBackends() {
-			s.Targets = append(s.Targets, target(b, t.backend(app, old, b)))
+			have := t.backend(app, old, b)
+			have.settle(b)
+			if have.asleep.Load() {
+				s.Asleep = append(s.Asleep, target(b, have))
+			} else {
+				s.Targets = append(s.Targets, target(b, have))
+			}
 		}
 		switch sr.GetPort() {
 		case 80:
@@ -186,6 +205,7 @@ func (t *Table) backend(app, old *App, b *internalpb.Backend) *Backend {
 	}
 	if have == nil {
 		have = &Backend{Machine: k.id, Addr: k.addr, Pool: upstream.NewPool(k.addr, t.dial)}
+		have.used.Store(time.Now().UnixNano())
 	}
 	app.backends[k] = have
 	return have
@@ -195,7 +215,7 @@ func (t *Table) backend(app, old *App, b *internalpb.Backend) *Backend {
 const defaultSoft = 20
 
 func target(b *internalpb.Backend, have *Backend) Target {
-	t := Target{Backend: have, Soft: int64(b.GetSoftLimit()), Hard: int64(b.GetHardLimit())}
+	t := Target{Backend: have, Soft: int64(b.GetSoftLimit()), Hard: int64(b.GetHardLimit()), Autostart: b.GetAutostart(), Autostop: b.GetAutostop()}
 	if t.Soft <= 0 {
 		t.Soft = defaultSoft
 	}
@@ -207,6 +227,12 @@ func target(b *internalpb.Backend, have *Backend) Target {
 
 func (b *Backend) close() {
 	b.Pool.Close()
+	b.dropIdle()
+}
+
+// dropIdle closes the connections that wait for a next request.
+func (b *Backend) dropIdle() {
+	b.Pool.Drop()
 	if p := b.Aux.Load(); p != nil {
 		if c, ok := (*p).(interface{ CloseIdleConnections() }); ok {
 			c.CloseIdleConnections()

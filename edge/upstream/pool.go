@@ -89,6 +89,17 @@ func (p *Pool) Close() {
 	}
 }
 
+// Drop ends the idle connections: whoever was at their other end has gone to sleep.
+func (p *Pool) Drop() {
+	p.mu.Lock()
+	idle := p.idle
+	p.idle = nil
+	p.mu.Unlock()
+	for _, c := range idle {
+		c.Close()
+	}
+}
+
 func (p *Pool) pop() *Conn {
 	p.mu.Lock()
 	defer p.mu.Unlock()

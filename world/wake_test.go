@@ -1,0 +1,169 @@
+package world_test
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"bulkhead/fixture"
+	"bulkhead/world"
+)
+
+const (
+	wokenReason = "woken by a request"
+	idleReason  = "no request came for a while"
+)
+
+// sleepy is the config of a web app that traffic starts and stops.
+func sleepy(image string, min int) world.Config {
+	services := world.HTTPService(8080)
+	s := services[0].(map[string]any)
+	s["autostart"], s["autostop"], s["min_machines_running"] = true, "stop", min
+	return world.Config{"image": image, "services": services}
+}
+
+// reasons counts a Machine's events that traffic caused, by reason.
+func reasons(m world.Machine) map[string]int {
+	n := map[string]int{}
+	for _, e := range m.Events {
+		if e.Request != nil && e.Request.Reason != "" {
+			n[e.Request.Reason]++
+		}
+	}
+	return n
+}
+
+// stopped stops a Machine as a user does.
+func stopped(w *world.World, app, id string) {
+	w.T.Helper()
+	w.Must("POST", "/apps/"+app+"/machines/"+id+"/stop", map[string]any{}, nil)
+	w.Wait(app, id, "stopped", 20*time.Second)
+}
+
+// TestWake: a request wakes what a user stopped, a flood wakes it once, an idle Machine
+// is stopped again, and what must not be woken is not.
+func TestWake(t *testing.T) {
+	w := world.Start(t, "--idle-after", "3s")
+	w.CreateApp("web", "")
+	image := w.Push("web", fixture.StaticGo(t))
+	m := w.Run("web", sleepy(image, 0))
+	w.Eventually(10*time.Second, func() string { return answers(w, "web", "/", 200, "") })
+	stopped(w, "web", m.ID)
+
+	// A flood of requests wakes it once, and all are answered.
+	const flood = 200
+	var failed atomic.Int64
+	var why sync.Map
+	var all sync.WaitGroup
+	for range flood {
+		all.Go(func() {
+			if got := answers(w, "web", "/", 200, ""); got != "" {
+				failed.Add(1)
+				why.Store(got, true)
+			}
+		})
+	}
+	all.Wait()
+	if n := failed.Load(); n != 0 {
+		why.Range(func(k, _ any) bool { t.Log(k); return true })
+		t.Errorf("%d of %d requests to a sleeping app failed", n, flood)
+	}
+	w.Wait("web", m.ID, "started", 10*time.Second)
+	if got := reasons(w.Machine("web", m.ID)); got[wokenReason] != 1 {
+		t.Errorf("a flood of %d requests woke the machine %d times", flood, got[wokenReason])
+	}
+
+	// Without requests it is stopped, and the API says so; the next one wakes it.
+	w.Wait("web", m.ID, "stopped", 30*time.Second)
+	if got := reasons(w.Machine("web", m.ID)); got[idleReason] != 1 {
+		t.Errorf("the idle machine's events: %v", got)
+	}
+	if got := answers(w, "web", "/", 200, ""); got != "" {
+		t.Error(got)
+	}
+
+	// A cordoned or leased Machine, one without autostart, and one that failed sleep on.
+	stopped(w, "web", m.ID)
+	refused := func(what string) {
+		t.Helper()
+		if status, body, err := w.Get("web", "/"); err != nil || status != 503 {
+			t.Errorf("%s: %d %s %v", what, status, body, err)
+		}
+		if s := w.Machine("web", m.ID).State; s != "stopped" {
+			t.Errorf("%s: the machine is %s", what, s)
+		}
+	}
+	w.Must("POST", "/apps/web/machines/"+m.ID+"/cordon", nil, nil)
+	refused("cordoned")
+	w.Must("POST", "/apps/web/machines/"+m.ID+"/uncordon", nil, nil)
+	w.Must("POST", "/apps/web/machines/"+m.ID+"/lease", map[string]any{"ttl": 5}, nil)
+	refused("leased")
+	// The lease ends by itself, and the machine can be woken again.
+	w.Eventually(20*time.Second, func() string { return answers(w, "web", "/", 200, "") })
+
+	w.CreateApp("plain", "")
+	p := w.Run("plain", world.Config{"image": w.Push("plain", fixture.StaticGo(t)), "services": world.HTTPService(8080)})
+	stopped(w, "plain", p.ID)
+	if status, _, err := w.Get("plain", "/"); err != nil || status != 503 {
+		t.Errorf("an app without autostart answered %d, %v", status, err)
+	}
+	if s := w.Machine("plain", p.ID).State; s != "stopped" {
+		t.Errorf("a machine without autostart is %s", s)
+	}
+}
+
+// TestAutostopKeepsTheMinimum: of three idle Machines as many stay as
+// min_machines_running says, and one at its limit wakes another.
+func TestAutostopKeepsTheMinimum(t *testing.T) {
+	w := world.Start(t, "--idle-after", "1s")
+	w.CreateApp("web", "")
+	config := sleepy(w.Push("web", fixture.StaticGo(t)), 1)
+	config["services"].([]any)[0].(map[string]any)["concurrency"] = map[string]any{"type": "requests", "soft_limit": 1, "hard_limit": 1}
+	var ids []string
+	for range 3 {
+		ids = append(ids, w.Run("web", config).ID)
+	}
+	states := func() map[string]int {
+		n := map[string]int{}
+		for _, id := range ids {
+			n[w.Machine("web", id).State]++
+		}
+		return n
+	}
+	w.Eventually(30*time.Second, func() string {
+		if n := states(); n["stopped"] != 2 || n["started"] != 1 {
+			return fmt.Sprint(n)
+		}
+		return ""
+	})
+	time.Sleep(4 * time.Second) // several looks at what is idle
+	if n := states(); n["started"] != 1 {
+		t.Fatalf("with min_machines_running 1: %v", n)
+	}
+	// Its one place is taken: the next request wakes another.
+	slow := make(chan string, 1)
+	go func() { slow <- answers(w, "web", "/stream?n=100&ms=100", 200, "") }()
+	time.Sleep(500 * time.Millisecond)
+	began := time.Now()
+	if got := answers(w, "web", "/", 200, ""); got != "" {
+		t.Error(got)
+	}
+	t.Logf("the second request was answered after %v", time.Since(began).Round(time.Millisecond))
+	select {
+	case <-slow:
+		t.Error("the second request waited for the first to end")
+	default:
+		if got := <-slow; got != "" {
+			t.Error(got)
+		}
+	}
+	woken := 0
+	for _, id := range ids {
+		woken += reasons(w.Machine("web", id))[wokenReason]
+	}
+	if woken == 0 {
+		t.Error("no machine was woken while the one that ran was at its limit")
+	}
+}
