@@ -17,8 +17,8 @@ import (
 // sleepy is a config that lets traffic start and stop the Machine.
 const sleepy = `{"image":"app","services":[{"internal_port":80,"autostart":true,"autostop":"stop"}]}`
 
-// wish is a user's next word.
-func wish(d machine.Desired) func(*internalpb.Assignment) {
+// says is a user's next word.
+func says(d machine.Desired) func(*internalpb.Assignment) {
 	return func(a *internalpb.Assignment) {
 		a.Desired, a.Wish = string(d), a.Wish+1
 		if d == machine.WantStarted {
@@ -87,7 +87,7 @@ func TestWhatAnEdgeMayDo(t *testing.T) {
 			switch c.state {
 			case machine.Stopped:
 				n.state(a, machine.Started)
-				a = n.assign(n.next(a, wish(machine.WantStopped)))
+				a = n.assign(n.next(a, says(machine.WantStopped)))
 			case machine.Destroyed:
 				a = n.assign(n.next(a, desired(machine.WantDestroyed)))
 			}
@@ -131,7 +131,7 @@ func TestTrafficsWordHolds(t *testing.T) {
 	id := key.NewMachineID()
 	a := n.assign(n.asg(id, sleepy))
 	n.state(a, machine.Started)
-	a = n.assign(n.next(a, wish(machine.WantStopped)))
+	a = n.assign(n.next(a, says(machine.WantStopped)))
 	n.state(a, machine.Stopped)
 	if err := n.wake(a.MachineId); err != nil {
 		t.Fatal(err)
@@ -159,16 +159,16 @@ func TestTrafficsWordHolds(t *testing.T) {
 	if err := n.wake(a.MachineId); err != nil {
 		t.Fatal(err)
 	}
-	a = n.assign(n.next(a, wish(machine.WantStopped)))
+	a = n.assign(n.next(a, says(machine.WantStopped)))
 	n.state(a, machine.Stopped)
 	again(machine.Stopped, "")
-	a = n.assign(n.next(a, wish(machine.WantStarted)))
+	a = n.assign(n.next(a, says(machine.WantStarted)))
 	n.state(a, machine.Started)
 	if err := n.idle(a.MachineId); err != nil {
 		t.Fatal(err)
 	}
 	r := n.state(a, machine.Stopped)
-	a = n.assign(n.next(a, wish(machine.WantStarted)))
+	a = n.assign(n.next(a, says(machine.WantStarted)))
 	n.state(a, machine.Started)
 	var told []string
 	for _, e := range r.Events {
@@ -282,7 +282,7 @@ func trafficStory(d *driver, at int) error {
 	if err := d.until("launch", d.steady(machine.Started)); err != nil {
 		return err
 	}
-	d.want(d.n.next(d.asg, wish(machine.WantStopped)))
+	d.want(d.n.next(d.asg, says(machine.WantStopped)))
 	if err := d.until("stop", func(r *record) bool { return d.steady(machine.Stopped)(r) && r.Sandbox == "" }); err != nil {
 		return err
 	}
