@@ -234,10 +234,17 @@ func newAppID() string {
 	return hex.EncodeToString(b[:])
 }
 
+// deleteLimit bounds how long a call is at the deletion of an app; what it does not get
+// done the collector does.
+const deleteLimit = 90 * time.Second
+
 // deleteApp destroys an app's Machines and then the app. It answers when that is
 // done, or after a few seconds while it goes on.
 func (c *Controller) deleteApp(r *call) (int, any, error) {
-	ctx := r.Context()
+	// The deletion goes on, whether or not the caller is there to hear of it: also a
+	// change that is given up may be made.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), deleteLimit)
+	defer cancel()
 	var name key.AppName
 	err := retry(ctx, func() error {
 		a, rev, err := c.getApp(ctx, r.app())
@@ -261,7 +268,7 @@ func (c *Controller) deleteApp(r *call) (int, any, error) {
 	if err := c.finishApp(ctx, name); err != nil {
 		return 0, nil, err
 	}
-	c.awaitDeleted(ctx, name)
+	c.awaitDeleted(r.Context(), name)
 	return http.StatusAccepted, nil, nil
 }
 

@@ -2,6 +2,10 @@ package controller
 
 import (
 	"context"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
 	"time"
 
 	"bulkhead/api/rpc"
@@ -59,3 +63,66 @@ func (c *Controller) Reach(name string, n key.Node, socket string) error {
 func (c *Controller) RefuseNode(ctx context.Context, n key.Node) error {
 	return c.refuseNode(ctx, n, "admin", true)
 }
+
+// Endpoints lists the patterns of all routes.
+func (c *Controller) Endpoints() []string {
+	var out []string
+	for _, e := range c.endpoints() {
+		out = append(out, e.pattern)
+	}
+	return out
+}
+
+// Held counts what calls hold while they are served and must give back.
+func (c *Controller) Held() map[string]int {
+	c.view.mu.Lock()
+	waiters := len(c.view.waiters)
+	c.view.mu.Unlock()
+	c.reserved.mu.Lock()
+	reserved := len(c.reserved.all)
+	c.reserved.mu.Unlock()
+	finishing := 1
+	if c.finishing.TryLock() {
+		finishing = 0
+		c.finishing.Unlock()
+	}
+	return map[string]int{"waiters": waiters, "reservations": reserved, "log streams": int(c.logStreams.Load()), "locks": finishing}
+}
+
+// State is what the store holds, as far as calls change it: keys without what is
+// random in them, and of records what is wanted.
+func (c *Controller) State(ctx context.Context) ([]string, error) {
+	kvs, _, err := c.store.List(ctx, "/")
+	var out []string
+	for _, kv := range kvs {
+		k := random.ReplaceAllString(kv.Key, "*")
+		switch {
+		case strings.HasPrefix(k, prefixMachine):
+			r, err := decode[record](kv)
+			if err != nil {
+				return nil, err
+			}
+			k += fmt.Sprintf(" %s force=%v cordoned=%v gone=%v nonces=%d,%d env=%v metadata=%v", r.Desired, r.Force, r.Cordoned, r.Gone != nil, r.StartNonce, r.RestartNonce, r.Config.Env, r.Config.Metadata)
+		case strings.HasPrefix(k, prefixApp):
+			a, err := decode[app](kv)
+			if err != nil {
+				return nil, err
+			}
+			k += fmt.Sprintf(" deleting=%v", a.Deleting)
+		case strings.HasPrefix(k, prefixRemoved):
+			r, err := decode[removal](kv)
+			if err != nil {
+				return nil, err
+			}
+			k += fmt.Sprintf(" readmit=%v", r.Readmit)
+		case strings.HasPrefix(k, "/counter/"), strings.HasPrefix(k, prefixHost):
+			continue
+		}
+		out = append(out, k)
+	}
+	slices.Sort(out)
+	return out, err
+}
+
+// random matches what differs between two runs: ids of Machines and versions, and times.
+var random = regexp.MustCompile(`[0-9a-f]{14}|[0-9A-HJKMNP-TV-Z]{26}|[0-9]{12}|[a-z]+-[a-z]+-[0-9]{4}$`)

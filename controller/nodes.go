@@ -241,12 +241,13 @@ func (c *Controller) removeNode(r *call) (int, any, error) {
 		return 0, nil, fault.New(fault.Precondition, "failed_precondition: node %s has %d machines (%s), last seen %s; destroy them first, or use force=true, which gives them up",
 			n.Name, n.Machines, c.someMachines(n.Name), orNever(n.LastSeen))
 	}
-	if err := c.refuseNode(r.Context(), n.Name, r.who.Name, force); err != nil {
-		return 0, nil, err
-	}
-	// From here on the removal goes on, whether or not the caller is there to hear of it.
+	// From here on the removal goes on, whether or not the caller is there to hear of it:
+	// also a change that is given up may be made.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), removeLimit)
 	defer cancel()
+	if err := c.refuseNode(ctx, n.Name, r.who.Name, force); err != nil {
+		return 0, nil, err
+	}
 	out := NodeRemoval{Name: n.Name, Destroyed: []key.MachineID{}}
 	if out.Destroyed, err = c.clearNode(ctx, n.Name); err != nil {
 		return 0, nil, err

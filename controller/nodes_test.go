@@ -3,7 +3,6 @@ package controller_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"path/filepath"
 	"slices"
@@ -76,7 +75,12 @@ func (e *env) nodes() map[key.Node]controller.Node {
 
 func (e *env) waitNodeState(n key.Node, state string) {
 	e.t.Helper()
-	e.eventually(fmt.Sprintf("node %s is %s", n, state), func() bool { return e.nodes()[n].State == state })
+	var last string
+	for deadline := time.Now().Add(20 * time.Second); last != state; time.Sleep(10 * time.Millisecond) {
+		if last = e.nodes()[n].State; last != state && time.Now().After(deadline) {
+			e.t.Fatalf("after 20 s node %s is not %s but %s", n, state, last)
+		}
+	}
 }
 
 // eventually waits until ok says so.

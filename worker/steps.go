@@ -14,7 +14,7 @@ import (
 const (
 	callTimeout  = 30 * time.Second // of one call to the runtime, but Start
 	startTimeout = 2 * time.Minute  // of Start
-	killWait     = 5 * time.Second  // between SIGKILL and Remove
+	killWait     = 3 * time.Second  // between SIGKILL and Remove
 )
 
 // noted takes over what was wanted, so that it counts as acted on.

@@ -57,6 +57,9 @@ type Tree struct {
 	v2    bool
 	roots map[string]string // controller (v1) or "" (v2) → directory of the installation
 	mkdir func(dir string) error
+	// thawed is the file that takes processes out of whatever group of version 1's
+	// freezer they are in; empty where there is none. Version 2 kills what is frozen.
+	thawed string
 }
 
 // Detect finds the host's hierarchies and makes the installation's directory,
@@ -94,6 +97,9 @@ func open(name string, mountinfo []string, mkdir func(string) error) (*Tree, err
 			unified = dir
 		case "cgroup":
 			for _, o := range strings.Split(right[2], ",") {
+				if o == "freezer" {
+					t.thawed = filepath.Join(dir, "cgroup.procs")
+				}
 				if slices.Contains(controllers, o) || o == "name=systemd" {
 					t.roots[o] = filepath.Join(dir, name)
 				}
@@ -285,13 +291,21 @@ func (t *Tree) processes(machine string, leaves ...string) []int {
 	return pids
 }
 
+// thawAfter is how long killed processes may take to die before they are taken out of
+// the groups that may have frozen them.
+const thawAfter = time.Second
+
 // Remove kills every process of the Machine and removes its groups. It succeeds when
 // there is nothing to remove, and fails when ctx ends before the processes do.
 func (t *Tree) Remove(ctx context.Context, machine string) error {
+	began := time.Now()
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		pids := t.Processes(machine)
 		if len(pids) > 0 && !t.killV2(machine) {
 			t.kill(machine, sandboxLeaf, shimLeaf)
+			if time.Since(began) > thawAfter {
+				t.thaw(pids)
+			}
 		}
 		if len(pids) == 0 {
 			if err := t.rmdir(machine); err == nil {
@@ -302,9 +316,20 @@ func (t *Tree) Remove(ctx context.Context, machine string) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fault.Wrap(fault.Internal, ctx.Err(), "processes %v of machine %s did not die", pids, machine)
+			return fault.Wrap(fault.Internal, ctx.Err(), "processes %v of machine %s were killed and did not die; they wait in the kernel, for a disk or a device, or somebody holds them (ps -o pid,stat,wchan)", pids, machine)
 		case <-time.After(wait):
 		}
+	}
+}
+
+// thaw takes killed processes out of the group of version 1's freezer that they are
+// in: one that is frozen does not die. Nobody but root can have frozen them.
+func (t *Tree) thaw(pids []int) {
+	if t.v2 || t.thawed == "" {
+		return
+	}
+	for _, pid := range pids {
+		write(t.thawed, strconv.Itoa(pid)) // it may be gone by now
 	}
 }
 

@@ -1,0 +1,317 @@
+package controller_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// cut is how one endpoint is called, on objects made for the call.
+type cut struct {
+	path    string                   // with {m} for the id of a fresh Machine
+	body    any                      // or nil
+	changes bool                     // false: the state must not change at all
+	prepare func(e *env, id string)  // what the call needs beside a started Machine
+	undo    func(e *env, app string) // puts the state back where destroying the app does not
+}
+
+// reads is a call that changes nothing.
+func reads(path string) cut { return cut{path: path} }
+
+// changes is one that does.
+func changes(path string, body any) cut { return cut{path: path, body: body, changes: true} }
+
+// cuts has a row for every endpoint; {a} is a fresh app.
+func cuts() map[string]cut {
+	const m, M = "/v1/apps/{app}/machines/{machine}", "/v1/apps/{a}/machines/{m}"
+	stopped := func(e *env, id string) {
+		e.want(200, "POST", strings.ReplaceAll("/v1/apps/cut/machines/{m}/stop", "{m}", id), nil, nil)
+		e.wait("cut", id, "stopped")
+	}
+	rows := map[string]cut{
+		"GET /healthz": reads("/healthz"), "GET /metrics": reads("/metrics"),
+		"GET /v1/apps": reads("/v1/apps"), "GET /v1/apps/{app}": reads("/v1/apps/{a}"),
+		"POST /v1/apps":                     {path: "/v1/apps", body: config{"name": "made", "org_slug": "personal"}, changes: true, undo: func(e *env, _ string) { e.do("DELETE", "/v1/apps/made", nil) }},
+		"DELETE /v1/apps/{app}":             {path: "/v1/apps/{a}", changes: true},
+		"GET /v1/apps/{app}/ip_assignments": reads("/v1/apps/{a}/ip_assignments"),
+		"GET /v1/apps/{app}/logs":           reads("/v1/apps/{a}/logs?follow=true"),
+		"GET /v1/apps/{app}/machines":       reads("/v1/apps/{a}/machines"),
+		"POST /v1/apps/{app}/machines":      changes("/v1/apps/{a}/machines", config{"config": image(), "lease_ttl": 30}),
+		"GET " + m:                          reads(M),
+		"POST " + m:                         changes(M, config{"config": config{"image": "docker.example/library/app:1", "env": config{"NEW": "1"}}}),
+		"DELETE " + m:                       changes(M+"?force=true", nil),
+		"POST " + m + "/start":              {path: M + "/start", changes: true, prepare: stopped},
+		"POST " + m + "/stop":               changes(M+"/stop", config{"signal": "SIGTERM"}),
+		"POST " + m + "/suspend":            changes(M+"/suspend", nil),
+		"POST " + m + "/restart":            changes(M+"/restart", nil),
+		"POST " + m + "/signal":             {path: M + "/signal", body: config{"signal": "SIGUSR1"}},
+		"POST " + m + "/cordon":             changes(M+"/cordon", nil),
+		"POST " + m + "/uncordon":           {path: M + "/uncordon", changes: true, prepare: func(e *env, id string) { e.want(200, "POST", "/v1/apps/cut/machines/"+id+"/cordon", nil, nil) }},
+		"GET " + m + "/wait":                reads(M + "/wait?state=stopped&timeout=60"),
+		"GET " + m + "/events":              reads(M + "/events"),
+		"GET " + m + "/versions":            reads(M + "/versions"),
+		"POST " + m + "/exec":               {path: M + "/exec", body: config{"command": []string{"true"}}},
+		"GET " + m + "/ps":                  reads(M + "/ps"),
+		"GET " + m + "/logs":                reads(M + "/logs?follow=true"),
+		"GET " + m + "/lease":               reads(M + "/lease"),
+		"POST " + m + "/lease":              changes(M+"/lease", config{"ttl": 30}),
+		"DELETE " + m + "/lease":            changes(M+"/lease", nil), // without its nonce: refused; nothing is released
+		"GET " + m + "/metadata":            reads(M + "/metadata"),
+		"PUT " + m + "/metadata":            changes(M+"/metadata", config{"metadata": config{"k": "v"}}),
+		"PATCH " + m + "/metadata":          changes(M+"/metadata", config{"metadata": config{"k": "v"}}),
+		"GET " + m + "/metadata/{key}":      reads(M + "/metadata/k"),
+		"POST " + m + "/metadata/{key}":     changes(M+"/metadata/k", config{"value": "v"}),
+		"DELETE " + m + "/metadata/{key}": {path: M + "/metadata/k", changes: true, prepare: func(e *env, id string) {
+			e.want(204, "POST", "/v1/apps/cut/machines/"+id+"/metadata/k", config{"value": "v"}, nil)
+		}},
+		"GET " + m + "/memory":             reads(M + "/memory"),
+		"GET /v1/orgs/{org}/machines":      reads("/v1/orgs/personal/machines"),
+		"GET /v1/platform/regions":         reads("/v1/platform/regions"),
+		"GET /v1/platform/nodes":           reads("/v1/platform/nodes"),
+		"POST /v1/platform/placements":     {path: "/v1/platform/placements", body: config{"org_slug": "personal"}},
+		"DELETE /v1/platform/nodes/{node}": {path: "/v1/platform/nodes/n2?force=true", changes: true, undo: takeBack},
+		"POST /v1/platform/nodes/{node}/readmit": {path: "/v1/platform/nodes/n2/readmit", changes: true, undo: takeBack, prepare: func(e *env, _ string) {
+			e.want(200, "DELETE", "/v1/platform/nodes/n2?force=true", nil, nil)
+		}},
+	}
+	return rows
+}
+
+// takeBack lets the second node in again.
+func takeBack(e *env, _ string) {
+	if e.nodes()[node2].State == "removed" {
+		e.want(200, "POST", "/v1/platform/nodes/n2/readmit", nil, nil)
+	}
+	e.waitNodeState(node2, "connected")
+}
+
+// TestCallsThatAreCutOff cuts the connection of a call to every endpoint at several
+// instants: in its head, in its body, and while it is being answered. What is left
+// is the state before or the state after the call, no third one, and nothing that the
+// call held.
+func TestCallsThatAreCutOff(t *testing.T) {
+	e := newEnv(t)
+	n := e.secondNode()
+	n.w.memory = 1 // it takes part, and gets no Machine
+	n.unplug()
+	e.waitNodeState(node2, "unreachable")
+	n.connect()
+	e.waitNodeState(node2, "connected")
+	seed := uint64(time.Now().UnixNano())
+	if v, err := strconv.ParseUint(os.Getenv("BULKHEAD_SEED"), 10, 64); err == nil {
+		seed = v
+	}
+	rnd := rand.New(rand.NewPCG(seed, 1))
+	rows, count := cuts(), 0
+	for _, pattern := range e.ctl.Endpoints() {
+		row, ok := rows[pattern]
+		if !ok {
+			if unsupported(e, pattern) {
+				continue
+			}
+			t.Errorf("%s has no row: say what a call that is cut off leaves", pattern)
+			continue
+		}
+		delete(rows, pattern)
+		count += e.cutOff(pattern, row, rnd)
+	}
+	for pattern := range rows {
+		t.Errorf("%s has a row and is no endpoint", pattern)
+	}
+	t.Logf("%d calls cut off, seed %d (BULKHEAD_SEED)", count, seed)
+	quiet(t, e)
+}
+
+// unsupported reports whether an endpoint only says that it is not there yet.
+func unsupported(e *env, pattern string) bool {
+	method, path, ok := strings.Cut(pattern, " ")
+	if !ok {
+		method, path = "GET", pattern
+	}
+	path = strings.NewReplacer("{rest...}", "x", "{app}", "cut", "{org}", "personal", "{machine}", "01234567890123", "{ip}", "x").Replace(path)
+	return e.do(method, path, nil).code == 501
+}
+
+// cutOff makes the calls of one row, each on fresh objects.
+func (e *env) cutOff(pattern string, row cut, rnd *rand.Rand) (count int) {
+	e.t.Helper()
+	method, _, _ := strings.Cut(pattern, " ")
+	fresh := func() (id, path string) {
+		e.app("cut")
+		id = e.launch("cut", image()).ID
+		if row.prepare != nil {
+			row.prepare(e, id)
+		}
+		return id, strings.NewReplacer("{a}", "cut", "{m}", id).Replace(row.path)
+	}
+	clear := func() {
+		if row.undo != nil {
+			row.undo(e, "cut")
+		}
+		if e.do("DELETE", "/v1/apps/cut", nil).code != 404 {
+			e.awaitNoApp("cut")
+		}
+	}
+	_, path := fresh()
+	before := e.state()
+	done := before
+	if row.changes {
+		// The state after is what the call leaves that is not cut off.
+		e.do(method, path, row.body)
+		done = e.settled()
+	}
+	clear()
+	instants := []string{"in the head", "after the head", "in the body", "at once", "soon", "later"}
+	switch {
+	case !row.changes:
+		instants = []string{"in the head", "at once", "later"}
+	case row.body == nil:
+		instants = []string{"in the head", "at once", "soon", "later"}
+	}
+	for _, at := range instants {
+		if !row.changes && count == 0 || row.changes {
+			_, path = fresh()
+		}
+		calls := serving()
+		e.sendAndCut(method, path, row.body, at, rnd)
+		count++
+		// What the server has read of it, it may still be about to do.
+		e.eventually(fmt.Sprintf("%s cut off %s is no longer served", pattern, at), func() bool { return serving() <= calls })
+		var last string
+		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			if last = e.state(); last == before || last == done {
+				break
+			}
+			if time.Now().After(deadline) {
+				e.t.Fatalf("%s cut off %s leaves\n%s\nwhich is neither what was before\n%s\nnor what the whole call leaves\n%s", pattern, at, last, before, done)
+			}
+		}
+		if (at == "in the head" || at == "after the head" || at == "in the body") && e.state() != before {
+			e.t.Errorf("%s cut off %s was carried out", pattern, at)
+		}
+		if row.changes {
+			clear()
+		}
+	}
+	if !row.changes {
+		clear()
+	}
+	return count
+}
+
+// state is the state of the store, in one string.
+func (e *env) state() string {
+	e.t.Helper()
+	all, err := e.ctl.State(context.Background())
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	return strings.Join(all, "\n")
+}
+
+// settled waits until the state is the same for a while.
+func (e *env) settled() string {
+	last, since := e.state(), time.Now()
+	for deadline := time.Now().Add(10 * time.Second); time.Since(since) < 150*time.Millisecond && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		if now := e.state(); now != last {
+			last, since = now, time.Now()
+		}
+	}
+	return last
+}
+
+// sendAndCut sends as much of a request as is said, and closes the connection without
+// a word.
+func (e *env) sendAndCut(method, path string, body any, at string, rnd *rand.Rand) {
+	e.t.Helper()
+	conn, err := e.dialAPI(context.Background(), "api."+domain+":443", &tls.Config{RootCAs: e.roots, NextProtos: []string{"http/1.1"}})
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	defer conn.NetConn().Close()
+	var b []byte
+	if body != nil {
+		if b, err = json.Marshal(body); err != nil {
+			e.t.Fatal(err)
+		}
+	}
+	head := []byte(fmt.Sprintf("%s %s HTTP/1.1\r\nHost: api.%s\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n", method, path, domain, e.token, len(b)))
+	var wait time.Duration
+	switch at {
+	case "in the head":
+		head, b = head[:rnd.IntN(len(head)-4)+1], nil
+	case "after the head":
+		b = nil
+	case "in the body":
+		b = b[:len(b)/2]
+	case "soon":
+		wait = time.Duration(rnd.IntN(3000)) * time.Microsecond
+	case "later":
+		wait = time.Duration(rnd.IntN(30)) * time.Millisecond
+	}
+	if _, err := conn.Write(append(head, b...)); err != nil {
+		e.t.Fatal(err)
+	}
+	time.Sleep(wait)
+}
+
+// handlers counts the goroutines that serve a call of the API, serving those that
+// serve a connection.
+func handlers() int { return goroutines("bulkhead/controller.", ".handle.func") }
+func serving() int  { return goroutines("net/http.(*conn).serve(", "") }
+
+// goroutines counts the frames whose function begins and goes on as is said. What the
+// compiler inlines stands between.
+func goroutines(begins, has string) (n int) {
+	buf := make([]byte, 8<<20)
+	for line := range bytes.Lines(buf[:runtime.Stack(buf, true)]) {
+		if bytes.HasPrefix(line, []byte(begins)) && bytes.Contains(line, []byte(has)) {
+			n++
+		}
+	}
+	return n
+}
+
+// quiet fails unless, soon, no call is served and nothing is held.
+func quiet(t *testing.T, e *env) {
+	t.Helper()
+	// The control: a call that goes on is seen.
+	ctx, cancel := context.WithCancel(context.Background())
+	e.app("open")
+	m := e.launch("open", image())
+	go e.openCall(ctx, "/v1/apps/open/machines/"+m.ID+"/logs?follow=true")
+	e.eventually("a call that goes on is seen", func() bool { return handlers() > 0 && e.ctl.Held()["log streams"] == 1 })
+	cancel()
+	var held []string
+	e.eventually("no call is served any more, and nothing is held", func() bool {
+		held = held[:0]
+		for what, n := range e.ctl.Held() {
+			if n != 0 {
+				held = append(held, fmt.Sprintf("%d %s", n, what))
+			}
+		}
+		slices.Sort(held)
+		return len(held) == 0 && handlers() == 0
+	})
+}
+
+// openCall makes a call and reads it until ctx ends.
+func (e *env) openCall(ctx context.Context, path string) {
+	conn, err := e.dialAPI(ctx, "api."+domain+":443", &tls.Config{RootCAs: e.roots, NextProtos: []string{"http/1.1"}})
+	if err != nil {
+		return
+	}
+	defer conn.NetConn().Close()
+	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: api.%s\r\nAuthorization: Bearer %s\r\n\r\n", path, domain, e.token)
+	<-ctx.Done()
+}
