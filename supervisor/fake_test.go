@@ -40,6 +40,9 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, Stage(os.Args[2:]))
 		os.Exit(1)
 	}
+	if len(os.Args) == 2 && os.Args[1] == ProbeCommand {
+		os.Exit(ProbeHost())
+	}
 	if len(os.Args) > 1 && os.Args[1] == "fake-bulkheadd" {
 		fakeBulkheadd(os.Args[2])
 	}

@@ -56,6 +56,7 @@ type Supervisor struct {
 	board   *notice.Board
 	out     *logWriter
 	timing  timing
+	probes  []probe // of the host
 	fault   hook
 	spawner *spawner
 	notify  notify
@@ -91,7 +92,7 @@ type Ready struct {
 
 // New returns a Supervisor for a completed configuration.
 func New(c Config) *Supervisor {
-	return &Supervisor{Config: c, Stdout: os.Stdout, Stderr: os.Stderr, timing: defaultTiming}
+	return &Supervisor{Config: c, Stdout: os.Stdout, Stderr: os.Stderr, timing: defaultTiming, probes: hostProbes}
 }
 
 // Up runs the platform until ctx is done, then stops it in order and returns nil.
@@ -146,6 +147,9 @@ func (s *Supervisor) open(ctx context.Context) (err error) {
 	c := &s.Config
 	if os.Geteuid() != 0 {
 		return errors.New("bulkheadd up must run as root: it creates users, namespaces and sockets; the roles it starts give up what they do not need")
+	}
+	if err := preflight(ctx, s.probes); err != nil {
+		return err
 	}
 	if err := checkPrograms(c.LibDir); err != nil {
 		return err

@@ -46,6 +46,9 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bulkheadd:", supervisor.Stage(os.Args[2:]))
 		os.Exit(exitFailed)
 	}
+	if len(os.Args) == 2 && os.Args[1] == supervisor.ProbeCommand {
+		os.Exit(supervisor.ProbeHost())
+	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
