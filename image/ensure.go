@@ -68,7 +68,7 @@ func (s *Store) Ensure(ctx context.Context, src Source, ref machine.ImageRef) (*
 // present looks an image up and makes sure, by its size alone, that its file is
 // still there.
 func (s *Store) present(digest key.Digest) (*Image, bool) {
-	img, ok := s.Lookup(digest)
+	img, ok := s.find(digest)
 	if !ok {
 		return nil, false
 	}

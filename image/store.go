@@ -190,8 +190,12 @@ func (s *Store) Close() error {
 	return s.lock.Close()
 }
 
-// Lookup returns the sealed image with that manifest digest.
-func (s *Store) Lookup(digest key.Digest) (*Image, bool) {
+// Lookup returns the sealed image with that manifest digest, if its file is still
+// there in its size. Its contents are not read: see Verify.
+func (s *Store) Lookup(digest key.Digest) (*Image, bool) { return s.present(digest) }
+
+// find returns the image that is said to be there.
+func (s *Store) find(digest key.Digest) (*Image, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	img, ok := s.images[digest]
@@ -213,7 +217,7 @@ func (s *Store) List() []*Image {
 // image that differs, or is gone, is removed, and the error says so: Ensure seals it
 // again. NotFound when there is no such image.
 func (s *Store) Verify(ctx context.Context, digest key.Digest) error {
-	img, ok := s.Lookup(digest)
+	img, ok := s.find(digest)
 	if !ok {
 		return fault.New(fault.NotFound, "image %s is not on this node", digest)
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -128,4 +129,39 @@ func TestDamagedManifest(t *testing.T) {
 	c.do("GET", "/v2/app/manifests/v1", nil).want(500)
 	c.pushImage("app", "v1", "{}", "layer")
 	c.do("GET", "/v2/app/manifests/v1", nil).want(http.StatusOK)
+}
+
+// TestDamagedBlob: a blob that the disk has damaged is not handed out whole, the
+// answer names it, and a push like the first mends it, though the client asks before
+// it sends a blob whether it is there.
+func TestDamagedBlob(t *testing.T) {
+	dir := t.TempDir()
+	s := registrytest.ServeConfig(t, registry.Config{Dir: dir})
+	c := &client{t: t, base: "http://" + s.Addr, token: registrytest.Token}
+	for _, body := range []string{"laxer", "lay", ""} { // a flipped bit, cut short, empty
+		c.pushImage("app", "v1", "{}", "layer")
+		d := keyDigest("layer")
+		overwrite(t, dir, string(d), []byte(body))
+		got := ""
+		f, _, err := s.OpenBlob(t.Context(), "app", d)
+		if err == nil {
+			var b []byte
+			b, err = io.ReadAll(f)
+			got = string(b)
+			f.Close()
+		}
+		if !fault.Is(err, fault.Unprocessable) || !strings.Contains(err.Error(), string(d)) || got != "" {
+			t.Errorf("%q was read as %q, %v", body, got, err)
+		}
+		c.do("HEAD", "/v2/app/blobs/"+string(d), nil).want(http.StatusNotFound)
+		c.do("HEAD", "/v2/app/manifests/v1", nil).want(http.StatusNotFound)
+		c.pushImage("app", "v1", "{}", "layer")
+		if f, _, err = s.OpenBlob(t.Context(), "app", d); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(f); err != nil || string(got) != "layer" {
+			t.Errorf("after another push: %q, %v", got, err)
+		}
+		f.Close()
+	}
 }

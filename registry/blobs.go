@@ -21,14 +21,19 @@ func tagPath(repo, tag string) string         { return "repos/" + repo + "/_tags
 func referrersDir(repo, hex string) string    { return "repos/" + repo + "/_referrers/" + hex }
 func referrer(repo, hex, other string) string { return referrersDir(repo, hex) + "/" + other }
 
-// OpenBlob opens the content of a blob of repo. The caller closes it; it stays
+// OpenBlob opens the content of a blob of repo; read from its beginning, it ends with
+// an Unprocessable error when the disk has damaged it. The caller closes it; it stays
 // readable though the blob be removed meanwhile. size is in bytes. NotFound if repo
 // does not have the blob.
 func (r *Registry) OpenBlob(ctx context.Context, repo string, d key.Digest) (blob io.ReadSeekCloser, size int64, err error) {
 	if err := checkRepo(repo); err != nil {
 		return nil, 0, err
 	}
-	return r.openBlob(repo, d)
+	f, size, err := r.openBlob(repo, d)
+	if err != nil {
+		return nil, 0, err
+	}
+	return r.check(f, repo, d, size), size, nil
 }
 
 // openBlob is OpenBlob for a name that has been checked.
@@ -53,8 +58,15 @@ func (r *Registry) openBlob(repo string, d key.Digest) (*os.File, int64, error) 
 		f.Close()
 		return nil, 0, err
 	}
+	if info.Size() == 0 && d.Hex() != emptyHex {
+		f.Close()
+		return nil, 0, r.damaged(repo, d)
+	}
 	return f, info.Size(), nil
 }
+
+// emptyHex is the digest of no content.
+const emptyHex = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 // getBlob answers GET and HEAD of a blob, whole or a range.
 func (r *Registry) getBlob(w http.ResponseWriter, req *http.Request, t target) error {
@@ -69,7 +81,7 @@ func (r *Registry) getBlob(w http.ResponseWriter, req *http.Request, t target) e
 			return err
 		}
 	}
-	f, _, err := r.openBlob(t.repo, d)
+	f, size, err := r.openBlob(t.repo, d)
 	if err != nil {
 		return err
 	}
@@ -85,7 +97,7 @@ func (r *Registry) getBlob(w http.ResponseWriter, req *http.Request, t target) e
 	}
 	rc := http.NewResponseController(w)
 	defer rc.SetWriteDeadline(time.Time{})
-	http.ServeContent(&patientWriter{w, rc, r.cfg.IdleTimeout}, req, "", info.ModTime(), f)
+	http.ServeContent(&patientWriter{w, rc, r.cfg.IdleTimeout}, req, "", info.ModTime(), r.check(f, t.repo, d, size))
 	return nil
 }
 

@@ -216,6 +216,14 @@ func (r *Registry) getManifest(w http.ResponseWriter, req *http.Request, t targe
 	if err != nil {
 		return err
 	}
+	if req.Method == http.MethodHead {
+		switch whole, err := r.whole(t.repo, d); {
+		case err != nil:
+			return err
+		case !whole:
+			return refuse(404, "MANIFEST_UNKNOWN", "parts of manifest %s of %s are gone; push it again", d, t.repo)
+		}
+	}
 	h := w.Header()
 	h.Set("Docker-Content-Digest", string(d))
 	etag := `"` + string(d) + `"`

@@ -330,6 +330,9 @@ func (a *actor) failed(ctx context.Context, s step, err error) {
 		return
 	}
 	starting := s.do == actPrepare || s.do == actStart || s.do == actUpdate
+	if starting && a.rec.Image != "" && a.imageDamaged(ctx) {
+		err = fault.New(fault.Unavailable, "image %s was damaged on this node's disk; it is fetched again", a.rec.Image)
+	}
 	if starting && forGood(err) {
 		if jerr := a.fail(s, err, false); jerr != nil {
 			a.pause(ctx, jerr)

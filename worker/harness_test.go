@@ -33,6 +33,9 @@ type fakeImages struct {
 	// ensure, when set, is asked before each Ensure.
 	ensure func(ctx context.Context, ref machine.ImageRef) error
 	asked  int
+	// broken are images that Verify finds damaged; verified counts its calls.
+	broken   map[key.Digest]bool
+	verified int
 }
 
 func newFakeImages() *fakeImages { return &fakeImages{sealed: map[key.Digest]*image.Image{}} }
@@ -76,6 +79,21 @@ func (f *fakeImages) Lookup(d key.Digest) (*image.Image, bool) {
 	defer f.mu.Unlock()
 	img, ok := f.sealed[d]
 	return img, ok
+}
+
+func (f *fakeImages) Verify(ctx context.Context, d key.Digest) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.verified++
+	if f.sealed[d] == nil {
+		return fault.New(fault.NotFound, "there is no image %s", d)
+	}
+	if f.broken[d] {
+		delete(f.broken, d)
+		delete(f.sealed, d)
+		return fault.New(fault.Internal, "image %s was damaged on disk and has been removed", d)
+	}
+	return nil
 }
 
 func (f *fakeImages) List() (out []*image.Image) {

@@ -202,6 +202,9 @@ func (a *actor) watch(ctx context.Context) error {
 // ended notes that the process ended by itself, and what the restart policy says.
 func (a *actor) ended(e sandbox.Exit) error {
 	a.drain()
+	if e.Code != 0 && e.At.Sub(a.rec.StartedAt) < machine.HealthyAfter {
+		a.w.suspect(a.rec.Image)
+	}
 	cfg, err := configOf(a.asg)
 	if err != nil {
 		return err

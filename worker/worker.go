@@ -49,6 +49,9 @@ type Images interface {
 	Ensure(ctx context.Context, id key.MachineID, ref machine.ImageRef) (*image.Image, error)
 	// Lookup finds a sealed image.
 	Lookup(digest key.Digest) (*image.Image, bool)
+	// Verify reads a sealed image whole; one that is damaged is removed, and the error
+	// is not NotFound.
+	Verify(ctx context.Context, digest key.Digest) error
 	// List gives all sealed images.
 	List() []*image.Image
 	// GC removes the images that keep does not want.
@@ -87,6 +90,10 @@ type Options struct {
 	// ImageBudget is how many bytes images may take before those out of use are
 	// removed, the longest unused first, whatever their age; default 20 GiB.
 	ImageBudget int64
+	// ScrubAfter is how long after its start the worker begins to read the images of
+	// its Machines whole, to find damage before a start does; ScrubEvery the time
+	// between two rounds. Defaults: a minute, a day.
+	ScrubAfter, ScrubEvery time.Duration
 
 	// Now is the clock; tests replace it.
 	Now func() time.Time
@@ -114,6 +121,8 @@ type Worker struct {
 	linked chan struct{} // closed when the controller has answered for the first time
 	link   sync.Once
 	kick   chan struct{} // holds one: images are collected at once
+	// suspects are images that something did not run well from.
+	suspects chan key.Digest
 
 	lostAt atomic.Int64 // when output was lost last, Unix nanoseconds; 0 when it is not being lost
 
@@ -159,12 +168,18 @@ func New(opt Options) *Worker {
 	if opt.ImageBudget == 0 {
 		opt.ImageBudget = 20 << 30
 	}
+	if opt.ScrubAfter == 0 {
+		opt.ScrubAfter = time.Minute
+	}
+	if opt.ScrubEvery == 0 {
+		opt.ScrubEvery = 24 * time.Hour
+	}
 	if opt.RouteGrace == 0 {
 		opt.RouteGrace = 200 * time.Millisecond
 	}
 	opt.Logs.Log = opt.Log
 	w := &Worker{
-		opt: opt, log: opt.Log, board: notice.New(opt.Log), kick: make(chan struct{}, 1), runtime: opt.Runtime, images: opt.Images,
+		opt: opt, log: opt.Log, board: notice.New(opt.Log), kick: make(chan struct{}, 1), suspects: make(chan key.Digest, 16), runtime: opt.Runtime, images: opt.Images,
 		capacity: newCapacity(memoryLimit(opt)), starts: newGate(8), fetches: newGate(3), foreign: newGate(3),
 		survey: make(chan struct{}), linked: make(chan struct{}), changed: make(chan struct{}, 1),
 		actors: map[key.MachineID]*actor{}, seen: map[key.MachineID]*seen{},
@@ -217,6 +232,7 @@ func (w *Worker) Open() (err error) {
 	}
 	w.done.Go(w.clearStrays)
 	w.done.Go(w.collect)
+	w.done.Go(w.scrub)
 	w.log.Info("the worker carries on", "machines", len(entries))
 	return nil
 }
