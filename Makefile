@@ -91,6 +91,7 @@ bench-routes: setup programs ## how long a change takes from the API call to the
 bench-start: setup programs ## how long a machine takes from the API call to its first answer, against runc and the bare sandbox
 	scripts/setup runc
 	$(GO) test ./world -run '^$$' -bench 'Start$$' -benchtime 20x
+	$(GO) test ./world -run '^$$' -bench 'Trace$$' -benchtime 15x
 	$(GO) test ./world -run '^$$' -bench 'Route$$' -benchtime 100x
 
 .PHONY: bench-recovery

@@ -124,9 +124,11 @@ func (c *Controller) createMachine(r *call) (int, any, error) {
 	if in.SkipLaunch {
 		m.Desired = machine.WantStopped
 	}
+	c.log.Debug("trace", "step", "placed", "machine", m.ID)
 	if m.ImageRef, err = c.reserve(ctx, m.Node, m.ID, a, conf); err != nil {
 		return 0, nil, err
 	}
+	c.log.Debug("trace", "step", "reserved", "machine", m.ID)
 	var l *lease
 	if in.LeaseTTL != 0 {
 		l = newLease(r.who, m, "", ttl)
@@ -135,6 +137,7 @@ func (c *Controller) createMachine(r *call) (int, any, error) {
 	if err := retry(ctx, func() error { return c.addMachine(ctx, a.ID, m, in.Name == "", l) }); err != nil {
 		return 0, nil, err
 	}
+	c.log.Debug("trace", "step", "stored", "machine", m.ID)
 	b := c.machineBody(m, false)
 	if l != nil {
 		b.Nonce = l.Nonce

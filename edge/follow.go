@@ -85,6 +85,7 @@ func (s *Server) followOnce(ctx context.Context, c internalpb.ControllerClient) 
 // setRoute makes a route live, and asks for what it needs.
 func (s *Server) setRoute(r *internalpb.Route) {
 	s.table.Set(r)
+	s.Log.Debug("trace", "step", "routed", "app", r.GetApp())
 	s.m.updates.Inc()
 	s.touch(r.GetApp())
 	if s.certs.wants(r.GetApp(), time.Now()) {

@@ -112,15 +112,18 @@ func (st *starter) closeFiles() { closeFiles(st.open) }
 // run is the start, step by step. The network is made while the sandbox boots.
 func (st *starter) run(ctx context.Context) error {
 	s, id := st.server, st.spec.Machine
+	s.log.Debug("trace", "step", "asked", "machine", id)
 	if err := st.makeDirs(); err != nil {
 		return fault.System(err, "the machine's directories cannot be made in %s and %s", s.config.RunDir, s.config.MachineDir)
 	}
+	s.log.Debug("trace", "step", "made directories", "machine", id)
 	if err := s.linkImage(id, st.spec.Image); err != nil {
 		return err
 	}
 	if err := s.groups.Create(string(id), limits(st.grant)); err != nil {
 		return err
 	}
+	s.log.Debug("trace", "step", "made cgroups", "machine", id)
 	if err := st.writeBundle(); err != nil {
 		return err
 	}
@@ -130,9 +133,11 @@ func (st *starter) run(ctx context.Context) error {
 	if _, err := st.goPipe.Write([]byte{1}); err != nil {
 		return fmt.Errorf("let the shim go on: %w", err)
 	}
+	s.log.Debug("trace", "step", "cloned the shim", "machine", id)
 	if err := s.router.Add(router.Member{Slot: st.spec.Slot, Network: st.grant.Network}, st.netns); err != nil {
 		return err
 	}
+	s.log.Debug("trace", "step", "connected", "machine", id)
 	// A sandbox that has ended already says in its report why.
 	if _, err := st.goPipe.Write([]byte{1}); err != nil && !errors.Is(err, unix.EPIPE) {
 		return fmt.Errorf("let the sandbox go on: %w", err)
@@ -140,6 +145,7 @@ func (st *starter) run(ctx context.Context) error {
 	if err := st.awaitReport(ctx); err != nil {
 		return err
 	}
+	s.log.Debug("trace", "step", "reported", "machine", id)
 	// Nobody needs it any more. (gVisor keeps what it must know of it, the environment
 	// among it, in its own state file beside, in memory too.)
 	if err := os.RemoveAll(filepath.Join(s.runDir(id), bundleDir)); err != nil {

@@ -197,6 +197,7 @@ func (a *actor) commit(name string, r *record, asg *internalpb.Assignment) error
 	if err := a.w.journal.put(name, r, a.rec.Slot, asg); err != nil {
 		return err
 	}
+	a.log.Debug("trace", "step", "journaled", "why", name)
 	if r.State != a.rec.State {
 		a.log.Info("state", "from", a.rec.State, "to", r.State, "why", name)
 		a.w.metrics.transitions.WithLabelValues(string(r.State)).Inc()

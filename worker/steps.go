@@ -148,6 +148,7 @@ func (a *actor) start(ctx context.Context) error {
 	call, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	began := time.Now()
+	a.log.Debug("trace", "step", "asked for the sandbox")
 	box, err := a.w.runtime.Start(call, spec)
 	if fault.Is(err, fault.Conflict) {
 		// Something of this Machine is there that the journal does not know.
@@ -159,6 +160,7 @@ func (a *actor) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	a.log.Debug("trace", "step", "got the sandbox")
 	a.w.metrics.startSeconds.Observe(time.Since(began).Seconds())
 	a.hold(box)
 	return a.up()

@@ -329,12 +329,14 @@ func (w *Worker) Assign(asg *internalpb.Assignment) error {
 		a.offer(asg)
 		return nil
 	}
+	w.log.Debug("trace", "step", "assigned", "machine", id)
 	now := w.now()
 	r := &record{Machine: id, Seq: 1, State: machine.Created, Since: now, Instance: instanceOf(asg), UpdatedAt: now}
 	r.event(now, "launch", byUser, nil)
 	if err := w.journal.create(r, asg); err != nil {
 		return err
 	}
+	w.log.Debug("trace", "step", "journaled create", "machine", id)
 	w.begin(entry{rec: r, asg: asg})
 	w.dirty[id] = true
 	select {

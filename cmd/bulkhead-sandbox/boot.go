@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	osexec "os/exec"
 	"strconv"
 	"strings"
+	"time"
 	_ "unsafe" // for go:linkname
 
 	"github.com/google/subcommands"
@@ -28,6 +30,7 @@ type boot struct{ *sentrycmd.Boot }
 
 // Execute sets the guest's size, runs the sandbox and reports the wait status.
 func (b boot) Execute(ctx context.Context, f *flag.FlagSet, args ...any) subcommands.ExitStatus {
+	time.AfterFunc(startsUp, collect)
 	usePrecompiledFilters()
 	if err := setSize(f); err != nil {
 		return util.Errorf("guest size: %v", err)
@@ -75,17 +78,46 @@ func shutIn(f *flag.FlagSet, conf *config.Config) error {
 	if err != nil {
 		return err
 	}
+	helper, err := os.Open(shimProgram)
+	if err != nil {
+		helper = nil // nobody's shim has started us
+	}
 	if err := setUpChroot(spec, conf, timer); err != nil {
 		return err
 	}
 	if os.Getuid() != nobody || os.Getgid() != nobody {
 		return fmt.Errorf("it runs as user %d and group %d instead of %d", os.Getuid(), os.Getgid(), nobody)
 	}
-	_, umounter = sandboxsetup.ExecProcUmounter()
+	if umounter, err = startUmounter(helper); err != nil {
+		return fmt.Errorf("start the process that takes /proc away: %w", err)
+	}
 	if err := setFlags(f, map[string]string{"setup-root": "false", "proc-mount-sync-fd": strconv.Itoa(int(umounter.Fd()))}); err != nil {
 		return err
 	}
 	return sandboxsetup.ApplyCapsAllThreads(&specs.LinuxCapabilities{}, timer)
+}
+
+// shimProgram is the shim's own program, in the shim's root.
+const shimProgram = "/bulkhead-shim"
+
+// startUmounter starts the process that takes /proc away when it reads a byte from
+// the pipe: the shim's program, if we have it, which takes a tenth of the time that
+// this one takes to begin.
+func startUmounter(helper *os.File) (*os.File, error) {
+	if helper == nil {
+		_, w := sandboxsetup.ExecProcUmounter()
+		return w, nil
+	}
+	defer helper.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	cmd := osexec.Command("/proc/self/fd/4", "umount", "/proc")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.ExtraFiles = []*os.File{r, helper}
+	return w, cmd.Start() // boot waits for it
 }
 
 func setFlags(f *flag.FlagSet, values map[string]string) error {

@@ -45,6 +45,7 @@ const (
 )
 
 func main() {
+	putOffCollection()
 	cli.Run(nil, map[util.SubCommand]string{
 		new(start):                "",
 		new(cmd.Run):              "",

@@ -10,6 +10,7 @@
 // as it can, since every Machine pays for one.
 //
 //	bulkhead-shim run CONFIG...     the shim proper
+//	bulkhead-shim umount DIR        unmounts DIR when a byte comes out of descriptor 3: a sandbox's helper
 //	bulkhead-shim enter N CMD...    joins the cgroups behind descriptors 4 to 4+N-1, then becomes CMD
 package main
 
@@ -22,7 +23,9 @@ import (
 
 func main() {
 	var err error
-	if len(os.Args) > 3 && os.Args[1] == "enter" {
+	if len(os.Args) == 3 && os.Args[1] == "umount" {
+		err = umount(os.Args[2])
+	} else if len(os.Args) > 3 && os.Args[1] == "enter" {
 		err = enter(os.Args[2], os.Args[3:])
 	} else {
 		var c wire.ShimConfig

@@ -45,7 +45,7 @@ func enterRoot(c wire.ShimConfig) error {
 		return fmt.Errorf("mount /proc: %w", err)
 	}
 	for _, f := range []struct{ from, to string }{
-		{c.Program, wire.ShimProgram}, {c.Image, wire.ShimImage}, {os.DevNull, os.DevNull},
+		{c.Program, wire.ShimProgram}, {"/proc/self/exe", wire.ShimHelper}, {c.Image, wire.ShimImage}, {os.DevNull, os.DevNull},
 	} {
 		if err := bindFile(f.from, at+f.to); err != nil {
 			return err
@@ -54,7 +54,7 @@ func enterRoot(c wire.ShimConfig) error {
 	if err := unix.MoveMount(bundle, "", unix.AT_FDCWD, at+wire.ShimBundle, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("mount the bundle: %w", err)
 	}
-	for _, f := range []string{wire.ShimProgram, wire.ShimImage, wire.ShimBundle} {
+	for _, f := range []string{wire.ShimProgram, wire.ShimHelper, wire.ShimImage, wire.ShimBundle} {
 		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV}
 		if err := unix.MountSetattr(unix.AT_FDCWD, at+f, 0, &attr); err != nil {
 			return fmt.Errorf("make %s read-only: %w", f, err)
@@ -71,6 +71,14 @@ func enterRoot(c wire.ShimConfig) error {
 		return fmt.Errorf("leave the old root: %w", err)
 	}
 	return unix.Chdir("/")
+}
+
+// umount takes dir away when it is told to, for a sandbox that has no right left to.
+func umount(dir string) error {
+	if n, err := syscall.Read(3, make([]byte, 1)); n != 1 {
+		return fmt.Errorf("the sandbox gave up: %v", err)
+	}
+	return unix.Unmount(dir, unix.MNT_DETACH)
 }
 
 // bindFile makes the file from appear at to.

@@ -27,6 +27,7 @@ const (
 // /dev/null: nothing else of the host's. It lies in memory.
 const (
 	ShimProgram = "/bulkhead-sandbox"
+	ShimHelper  = "/bulkhead-shim" // the shim's own program
 	ShimImage   = "/image.erofs"
 	ShimBundle  = "/bundle"
 	ShimState   = "/state" // gVisor's own
@@ -72,7 +73,7 @@ func (r Report) Marshal() []byte { return fmt.Appendf(nil, "%t\n%s", r.OK, r.Log
 // ParseReport undoes Marshal.
 func ParseReport(b []byte) (r Report, err error) {
 	line, log, ok := strings.Cut(string(b), "\n")
-	if _, err := fmt.Sscanf(line, "%t", &r.OK); err != nil || !ok {
+	if r.OK, err = strconv.ParseBool(line); err != nil || !ok {
 		return r, fmt.Errorf("the shim's report of %d bytes cannot be read", len(b))
 	}
 	r.Log = log

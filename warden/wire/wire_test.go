@@ -116,11 +116,11 @@ func openFiles(t *testing.T) int {
 }
 
 func TestShimMessages(t *testing.T) {
-	config := wire.ShimConfig{ID: "i", Program: "p", Bundle: "b", PIDFile: "f", Cgroups: 5, Flags: []string{"--x=y z", ""}}
+	config := wire.ShimConfig{ID: "i", Program: "p", Bundle: "b", Image: "f", Cgroups: 5, Flags: []string{"--x=y z", ""}}
 	if got, err := wire.ParseShimConfig(config.Args()); err != nil || strings.Join(got.Args(), "|") != strings.Join(config.Args(), "|") {
 		t.Errorf("config became %+v, %v", got, err)
 	}
-	for _, r := range []wire.Report{{OK: true, PID: 7}, {Log: "1 2\n3"}} {
+	for _, r := range []wire.Report{{OK: true}, {Log: "1 2\n3"}} {
 		if got, err := wire.ParseReport(r.Marshal()); err != nil || got != r {
 			t.Errorf("report became %+v, %v", got, err)
 		}
@@ -138,7 +138,7 @@ func TestShimMessages(t *testing.T) {
 	if got := wire.ParseShimRequest(wire.ShimRequest{Args: args}.Marshal()); strings.Join(got.Args, "|") != strings.Join(args, "|") {
 		t.Errorf("request became %q", got.Args)
 	}
-	for _, bad := range []string{"", "\n", "true\n", "x y z\n", "1 2"} {
+	for _, bad := range []string{"", "\n", "x y z\n", "1 2"} {
 		if r, err := wire.ParseReport([]byte(bad)); err == nil {
 			t.Errorf("%q is the report %+v", bad, r)
 		}
