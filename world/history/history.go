@@ -52,6 +52,7 @@ type Op struct {
 	call, end int64 // nanoseconds since the recorder began
 }
 
+// String shows the operation on one line.
 func (o Op) String() string {
 	s := fmt.Sprintf("client %d: %s %s", o.Client, o.Kind, o.Key)
 	if o.Old != "" {
