@@ -23,6 +23,7 @@ import (
 	"bulkhead/api/internalpb"
 	"bulkhead/api/rpc"
 	"bulkhead/edge"
+	"bulkhead/edge/upstream"
 	"bulkhead/fault"
 	"bulkhead/pki"
 	"bulkhead/pki/pkitest"
@@ -41,6 +42,7 @@ type world struct {
 	ca   *pki.CA
 	ctl  *controller
 	edge *edge.Server
+	dial upstream.Dial // to Machines; nil is TCP
 
 	plain, secure string // addresses
 	stop          func()
@@ -161,6 +163,7 @@ func (w *world) startEdge(limits edge.Limits) {
 	if testing.Verbose() {
 		s.Log = slog.New(slog.NewTextHandler(w.t.Output(), nil))
 	}
+	s.Dial = w.dial
 	s.APISocket = filepath.Join(w.dir, "api")
 	if err := os.MkdirAll(s.DataDir, 0o700); err != nil {
 		w.t.Fatal(err)

@@ -168,7 +168,11 @@ func (w *World) Thaw(role string) { w.signal(role, syscall.SIGCONT) }
 
 func (w *World) signal(role string, sig syscall.Signal) {
 	w.T.Helper()
-	if err := syscall.Kill(w.Role(role), sig); err != nil {
+	pid := w.Role(role)
+	if pid == 0 { // which would name our own process group
+		w.T.Fatalf("no process of role %s", role)
+	}
+	if err := syscall.Kill(pid, sig); err != nil {
 		w.T.Fatalf("signal role %s: %v", role, err)
 	}
 }

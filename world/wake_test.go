@@ -45,7 +45,7 @@ func stopped(w *world.World, app, id string) {
 // TestWake: a request wakes what a user stopped, a flood wakes it once, an idle Machine
 // is stopped again, and what must not be woken is not.
 func TestWake(t *testing.T) {
-	w := world.Start(t, "--idle-after", "3s")
+	w := world.Start(t, "--idle-after", "2s")
 	w.CreateApp("web", "")
 	image := w.Push("web", fixture.StaticGo(t))
 	m := w.Run("web", sleepy(image, 0))
@@ -98,7 +98,7 @@ func TestWake(t *testing.T) {
 	w.Must("POST", "/apps/web/machines/"+m.ID+"/cordon", nil, nil)
 	refused("cordoned")
 	w.Must("POST", "/apps/web/machines/"+m.ID+"/uncordon", nil, nil)
-	w.Must("POST", "/apps/web/machines/"+m.ID+"/lease", map[string]any{"ttl": 5}, nil)
+	w.Must("POST", "/apps/web/machines/"+m.ID+"/lease", map[string]any{"ttl": 3}, nil)
 	refused("leased")
 	// The lease ends by itself, and the machine can be woken again.
 	w.Eventually(20*time.Second, func() string { return answers(w, "web", "/", 200, "") })
@@ -138,13 +138,13 @@ func TestAutostopKeepsTheMinimum(t *testing.T) {
 		}
 		return ""
 	})
-	time.Sleep(4 * time.Second) // several looks at what is idle
+	time.Sleep(2500 * time.Millisecond) // several looks at what is idle
 	if n := states(); n["started"] != 1 {
 		t.Fatalf("with min_machines_running 1: %v", n)
 	}
 	// Its one place is taken: the next request wakes another.
 	slow := make(chan string, 1)
-	go func() { slow <- answers(w, "web", "/stream?n=100&ms=100", 200, "") }()
+	go func() { slow <- answers(w, "web", "/stream?n=50&ms=100", 200, "") }()
 	time.Sleep(500 * time.Millisecond)
 	began := time.Now()
 	if got := answers(w, "web", "/", 200, ""); got != "" {

@@ -1,0 +1,240 @@
+package edge_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"bulkhead/api/internalpb"
+	"bulkhead/edge"
+	"bulkhead/fault"
+)
+
+// sleeper plays a worker with Machines that sleep: their address takes no connection
+// until they are woken.
+type sleeper struct {
+	internalpb.WorkerClient // of which the edge calls two methods
+
+	mu     sync.Mutex
+	awake  map[string]bool // by machine
+	seq    int64
+	took   time.Duration // of a waking
+	err    error
+	wakes  atomic.Int64
+	idles  atomic.Int64
+	refuse error // of Idle
+}
+
+func (s *sleeper) Wake(ctx context.Context, r *internalpb.WakeRequest, _ ...grpc.CallOption) (*internalpb.WakeResponse, error) {
+	s.wakes.Add(1)
+	s.mu.Lock()
+	took, err := s.took, s.err
+	s.mu.Unlock()
+	select {
+	case <-time.After(took):
+	case <-ctx.Done():
+		return nil, fault.Wrap(fault.Timeout, ctx.Err(), "too long")
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seq++
+	s.awake[r.GetMachineId()] = true
+	return &internalpb.WakeResponse{Seq: s.seq}, nil
+}
+
+func (s *sleeper) Idle(_ context.Context, r *internalpb.IdleRequest, _ ...grpc.CallOption) (*internalpb.IdleResponse, error) {
+	s.idles.Add(1)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.refuse != nil {
+		return nil, s.refuse
+	}
+	s.seq++
+	s.awake[r.GetMachineId()] = false
+	return &internalpb.IdleResponse{Seq: s.seq}, nil
+}
+
+// sleepyAt is a Machine at addr that traffic starts and stops.
+func sleepyAt(addr string, asleep bool, seq int64) *internalpb.Backend {
+	b := at(addr)
+	b.Asleep, b.Seq, b.Autostart, b.Autostop = asleep, seq, true, true
+	return b
+}
+
+// newSleeper starts an edge whose Machines are the sleeper's.
+func newSleeper(t *testing.T, limits edge.Limits) (*world, *sleeper) {
+	t.Helper()
+	s := &sleeper{awake: map[string]bool{}, seq: 100, took: 50 * time.Millisecond}
+	w := newWorldWithoutEdge(t)
+	w.dial = func(ctx context.Context, addr string) (net.Conn, error) {
+		s.mu.Lock()
+		up := s.awake["m-"+addr]
+		s.mu.Unlock()
+		if !up {
+			return nil, &net.OpError{Op: "dial", Err: syscall.EHOSTUNREACH}
+		}
+		var d net.Dialer
+		return d.DialContext(ctx, "tcp", addr)
+	}
+	w.startEdge(limits)
+	t.Cleanup(func() { w.stop() })
+	w.edge.WakeWith(s)
+	return w, s
+}
+
+func hi(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "hi") }
+
+// TestOneWakeForAll: requests that come while an app sleeps wait for one waking, in
+// bounded number, and are answered.
+func TestOneWakeForAll(t *testing.T) {
+	bothVersions(t, func(t *testing.T, h2 bool) {
+		w, s := newSleeper(t, edge.Limits{MaxHeld: 20, IdleAfter: time.Hour})
+		s.took = 500 * time.Millisecond
+		w.route("app", web(sleepyAt(serve(t, hi), true, 1))...)
+		var ok, full atomic.Int64
+		var all sync.WaitGroup
+		c := w.client(h2)
+		for range 50 {
+			all.Go(func() {
+				resp, body := get(t, c, "https://app."+domain+"/")
+				switch {
+				case resp.StatusCode == 200 && body == "hi":
+					ok.Add(1)
+				case resp.StatusCode == 503 && resp.Header.Get("Bulkhead-Error") == "PL02":
+					full.Add(1)
+				default:
+					t.Errorf("%d %s", resp.StatusCode, body)
+				}
+			})
+		}
+		all.Wait()
+		if ok.Load() < 20 || full.Load() < 1 || s.wakes.Load() != 1 {
+			t.Errorf("%d answered, %d refused, %d wakings; want at least 20 answered, some refused, 1 waking", ok.Load(), full.Load(), s.wakes.Load())
+		}
+	})
+}
+
+// TestWakingThatFails: who waits is told, in time, and a Machine that does not come up
+// is left alone for a while.
+func TestWakingThatFails(t *testing.T) {
+	w, s := newSleeper(t, edge.Limits{WakeTimeout: 300 * time.Millisecond, IdleAfter: time.Hour})
+	w.route("app", web(sleepyAt(serve(t, hi), true, 1))...)
+	c := w.client(false)
+	s.err = fault.New(fault.Conflict, "it is cordoned")
+	for range 20 {
+		if resp, _ := get(t, c, "https://app."+domain+"/"); resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" {
+			t.Fatalf("a refused waking: %d %v", resp.StatusCode, resp.Header)
+		}
+	}
+	if n := s.wakes.Load(); n > 5 {
+		t.Errorf("20 requests asked %d times for a machine that is not to be woken", n)
+	}
+	s.mu.Lock()
+	s.err, s.took = nil, time.Hour
+	s.mu.Unlock()
+	w.route("slow", web(sleepyAt(serve(t, hi), true, 1))...)
+	began := time.Now()
+	resp, _ := get(t, c, "https://slow."+domain+"/")
+	if took := time.Since(began); resp.StatusCode != 503 || resp.Header.Get("Bulkhead-Error") != "PM03" || took > 10*time.Second {
+		t.Errorf("a waking without end: %d %s after %v", resp.StatusCode, resp.Header.Get("Bulkhead-Error"), took)
+	}
+	s.mu.Lock()
+	s.took = 0
+	s.mu.Unlock()
+	eventually(t, "the machine is woken again", func() bool { resp, _ := get(t, c, "https://app."+domain+"/"); return resp.StatusCode == 200 })
+}
+
+// TestAMachineThatWentDownUnheard: with the controller away nobody tells that a Machine
+// sleeps; it is found out, also by an edge that starts from its cache.
+func TestAMachineThatWentDownUnheard(t *testing.T) {
+	w, s := newSleeper(t, edge.Limits{IdleAfter: time.Hour})
+	w.route("app", web(sleepyAt(serve(t, hi), false, 1))...)
+	c := w.client(false)
+	ask := func() {
+		t.Helper()
+		if resp, body := get(t, c, "https://app."+domain+"/"); resp.StatusCode != 200 {
+			t.Fatalf("%d %s", resp.StatusCode, body)
+		}
+	}
+	ask()
+	if s.wakes.Load() != 1 {
+		t.Fatalf("%d wakings", s.wakes.Load())
+	}
+	w.ctl.srv.Stop()
+	w.stop()
+	s.mu.Lock()
+	clear(s.awake)
+	s.mu.Unlock()
+	w.startEdge(edge.Limits{IdleAfter: time.Hour})
+	defer w.stop()
+	w.edge.WakeWith(s)
+	c = w.client(false)
+	ask()
+	if s.wakes.Load() != 2 {
+		t.Errorf("%d wakings by an edge from its cache", s.wakes.Load()-1)
+	}
+}
+
+// TestIdleMachinesAreReported: one without requests, and not one with a request under
+// way; a refusal is not repeated at once, and a word that comes late changes nothing.
+func TestIdleMachinesAreReported(t *testing.T) {
+	w, s := newSleeper(t, edge.Limits{IdleAfter: 300 * time.Millisecond})
+	release := make(chan struct{})
+	addr := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			<-release
+		}
+		hi(w, r)
+	})
+	s.awake["m-"+addr] = true
+	w.route("app", web(sleepyAt(addr, false, 7))...)
+	c := w.client(false)
+	slow := make(chan error, 1)
+	go func() {
+		resp, err := c.Get("https://app." + domain + "/slow")
+		if err == nil && resp.StatusCode != 200 {
+			err = errors.New(resp.Status)
+		}
+		if err == nil {
+			resp.Body.Close()
+		}
+		slow <- err
+	}()
+	time.Sleep(time.Second)
+	if n := s.idles.Load(); n != 0 {
+		t.Errorf("a machine with a request under way was reported idle %d times", n)
+	}
+	close(release)
+	if err := <-slow; err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the idle machine is reported", func() bool { return s.idles.Load() == 1 })
+	// What the controller said before the machine slept arrives now.
+	w.route("app", web(sleepyAt(addr, false, 8))...)
+	if resp, _ := get(t, c, "https://app."+domain+"/"); resp.StatusCode != 200 || s.wakes.Load() != 1 || w.metric(`bulkhead_edge_wakes_total{result="doubt"}`) != 0 {
+		t.Errorf("after a late word: %d, %d wakings, %v doubts", resp.StatusCode, s.wakes.Load(), w.metric(`bulkhead_edge_wakes_total{result="doubt"}`))
+	}
+	s.mu.Lock()
+	s.refuse = fault.New(fault.Precondition, "min_machines_running")
+	s.mu.Unlock()
+	n := s.idles.Load()
+	time.Sleep(1200 * time.Millisecond)
+	if asked := s.idles.Load() - n; asked < 1 || asked > 4 {
+		t.Errorf("a machine that must run on was reported %d times in four idle times", asked)
+	}
+	if resp, _ := get(t, c, "https://app."+domain+"/"); resp.StatusCode != 200 || s.wakes.Load() != 1 {
+		t.Errorf("a machine that runs on: %d, %d wakings", resp.StatusCode, s.wakes.Load())
+	}
+}
