@@ -94,6 +94,10 @@ bench-start: setup programs ## how long a machine takes from the API call to its
 	$(GO) test ./world -run '^$$' -bench 'Trace$$' -benchtime 15x
 	$(GO) test ./world -run '^$$' -bench 'Route$$' -benchtime 100x
 
+.PHONY: bench-wake
+bench-wake: setup programs ## how long a request to a sleeping app waits for its answer
+	$(GO) test ./world -run '^$$' -bench 'Wake$$' -benchtime 40x
+
 .PHONY: bench-recovery
 bench-recovery: setup programs ## how long fifty machines take to run again after a power cut
 	$(GO) test ./world -run '^$$' -bench 'Recovery$$' -benchtime 5x
