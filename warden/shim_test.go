@@ -98,6 +98,39 @@ func TestShimSeesNothingOfTheHost(t *testing.T) {
 	}
 }
 
+// TestShimIsNotLookedInto: another process of the shim's user, in its user namespace,
+// neither reads its memory and open files nor traces it.
+func TestShimIsNotLookedInto(t *testing.T) {
+	w := newWorld(t).start()
+	spec := w.spec("sleep")
+	w.begin(spec)
+	pid := fmt.Sprint(w.shimOf(spec))
+	inside := func(args ...string) *exec.Cmd {
+		return exec.Command("nsenter", append([]string{"--target", pid, "--user", "setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"}, args...)...)
+	}
+	peer := inside("sleep", "60")
+	if err := peer.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { peer.Process.Kill(); peer.Wait() }()
+	for deadline := time.Now().Add(testTime); ; time.Sleep(10 * time.Millisecond) {
+		if comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", peer.Process.Pid)); string(comm) == "sleep\n" {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatalf("the peer is %q", comm)
+		}
+	}
+	for _, file := range []string{"environ", "maps"} {
+		if out, err := inside("head", "-c", "1", fmt.Sprintf("/proc/%d/%s", peer.Process.Pid, file)).CombinedOutput(); err != nil {
+			t.Errorf("the control: %s of a peer cannot be read: %v: %s", file, err, out)
+		}
+		out, err := inside("head", "-c", "1", "/proc/"+pid+"/"+file).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "ermi") {
+			t.Errorf("%s of the shim: %v: %s", file, err, out)
+		}
+	}
+}
+
 // TestShimStateIsBounded: no Machine fills the memory that all Machines' files are in.
 func TestShimStateIsBounded(t *testing.T) {
 	w := newWorld(t).start()
