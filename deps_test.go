@@ -28,6 +28,7 @@ const layers = `
 	# Mechanisms: each does one thing and knows no role.
 	notice
 	room
+	boltcheck
 	role, pki, api/internalpb, logs, registry, sandbox
 	image/wire, image/confine, image/erofs
 	image/tree

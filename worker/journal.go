@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -15,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"bulkhead/api/internalpb"
+	"bulkhead/boltcheck"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/notice"
@@ -75,11 +75,13 @@ func openJournal(dir string) (j *journal, err error) {
 			j, err = nil, damaged(fmt.Errorf("%v", p))
 		}
 	}()
-	if err := checkSize(path); err != nil {
-		if said := fault.System(err, "the worker's journal %s cannot be read", path); wordOf(said) != "" {
-			return nil, said
-		}
+	switch err := boltcheck.File(path, lockWait); {
+	case errors.Is(err, boltcheck.ErrInUse):
+		return nil, fault.Wrap(fault.Conflict, err, "the worker's journal %s is in use by another process", path)
+	case errors.As(err, new(*boltcheck.Error)):
 		return nil, damaged(err)
+	case err != nil:
+		return nil, fault.System(err, "the worker's journal %s cannot be read", path)
 	}
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockWait, FreelistType: bbolt.FreelistMapType})
 	switch {
@@ -115,52 +117,8 @@ func wordOf(err error) string {
 	return ""
 }
 
-// checkSize finds a file that was cut short, which bbolt would map and then die
-// of a bus error on: the size that its meta pages speak of must be there.
-func checkSize(path string) error {
-	b := make([]byte, 8192)
-	f, err := os.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil || info.Size() == 0 {
-		return err
-	}
-	if n, err := f.ReadAt(b, 0); n < len(b) {
-		return fmt.Errorf("it is only %d bytes long: %w", info.Size(), err)
-	}
-	// A meta page: 16 bytes of page header, then magic u32, version u32, pageSize u32,
-	// flags u32, root (u64, u64), freelist u64, high-water mark pgid u64.
-	const magic = 0xED0CDAED
-	for _, at := range []int{0, 4096} {
-		m := b[at+16:]
-		if binary.NativeEndian.Uint32(m) != magic {
-			continue
-		}
-		pageSize := int64(binary.NativeEndian.Uint32(m[8:]))
-		pages := int64(binary.NativeEndian.Uint64(m[40:]))
-		if pageSize > 0 && pages > 0 && pages < 1<<40 && pages*pageSize > info.Size() {
-			return fmt.Errorf("it is %d bytes long and should be %d", info.Size(), pages*pageSize)
-		}
-	}
-	return nil
-}
-
 // prepare makes the buckets of a new journal and checks those of an old one.
 func (j *journal) prepare() error {
-	if err := j.db.View(func(tx *bbolt.Tx) error {
-		for err := range tx.Check() {
-			return err
-		}
-		return nil
-	}); err != nil {
-		return err
-	}
 	return j.db.Update(func(tx *bbolt.Tx) error {
 		meta, err := tx.CreateBucketIfNotExists(bucketMeta)
 		if err != nil {

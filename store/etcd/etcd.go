@@ -72,8 +72,9 @@ type Store struct {
 
 // Open starts the member in dir and returns when it can take writes.
 //
-// It is safe after a kill at any instant: etcd replays its write-ahead log, and
-// everything acknowledged is there.
+// It is safe after a kill at any instant and after a power cut: etcd replays its
+// write-ahead log, and everything acknowledged is there. Damage of another kind is an
+// error that says so; see recover.go.
 func Open(ctx context.Context, c Config) (*Store, error) {
 	if c.SocketDir == "" {
 		c.SocketDir = c.Dir
@@ -90,12 +91,16 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg, err := memberConfig(c)
+	g := &guard{}
+	cfg, err := memberConfig(c, g)
+	if err == nil {
+		err = check(c)
+	}
 	if err != nil {
 		lock.Close()
 		return nil, err
 	}
-	member, err := embed.StartEtcd(cfg)
+	member, err := g.start(cfg, c.Dir)
 	if err != nil {
 		lock.Close()
 		return nil, fault.System(err, "the store in %s cannot be started", c.Dir)
@@ -141,7 +146,7 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
-func memberConfig(c Config) (*embed.Config, error) {
+func memberConfig(c Config, g *guard) (*embed.Config, error) {
 	cfg := embed.NewConfig()
 	cfg.Name = "n1"
 	cfg.Dir = filepath.Join(c.Dir, "etcd")
@@ -166,7 +171,7 @@ func memberConfig(c Config) (*embed.Config, error) {
 	cfg.MaxRequestBytes = 4 << 20
 	cfg.TickMs, cfg.ElectionMs = tickMs, electionMs
 	cfg.EnableGRPCGateway = false
-	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(quietLogger(c.Log))
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(g.logger(c.Log))
 	return cfg, nil
 }
 
