@@ -46,7 +46,7 @@ func newLease(who caller, m *record, description string, ttl time.Duration) *lea
 	rand.Read(b[:])
 	return &lease{
 		Nonce: hex.EncodeToString(b[:]), Owner: who.Name + "@" + who.Org, Description: description,
-		ExpiresAt: time.Now().Add(ttl).UTC(), Version: string(m.Instance),
+		ExpiresAt: time.Now().Add(ttl).UTC(), TTL: ttl, Version: string(m.Instance),
 	}
 }
 
@@ -54,7 +54,7 @@ func newLease(who caller, m *record, description string, ttl time.Duration) *lea
 // its record, which may be there although it has.
 func (c *Controller) liveLease(ctx context.Context, a key.AppName, id key.MachineID) (*lease, int64, error) {
 	l, rev, err := get[lease](ctx, c.store, leaseKey(a, id))
-	if err != nil || l == nil || !l.ExpiresAt.After(time.Now()) {
+	if err != nil || l == nil || !l.live(time.Now()) {
 		return nil, rev, err
 	}
 	return l, rev, nil

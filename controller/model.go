@@ -133,6 +133,19 @@ type lease struct {
 	Description string    `json:"description,omitempty"`
 	ExpiresAt   time.Time `json:"expires_at"`
 	Version     string    `json:"version"`
+	// TTL is what it was taken for. A lease with more than that to go was taken by a
+	// clock that has been set back since, and counts as expired: nobody can say for how
+	// long it would hold otherwise. 0 in leases of earlier versions.
+	TTL time.Duration `json:"ttl,omitempty"`
+}
+
+// leaseSkew is how far the clock may be set back without ending a lease.
+const leaseSkew = 10 * time.Second
+
+// live reports whether the lease holds.
+func (l *lease) live(now time.Time) bool {
+	left := l.ExpiresAt.Sub(now)
+	return left > 0 && (l.TTL == 0 || left <= l.TTL+leaseSkew)
 }
 
 // host is what is kept of a node.

@@ -45,7 +45,7 @@ func (a *apiCert) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	defer a.mu.Unlock()
 	if a.cur != nil {
 		l := a.cur.Leaf
-		if time.Now().Before(l.NotBefore.Add(l.NotAfter.Sub(l.NotBefore) / 2)) {
+		if now := time.Now(); !now.Before(l.NotBefore) && now.Before(l.NotBefore.Add(l.NotAfter.Sub(l.NotBefore)/2)) {
 			return a.cur, nil
 		}
 	}

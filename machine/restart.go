@@ -79,7 +79,13 @@ func Decide(r *Restart, e End, h History) Decision {
 			max = r.MaxRetries
 		}
 	}
-	if e.At.Sub(e.Started) >= HealthyAfter {
+	// It cannot have ended long before it was seen started: the clock was set back. How
+	// long it ran is not known then, and what was counted by that clock means nothing.
+	ran := e.At.Sub(e.Started)
+	if ran < -HealthyAfter {
+		h.Streak, h.Recent = 0, nil
+	}
+	if ran >= HealthyAfter {
 		h.Streak = 0
 	}
 	h.Recent = since(h.Recent, e.At.Add(-RestartWindow))

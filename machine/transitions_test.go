@@ -171,6 +171,8 @@ func TestDecide(t *testing.T) {
 		"always never gives up":      {&Restart{Policy: RestartAlways}, end(1, time.Second), History{Streak: 500}, ActRestart, MaxBackoff},
 		"on-failure gives up":        {nil, end(1, time.Second), full, ActGiveUp, 0},
 		"healthy run resets":         {nil, end(1, HealthyAfter), full, ActRestart, FirstBackoff},
+		"the clock was set back":     {nil, End{Code: -1, Unknown: true, Started: t0.Add(time.Hour), At: t0}, History{Streak: DefaultMaxRetries, Recent: []time.Time{t0.Add(time.Hour)}}, ActRestart, 0},
+		"an end a moment early":      {nil, end(1, -time.Second), full, ActGiveUp, 0},
 		"own number":                 {&Restart{MaxRetries: 1}, end(1, 0), History{Streak: 1}, ActGiveUp, 0},
 		"window counts, healthy or not": {&Restart{MaxRetries: 2}, end(1, 2*time.Minute),
 			History{Recent: []time.Time{t0.Add(-4 * time.Minute), t0.Add(-2 * time.Minute)}}, ActGiveUp, 0},

@@ -29,8 +29,12 @@ const (
 	IdentityLife = 24 * time.Hour
 	// ServerLife is how long a server certificate is good; it is renewed at half.
 	ServerLife = 90 * 24 * time.Hour
-	// skew is how far a verifier's clock may lag behind the signer's.
-	skew = 5 * time.Minute
+	// skew is how far a verifier's clock may lag behind the signer's, or this machine's
+	// own fall back at a reboot.
+	skew = 2 * time.Hour
+	// authoritySkew is the same for what lasts: a certificate for an hour can be had
+	// anew, the authority cannot.
+	authoritySkew = 30 * 24 * time.Hour
 )
 
 // CA is the cluster's certificate authority: the root certificate and both
@@ -159,6 +163,9 @@ func sign(t, parent *x509.Certificate, pub crypto.PublicKey, key crypto.Signer, 
 	t.SerialNumber = serial
 	now := time.Now()
 	t.NotBefore = now.Add(-skew)
+	if t.IsCA {
+		t.NotBefore = now.Add(-authoritySkew)
+	}
 	t.NotAfter = now.Add(life)
 	return x509.CreateCertificate(rand.Reader, t, parent, pub, key)
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"log/slog"
 	"net"
 	"os"
@@ -204,4 +205,46 @@ func must[T any](v T, err error) T {
 		panic(err)
 	}
 	return v
+}
+
+// TestClockSetBack: with the clock an hour back what was signed before is good, on
+// this machine and for clients whose clock is right when the signer's is an hour fast.
+func TestClockSetBack(t *testing.T) {
+	ca := newCA(t, "c1", "apps.test")
+	der, _ := csr(t)
+	chain, err := ca.IssueServer(der, "web.apps.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots, inter := x509.NewCertPool(), x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca.RootPEM())
+	var leaf *x509.Certificate
+	for i, b := range chain {
+		c, err := x509.ParseCertificate(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			leaf = c
+		} else {
+			inter.AddCert(c)
+		}
+	}
+	for _, back := range []time.Duration{0, time.Hour} {
+		if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: inter, CurrentTime: time.Now().Add(-back)}); err != nil {
+			t.Errorf("%v back: %v", back, err)
+		}
+	}
+	// The authority itself outlasts much more, since nobody makes another.
+	root, inters := ca.RootPEM(), chain[1:]
+	block, _ := pem.Decode(root)
+	for _, b := range append(inters, block.Bytes) {
+		c, err := x509.ParseCertificate(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if since := time.Since(c.NotBefore); since < 7*24*time.Hour {
+			t.Errorf("%s is good from %v before it was made", c.Subject, since)
+		}
+	}
 }

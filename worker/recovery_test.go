@@ -181,6 +181,43 @@ func TestDeadlines(t *testing.T) {
 	n.state(a, machine.Destroyed)
 }
 
+// TestClockSetBackAtReboot: a machine that waited to be tried again does not wait for
+// the hour by which the clock is back.
+func TestClockSetBackAtReboot(t *testing.T) {
+	n := newNode(t)
+	c := &clock{}
+	c.forward(time.Hour)
+	n.onClock(c)
+	var away atomic.Bool
+	away.Store(true)
+	n.host.Before = func(op string, _ key.MachineID) error {
+		if away.Load() && op == "start" {
+			return fault.New(fault.Unavailable, "the warden does not answer")
+		}
+		return nil
+	}
+	n.boot()
+	a := n.assign(n.asg(key.NewMachineID(), plain))
+	n.until(a.MachineId, "the complaint", func(r *record) bool { return r.State == machine.Starting && r.Error != "" })
+	c.forward(beyond(machine.Starting))
+	n.state(a, machine.Failed)
+	n.down()
+	n.host.PowerCut()
+	away.Store(false)
+	c.forward(-time.Hour)
+	n.boot()
+	s, err := n.w.get(key.MachineID(a.MachineId))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if wait := s.rec.NextStart.Sub(c.now()); wait > failedRetryMax {
+		t.Errorf("it is tried again in %v, and no wait is longer than %v", wait, failedRetryMax)
+	}
+	c.forward(failedRetryMax)
+	n.nudge(a)
+	n.state(a, machine.Started)
+}
+
 // TestImagesAreCollected: age and budget decide, what a machine needs stays.
 func TestImagesAreCollected(t *testing.T) {
 	n := newNode(t)

@@ -225,6 +225,10 @@ func (w *Worker) Open() (err error) {
 	for _, e := range entries {
 		// The deadlines of passing states count the time that a worker was there for.
 		e.rec.Since = w.now()
+		// No wait is longer than the longest, also when the clock was set back meanwhile.
+		if latest := w.now().Add(failedRetryMax); e.rec.NextStart.After(latest) {
+			e.rec.NextStart = latest
+		}
 		if e.rec.Sandbox != "" {
 			w.capacity.hold(e.rec.Machine, guestMB(e.asg))
 		}
