@@ -33,6 +33,7 @@ import (
 
 	"bulkhead/api/internalpb"
 	"bulkhead/api/rpc"
+	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/pki"
 	"bulkhead/registry"
@@ -166,7 +167,7 @@ func openStore(ctx context.Context, cfg etcd.Config) (store.Store, error) {
 func readGrantKey(path string) (ed25519.PrivateKey, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("read the key that signs grants: %w", err)
+		return nil, fault.System(err, "the key that signs grants, %s, cannot be read", path)
 	}
 	if len(b) != ed25519.PrivateKeySize {
 		return nil, fmt.Errorf("%s holds %d bytes; the key that signs grants has %d", path, len(b), ed25519.PrivateKeySize)

@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"bulkhead/fault"
@@ -84,7 +85,21 @@ func OpenCA(dir, cluster, domain string) (*CA, error) {
 	if ca.server, err = readIssuer(dir, "server"); err != nil {
 		return nil, err
 	}
-	return ca, nil
+	return ca, ca.belongs(dir)
+}
+
+// belongs refuses an authority of another cluster, and one put together from two.
+func (ca *CA) belongs(dir string) error {
+	if !slices.Equal(ca.root.PermittedURIDomains, []string{ca.cluster}) || !slices.Equal(ca.root.PermittedDNSDomains, []string{ca.domain}) {
+		return fmt.Errorf("the certificate authority in %s is that of cluster %v, domain %v, and this is cluster %s, domain %s; restore this cluster's own from a backup",
+			dir, ca.root.PermittedURIDomains, ca.root.PermittedDNSDomains, ca.cluster, ca.domain)
+	}
+	for name, i := range map[string]*issuer{"identity": ca.identity, "server": ca.server} {
+		if err := i.cert.CheckSignatureFrom(ca.root); err != nil {
+			return fmt.Errorf("%s was not signed by the root beside it (%w); restore both from one backup", filepath.Join(dir, name+".crt"), err)
+		}
+	}
+	return nil
 }
 
 func createCA(dir, cluster, domain string) error {
@@ -239,15 +254,19 @@ func readIssuer(dir, name string) (*issuer, error) {
 }
 
 func readCert(path string) (*x509.Certificate, error) {
-	b, err := os.ReadFile(path)
+	b, err := readWhole(path, "certificate")
 	if err != nil {
 		return nil, err
 	}
 	block, rest := pem.Decode(b)
 	if block == nil || block.Type != "CERTIFICATE" || len(bytes.TrimSpace(rest)) > 0 {
-		return nil, fmt.Errorf("%s: not one PEM certificate", path)
+		return nil, fmt.Errorf("%s: not one PEM certificate: it was cut short or overwritten; restore it from a backup", path)
 	}
-	return x509.ParseCertificate(block.Bytes)
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w; restore it from a backup", path, err)
+	}
+	return cert, nil
 }
 
 func certPEM(der []byte) []byte {

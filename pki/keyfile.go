@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"bulkhead/fault"
 )
 
 // OpenKey reads the ECDSA P-256 key in path, or makes it, mode 0600, when there is
@@ -28,13 +30,13 @@ func OpenKey(path string) (*ecdsa.PrivateKey, error) {
 
 // ReadKey reads an ECDSA P-256 key from a PKCS #8 PEM file.
 func ReadKey(path string) (*ecdsa.PrivateKey, error) {
-	b, err := os.ReadFile(path)
+	b, err := readWhole(path, "key")
 	if err != nil {
 		return nil, err
 	}
 	block, rest := pem.Decode(b)
 	if block == nil || block.Type != "PRIVATE KEY" || len(bytes.TrimSpace(rest)) > 0 {
-		return nil, fmt.Errorf("%s: not one PEM private key", path)
+		return nil, fmt.Errorf("%s: not one PEM private key: it was cut short or overwritten; restore it from a backup", path)
 	}
 	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
@@ -45,6 +47,21 @@ func ReadKey(path string) (*ecdsa.PrivateKey, error) {
 		return nil, fmt.Errorf("%s: not an ECDSA P-256 key", path)
 	}
 	return ec, nil
+}
+
+// readWhole reads a key or certificate. A missing file is os.ErrNotExist; one that
+// may not be read, and one that is empty, are told apart from a damaged one.
+func readWhole(path, what string) ([]byte, error) {
+	b, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil, err
+	case err != nil:
+		return nil, fault.System(err, "the %s %s cannot be read", what, path)
+	case len(bytes.TrimSpace(b)) == 0:
+		return nil, fmt.Errorf("%s: the %s is empty; restore it from a backup", path, what)
+	}
+	return b, nil
 }
 
 func writeKey(path string, k *ecdsa.PrivateKey) error {

@@ -116,9 +116,16 @@ func (in *installation) ensureGrantKey(h hook) error {
 	if len(priv) != ed25519.PrivateKeySize {
 		return fmt.Errorf("%s has %d bytes instead of %d; restore it from a backup", in.path(grantKey), len(priv), ed25519.PrivateKeySize)
 	}
+	if !ed25519.NewKeyFromSeed(ed25519.PrivateKey(priv).Seed()).Equal(ed25519.PrivateKey(priv)) {
+		return fmt.Errorf("%s is damaged: its two halves do not belong together; restore it from a backup", in.path(grantKey))
+	}
 	pub := []byte(ed25519.PrivateKey(priv).Public().(ed25519.PublicKey))
-	if have, err := os.ReadFile(in.path(grantPub)); err == nil && string(have) == string(pub) {
+	have, err := os.ReadFile(in.path(grantPub))
+	if err == nil && string(have) == string(pub) {
 		return nil
+	}
+	if err == nil && len(have) == len(pub) {
+		return fmt.Errorf("%s and %s do not belong together: one of them is another installation's, or damaged; restore both from a backup", in.path(grantKey), in.path(grantPub))
 	}
 	return writeFile(h, in.path(grantPub), pub, 0o644, root)
 }
