@@ -239,6 +239,11 @@ func (s *session) takeHello(ctx context.Context, h *internalpb.Hello, mine map[k
 	cap := nodeStatus{CPUs: int(h.Capacity.GetCpus()), MemoryMB: h.Capacity.GetMemoryMb()}
 	s.c.view.hello(s.node, cap, known)
 	s.c.ledger.heard(known...)
+	for id := range mine {
+		if s.c.view.get(id) == nil { // nothing is known of it any more
+			s.c.ledger.heard(&seen{Machine: id, Node: s.node})
+		}
+	}
 	for _, r := range mine {
 		s.c.routes.dirty(r.App)
 	}
@@ -355,7 +360,9 @@ func (s *session) observe(ctx context.Context, o *seen) error {
 	}
 	s.c.metrics.observations.Inc()
 	s.c.view.observe(o)
-	s.c.ledger.heard(o)
+	if newest := s.c.view.get(o.Machine); newest != nil {
+		s.c.ledger.heard(newest)
+	}
 	s.c.routes.dirty(p.App)
 	if o.State == machine.Destroyed {
 		return s.c.bury(ctx, p.App, o)

@@ -55,6 +55,8 @@ func TestStaticStability(t *testing.T) {
 	wakes, idles := 0, 0
 	wake := func() {
 		t.Helper()
+		began := time.Now()
+		defer func() { t.Logf("waking took %v", time.Since(began).Round(time.Millisecond)) }()
 		if got := answers(w, "sleeper", "/", 200, ""); got != "" {
 			t.Errorf("the sleeping app: %s", got)
 		}
@@ -83,6 +85,15 @@ func TestStaticStability(t *testing.T) {
 		})
 		wake()
 		slept()
+		wake()
+		// It ends by itself, and nobody tells the edge.
+		w.Get("sleeper", "/exit?code=0")
+		w.Eventually(20*time.Second, func() string {
+			if len(sandboxes(w)) != 3 {
+				return "the machine runs on"
+			}
+			return ""
+		})
 		wake()
 	})
 	steady(w, "controller down, edge killed", 4, func() { w.Kill("edge") })
