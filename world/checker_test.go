@@ -1,0 +1,78 @@
+package world_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"bulkhead/fixture"
+	"bulkhead/world"
+)
+
+// amicontained is a checker that others use to see what a container is let do.
+const amicontained = "github.com/genuinetools/amicontained@v0.4.9"
+
+// mustBeBlocked are system calls that it must find refused in a Machine.
+var mustBeBlocked = []string{
+	"ACCT", "ADJTIMEX", "BPF", "CLOCK_SETTIME", "DELETE_MODULE", "FINIT_MODULE", "INIT_MODULE", "IOPL", "IOPERM", "KCMP", "KEXEC_LOAD", "KEXEC_FILE_LOAD",
+	"LOOKUP_DCOOKIE", "MOUNT", "UMOUNT2", "PIVOT_ROOT", "QUOTACTL", "REBOOT", "SETHOSTNAME", "SETDOMAINNAME", "SETTIMEOFDAY", "SWAPON", "SWAPOFF",
+}
+
+// TestCheckerInsideAMachine has amicontained judge a Machine, and, as the control, what
+// root of a user namespace on the host may do.
+func TestCheckerInsideAMachine(t *testing.T) {
+	program := fixture.Tool(t, amicontained)
+	w := world.Start(t)
+	w.CreateApp("a", "")
+	image := fixture.Attack(t, fixture.File{Path: "/amicontained", Body: program, Mode: 0o755})
+	m := w.Run("a", world.Config{"image": w.Push("a", image), "init": map[string]any{"exec": []string{"/attack", "wait", "x", "{}"}}})
+	r := w.Exec("a", m.ID, "/amicontained")
+	if r.ExitCode != 0 {
+		t.Fatalf("amicontained: %+v", r)
+	}
+	caps, blocked := verdict(t, r.Stdout)
+	want := []string{"audit_write", "chown", "dac_override", "fowner", "fsetid", "kill", "mknod", "net_bind_service", "setfcap", "setgid", "setpcap", "setuid", "sys_chroot"}
+	if slices.Sort(caps); !slices.Equal(caps, want) {
+		t.Errorf("it finds the capabilities %q, want %q", caps, want)
+	}
+	for _, call := range mustBeBlocked {
+		if !slices.Contains(blocked, call) {
+			t.Errorf("it finds system call %s open", call)
+		}
+	}
+	if strings.Contains(strings.ToLower(r.Stdout), "docker.sock found") {
+		t.Errorf("it finds an engine's socket:\n%s", r.Stdout)
+	}
+
+	path := filepath.Join(t.TempDir(), "amicontained")
+	if err := os.WriteFile(path, program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	// As root of a user namespace, where it can harm nothing: it tries every system call.
+	out, err := exec.Command("timeout", "20", "unshare", "--user", "--map-root-user", "--mount", "--uts", "--ipc", "--net", "--pid", "--fork", path).CombinedOutput()
+	_, outside := verdict(t, string(out))
+	for _, call := range []string{"MOUNT", "UMOUNT2", "PIVOT_ROOT", "SETHOSTNAME", "SETDOMAINNAME"} {
+		if slices.Contains(outside, call) {
+			t.Errorf("the control (%v): it finds %s blocked outside of a Machine, too: its verdict means nothing:\n%s", err, call, out)
+		}
+	}
+	t.Logf("blocked system calls: %d in a Machine, %d in the control", len(blocked), len(outside))
+}
+
+// verdict reads what amicontained says: the bounding set and the blocked system calls.
+func verdict(t *testing.T, out string) (caps, blocked []string) {
+	t.Helper()
+	c := regexp.MustCompile(`BOUNDING -> (.*)`).FindStringSubmatch(out)
+	b := regexp.MustCompile(`Blocked [Ss]yscalls \(\d+\):\s+(.*)`).FindStringSubmatch(out)
+	if len(c) != 2 {
+		t.Fatalf("amicontained says nothing of capabilities:\n%s", out)
+	}
+	if len(b) == 2 {
+		blocked = strings.Fields(b[1])
+	}
+	return strings.Fields(c[1]), blocked
+}
