@@ -18,11 +18,10 @@ import (
 	"bulkhead/store"
 )
 
-// Limits that every Machine gets, in its grant.
-const (
-	maxPIDs = 4096 // threads on the host
-	diskMB  = 8192 // MiB of its writable layer
-)
+// hostPIDs is how many processes and threads a sandbox may have on the host when it
+// may have some number inside: each process inside has a few on the host, and the
+// sandbox some of its own. A sandbox that met this limit would end.
+func hostPIDs(processes int) int { return 1024 + 4*processes }
 
 // maxConfig bounds a config as it is kept, in bytes of JSON: the store holds one with
 // each version, and with the Machine's record what was last seen of it (bury).

@@ -428,10 +428,11 @@ func (c *Controller) assignment(r *record) (*internalpb.Assignment, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := r.Config.EffectiveGuest()
+	g, l := r.Config.EffectiveGuest(), r.Config.EffectiveLimits()
 	encoded, sig, err := grant.Sign(c.grantKey, grant.Grant{
 		Machine: r.ID, Instance: r.Instance, Node: r.Node, Network: r.Network,
-		CPUs: g.CPUs, MemoryMB: g.MemoryMB, MaxPIDs: maxPIDs, DiskMB: diskMB,
+		CPUs: g.CPUs, CPUQuota: l.CPUPercent, MemoryMB: g.MemoryMB, MaxPIDs: hostPIDs(l.Processes), DiskMB: l.DiskMB,
+		Processes: l.Processes, OpenFiles: l.OpenFiles, Inodes: l.Inodes, NetworkMbps: l.NetworkMbps, PacketsPerSecond: l.PacketsPerSecond,
 	})
 	if err != nil {
 		return nil, err

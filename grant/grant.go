@@ -28,6 +28,26 @@ type Grant struct {
 	MemoryMB int             `json:"memory_mb"` // MiB
 	MaxPIDs  int             `json:"max_pids"`
 	DiskMB   int             `json:"disk_mb"` // MiB of the writable layer
+
+	// Of these, 0 is what Complete makes of it: a grant in an old journal names none.
+	Processes        int `json:"processes,omitempty"`          // and threads, inside the sandbox
+	OpenFiles        int `json:"open_files,omitempty"`         // of each process
+	Inodes           int `json:"inodes,omitempty"`             // of the writable layer
+	NetworkMbps      int `json:"network_mbps,omitempty"`       // 10^6 bits per second, each way
+	PacketsPerSecond int `json:"packets_per_second,omitempty"` // each way
+}
+
+// Complete returns g with limits in place of those that it does not name.
+func (g Grant) Complete() Grant {
+	for _, d := range []struct {
+		field *int
+		value int
+	}{{&g.CPUQuota, g.CPUs * 100}, {&g.Processes, 1024}, {&g.OpenFiles, 65536}, {&g.Inodes, g.DiskMB * 256}, {&g.NetworkMbps, 1000}, {&g.PacketsPerSecond, 100_000}} {
+		if *d.field == 0 {
+			*d.field = d.value
+		}
+	}
+	return g
 }
 
 // Sign returns the encoded grant and its signature.

@@ -147,6 +147,31 @@ func (s *Store) Follow(ctx context.Context, id key.MachineID, tail int, fn func(
 	return r.follow(ctx, tail, fn)
 }
 
+// Rate is what a Machine may print for long, and for how many seconds' worth at once.
+type Rate struct {
+	Bytes, Lines int64 // per second; 0 leaves the Store's, which for lines is none
+	Burst        int64 // seconds
+}
+
+// Limit gives a Machine a rate of its own, until the Store is closed.
+func (s *Store) Limit(id key.MachineID, rate Rate) {
+	if r, err := s.ring(id, true); err == nil { // else nothing can be printed either
+		r.limit(rate)
+	}
+}
+
+// DroppedOf returns how many of a Machine's lines a rate has dropped since the Store
+// was opened.
+func (s *Store) DroppedOf(id key.MachineID) uint64 {
+	s.mu.Lock()
+	r := s.rings[id]
+	s.mu.Unlock()
+	if r == nil {
+		return 0
+	}
+	return r.droppedTotal()
+}
+
 // Dropped returns how many lines the rate limit has dropped since the Store was
 // opened.
 func (s *Store) Dropped() (lines uint64) {

@@ -33,6 +33,9 @@ type ring struct {
 	changed chan struct{} // closed and replaced at each append
 	ended   bool
 
+	lineRate, lineBurst float64 // lines per second, and at once; 0 for no limit
+	lines               float64 // that may be written now
+
 	tokens   float64 // bytes that may be written now
 	filled   time.Time
 	dropping uint64 // lines dropped since the last one that was kept
@@ -146,7 +149,7 @@ func (r *ring) appendLocked(lines []Line) error {
 				continue
 			}
 			if r.dropping > 0 {
-				b = appendFrame(b, r.note("%d lines were dropped: more than %d bytes a second were printed", r.dropping, r.opt.Rate))
+				b = appendFrame(b, r.note("%d lines were dropped: more than %s a second were printed", r.dropping, r.rates()))
 				r.dropping = 0
 			}
 			b = appendFrame(b, part)
@@ -175,16 +178,45 @@ func (r *ring) admit(l Line) bool {
 		return true
 	}
 	now := time.Now()
-	r.tokens = min(float64(r.opt.Burst), r.tokens+now.Sub(r.filled).Seconds()*float64(r.opt.Rate))
+	passed := now.Sub(r.filled).Seconds()
 	r.filled = now
+	r.tokens = min(float64(r.opt.Burst), r.tokens+passed*float64(r.opt.Rate))
+	r.lines = min(r.lineBurst, r.lines+passed*r.lineRate)
 	cost := float64(len(l.Text) + headerSize)
-	if r.tokens < cost {
+	if r.tokens < cost || r.lineRate > 0 && r.lines < 1 {
 		r.dropping++
 		r.dropped++
 		return false
 	}
 	r.tokens -= cost
+	r.lines--
 	return true
+}
+
+// limit is Store.Limit. The same rate again changes nothing: a Machine does not get
+// a new burst with each start.
+func (r *ring) limit(rate Rate) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	bytes := r.opt.Rate
+	if rate.Bytes > 0 {
+		bytes = rate.Bytes
+	}
+	seconds := max(rate.Burst, 1)
+	burst := max(bytes*seconds, MaxLine+headerSize) // a line must have room, however low the rate
+	if bytes == r.opt.Rate && burst == r.opt.Burst && float64(rate.Lines) == r.lineRate {
+		return
+	}
+	r.opt.Rate, r.opt.Burst, r.lineRate, r.lineBurst = bytes, burst, float64(rate.Lines), float64(rate.Lines*seconds)
+	r.tokens, r.lines = float64(burst), r.lineBurst
+}
+
+// rates says what may be printed.
+func (r *ring) rates() string {
+	if r.lineRate > 0 {
+		return fmt.Sprintf("%d bytes or %.0f lines", r.opt.Rate, r.lineRate)
+	}
+	return fmt.Sprintf("%d bytes", r.opt.Rate)
 }
 
 func (r *ring) droppedTotal() uint64 {

@@ -31,6 +31,7 @@ type Config struct {
 	StopConfig  *StopConfig       `json:"stop_config,omitempty"`
 	DNS         *DNS              `json:"dns,omitempty"`
 	Processes   []Process         `json:"processes,omitempty"`
+	Limits      *Limits           `json:"bulkhead_limits,omitempty"` // not in the Machines API
 	Standbys    []string          `json:"standbys,omitempty"`
 	Containers  []json.RawMessage `json:"containers,omitempty"`
 	Volumes     []json.RawMessage `json:"volumes,omitempty"`

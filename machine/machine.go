@@ -52,7 +52,7 @@ const (
 // never carry a secret.
 type Event struct {
 	ID        string        `json:"id"`        // ULID
-	Type      string        `json:"type"`      // launch, start, exit, stop, restart, update, destroy, ...
+	Type      string        `json:"type"`      // launch, start, exit, stop, restart, update, destroy, limit ...
 	Status    string        `json:"status"`    // the state that it led to
 	Source    string        `json:"source"`    // "user" or "flyd", as clients expect
 	Timestamp int64         `json:"timestamp"` // Unix milliseconds
@@ -62,6 +62,7 @@ type Event struct {
 // EventRequest carries an Event's detail.
 type EventRequest struct {
 	ExitEvent    *ExitEvent    `json:"exit_event,omitempty"`
+	LimitEvent   *LimitEvent   `json:"limit_event,omitempty"`
 	MonitorEvent *MonitorEvent `json:"MonitorEvent,omitempty"`
 	RestartCount int           `json:"restart_count,omitempty"`
 	// Error says in one sentence why a step failed, and Step which.

@@ -43,6 +43,7 @@ func (c *Config) Validate() error {
 	v.env("config.env", c.Env)
 	v.init(c.Init)
 	v.guest(c)
+	v.limits(c)
 	v.storage(c)
 	v.metadata(c.Metadata)
 	v.services(c.Services)

@@ -29,6 +29,8 @@ const whole = `{
  "stop_config": {"signal": "SIGTERM", "timeout": "10s"},
  "dns": {"nameservers": ["9.9.9.9", "2620:fe::fe"], "searches": ["example.com"], "options": [{"name": "ndots", "value": "2"}], "hostname": "web-1"},
  "processes": [{"cmd": ["serve"], "user": "nobody", "env": {"B": "2"}}],
+ "bulkhead_limits": {"cpu_percent": 150, "processes": 100, "open_files": 1024, "disk_mb": 64, "inodes": 5000, "log_kb_per_second": 64, "log_lines_per_second": 100,
+   "network_mbps": 10, "packets_per_second": 1000},
  "disable_machine_autostart": true
 }`
 
@@ -73,6 +75,15 @@ func TestValidateRefuses(t *testing.T) {
 		{`{"image":"x","guest":{"host_dedication_id":"h"}}`, "config.guest.host_dedication_id"},
 		{`{"image":"x","guest":{"kernel_args":["q"]}}`, "config.guest.kernel_args"},
 		{`{"image":"x","guest":{"persist_rootfs":"always"}}`, "config.guest.persist_rootfs"},
+		{`{"image":"x","bulkhead_limits":{"cpu_percent":101}}`, "config.bulkhead_limits.cpu_percent"},
+		{`{"image":"x","bulkhead_limits":{"processes":3}}`, "config.bulkhead_limits.processes"},
+		{`{"image":"x","bulkhead_limits":{"open_files":-1}}`, "config.bulkhead_limits.open_files"},
+		{`{"image":"x","guest":{"memory_mb":512},"bulkhead_limits":{"disk_mb":513}}`, "config.bulkhead_limits.disk_mb"},
+		{`{"image":"x","bulkhead_limits":{"inodes":100000000}}`, "config.bulkhead_limits.inodes"},
+		{`{"image":"x","bulkhead_limits":{"log_kb_per_second":70000}}`, "config.bulkhead_limits.log_kb_per_second"},
+		{`{"image":"x","bulkhead_limits":{"log_lines_per_second":-5}}`, "config.bulkhead_limits.log_lines_per_second"},
+		{`{"image":"x","bulkhead_limits":{"network_mbps":1000000}}`, "config.bulkhead_limits.network_mbps"},
+		{`{"image":"x","bulkhead_limits":{"packets_per_second":1}}`, "config.bulkhead_limits.packets_per_second"},
 		{`{"image":"x","size":"huge"}`, "config.size"},
 		{`{"image":"x","size":"shared-cpu-3x"}`, "config.size"},
 		{`{"image":"x","size":"shared-1x"}`, "config.size"},
@@ -135,7 +146,7 @@ func TestValidateRefuses(t *testing.T) {
 // TestValidateSeesEveryField is the control of "refused, never ignored": a field
 // that somebody adds to Config must be looked at here or be in this list.
 func TestValidateSeesEveryField(t *testing.T) {
-	known := strings.Fields("Image Env Init Guest Size Rootfs Metadata Mounts Services Checks Metrics Statics Files Schedule AutoDestroy Restart StopConfig DNS Processes Standbys Containers Volumes DisableMachineAutostart")
+	known := strings.Fields("Image Env Init Guest Size Rootfs Limits Metadata Mounts Services Checks Metrics Statics Files Schedule AutoDestroy Restart StopConfig DNS Processes Standbys Containers Volumes DisableMachineAutostart")
 	typ := reflect.TypeFor[Config]()
 	for i := range typ.NumField() {
 		found := false

@@ -44,7 +44,7 @@ func (s *Server) checkSpec(spec *sandbox.Spec) (grant.Grant, error) {
 	if err := checkGrant(g, spec); err != nil {
 		return grant.Grant{}, err
 	}
-	return g, checkProcess(spec)
+	return g.Complete(), checkProcess(spec)
 }
 
 // checkGrant checks that g is for this Machine and that its limits make sense.
@@ -57,7 +57,9 @@ func checkGrant(g grant.Grant, spec *sandbox.Spec) error {
 	case g.Network == 0:
 		return fault.New(fault.Denied, "the grant is for network 0, which is the platform's own")
 	case g.MemoryMB < 32 || g.MemoryMB > 1<<20, g.CPUs < 1 || g.CPUs > 1024, g.CPUQuota < 0 || g.CPUQuota > 1024*100,
-		g.MaxPIDs < 64 || g.MaxPIDs > 1<<22, g.DiskMB < 1 || g.DiskMB > 1<<20:
+		g.MaxPIDs < 64 || g.MaxPIDs > 1<<22, g.DiskMB < 1 || g.DiskMB > 1<<20,
+		g.Processes < 0 || g.Processes > 1<<22, g.OpenFiles < 0 || g.OpenFiles > 1<<20, g.Inodes < 0 || g.Inodes > 1<<32,
+		g.NetworkMbps < 0 || g.NetworkMbps > 1<<20, g.PacketsPerSecond < 0 || g.PacketsPerSecond > 1<<30:
 		return fault.New(fault.Invalid, "the grant's limits %+v are out of range", g)
 	}
 	return nil

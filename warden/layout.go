@@ -11,8 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bulkhead/fault"
+	"bulkhead/grant"
 	"bulkhead/key"
 	"bulkhead/privnet"
+	"bulkhead/warden/router"
 	"bulkhead/warden/wire"
 )
 
@@ -25,6 +27,7 @@ import (
 //	    record.json   what this is: made first, removed last
 //	    stdout stderr FIFOs, read by the worker
 //	    exit          how the sandbox ended; written by the shim
+//	    meter         how the sandbox's limits stand; written by the shim
 //	    control       the shim's socket
 //	    shim.log      the shim's complaints
 //	    bundle/       config.json, upper.tar: deleted as soon as the sandbox runs
@@ -44,6 +47,7 @@ const (
 	stdoutFile  = "stdout"
 	stderrFile  = "stderr"
 	exitFile    = "exit"
+	meterFile   = "meter"
 	controlFile = "control"
 	shimLogFile = "shim.log"
 	bundleDir   = "bundle"
@@ -58,8 +62,18 @@ type record struct {
 	Instance key.InstanceID  `json:"instance"`
 	Slot     privnet.Slot    `json:"slot"`
 	Network  privnet.Network `json:"network"`
-	Started  bool            `json:"started"` // the sandbox ran: no longer half-made
-	Shim     wire.Process    `json:"shim"`
+	// Of the grant: what the packet rules hold it to.
+	NetworkMbps      int `json:"network_mbps,omitempty"`
+	PacketsPerSecond int `json:"packets_per_second,omitempty"`
+
+	Started bool         `json:"started"` // the sandbox ran: no longer half-made
+	Shim    wire.Process `json:"shim"`
+}
+
+// member is the Machine's place in the router.
+func (r record) member() router.Member {
+	g := grant.Grant{NetworkMbps: r.NetworkMbps, PacketsPerSecond: r.PacketsPerSecond}.Complete()
+	return router.Member{Slot: r.Slot, Network: r.Network, Mbps: g.NetworkMbps, PacketsPerSecond: g.PacketsPerSecond}
 }
 
 // makeDirs makes the directories that hold the Machines' directories.

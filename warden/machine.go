@@ -179,7 +179,7 @@ func (s *Server) removeLocked(ctx context.Context, id key.MachineID) error {
 	if rerr == nil {
 		// The slot is this Machine's alone, so what hangs on it is, too.
 		if owner := s.slotOwner(r.Slot); owner == "" || owner == id {
-			if err := s.router.Remove(router.Member{Slot: r.Slot, Network: r.Network}); err != nil {
+			if err := s.router.Remove(r.member()); err != nil {
 				return err
 			}
 		}
@@ -248,7 +248,7 @@ func (s *Server) recover(ctx context.Context) error {
 			half = append(half, id)
 			continue
 		}
-		members = append(members, router.Member{Slot: r.Slot, Network: r.Network})
+		members = append(members, r.member())
 	}
 	if s.router, err = router.Open(router.Config{RunDir: s.config.RunDir, Tag: s.config.Tag, Host: s.config.Host}, members); err != nil {
 		return err

@@ -1,10 +1,14 @@
 package warden
 
 import (
+	"os"
+	"path/filepath"
 	"sync"
 
 	"bulkhead/fault"
+	"bulkhead/key"
 	"bulkhead/warden/client"
+	"bulkhead/warden/wire"
 )
 
 // counters count what the warden was asked. They are few and fixed: the list of
@@ -47,8 +51,52 @@ func (s *Server) metrics() *client.Metrics {
 		out.Operations[op] = *n
 	}
 	s.counters.mu.Unlock()
+	out.Usage = s.usage()
 	s.mu.Lock()
 	out.Machines = len(s.machines)
 	s.mu.Unlock()
 	return out
+}
+
+// usage reads what every Machine has used. What cannot be read is missing: a metric
+// is no reason to fail.
+func (s *Server) usage() []client.Usage {
+	s.mu.Lock()
+	records := make([]record, 0, len(s.machines))
+	for _, m := range s.machines {
+		if m.record.Started {
+			records = append(records, m.record)
+		}
+	}
+	s.mu.Unlock()
+	traffic, err := s.router.Traffic()
+	if err != nil {
+		s.log.Warn("the machines' traffic cannot be read", "err", err)
+	}
+	out := make([]client.Usage, 0, len(records))
+	for _, r := range records {
+		g, t := s.groups.Usage(string(r.Machine)), traffic[r.Slot]
+		out = append(out, client.Usage{
+			Machine: r.Machine, Memory: g.Memory, MemoryLimit: g.MemoryLimit, CPU: g.CPU, Periods: g.Periods,
+			ThrottledPeriods: g.ThrottledPeriods, Throttled: g.Throttled, Tasks: g.Tasks, TasksLimit: g.TasksLimit,
+			Inside: s.meter(r.Machine), Sent: client.Traffic(t.Sent), Received: client.Traffic(t.Received),
+		})
+	}
+	return out
+}
+
+// meter reads what the sandbox says of itself; what is not a meter is nothing.
+func (s *Server) meter(id key.MachineID) wire.Meter {
+	f, err := os.Open(filepath.Join(s.runDir(id), meterFile))
+	if err != nil {
+		return wire.Meter{}
+	}
+	defer f.Close()
+	b := make([]byte, wire.MaxMeter+1)
+	n, _ := f.ReadAt(b, 0)
+	m, err := wire.ParseMeter(b[:n])
+	if err != nil {
+		return wire.Meter{}
+	}
+	return m
 }

@@ -19,7 +19,6 @@ import (
 	"bulkhead/privnet"
 	"bulkhead/sandbox"
 	"bulkhead/warden/cgroup"
-	"bulkhead/warden/router"
 	"bulkhead/warden/runsc"
 	"bulkhead/warden/wire"
 )
@@ -46,7 +45,7 @@ func (s *Server) start(ctx context.Context, spec *sandbox.Spec) (files []*os.Fil
 		return nil, err
 	}
 	defer unlock()
-	st := &starter{server: s, spec: spec, grant: g, record: record{Machine: spec.Machine, Instance: spec.Instance, Slot: spec.Slot, Network: g.Network}}
+	st := &starter{server: s, spec: spec, grant: g, record: record{Machine: spec.Machine, Instance: spec.Instance, Slot: spec.Slot, Network: g.Network, NetworkMbps: g.NetworkMbps, PacketsPerSecond: g.PacketsPerSecond}}
 	if st.machine, err = s.reserve(st.record); err != nil {
 		return nil, err
 	}
@@ -134,7 +133,7 @@ func (st *starter) run(ctx context.Context) error {
 		return fmt.Errorf("let the shim go on: %w", err)
 	}
 	s.log.Debug("trace", "step", "cloned the shim", "machine", id)
-	if err := s.router.Add(router.Member{Slot: st.spec.Slot, Network: st.grant.Network}, st.netns); err != nil {
+	if err := s.router.Add(st.record.member(), st.netns); err != nil {
 		return err
 	}
 	s.log.Debug("trace", "step", "connected", "machine", id)
@@ -158,13 +157,9 @@ func (st *starter) run(ctx context.Context) error {
 	return s.adopt(st.machine, st.record)
 }
 
-// limits turns a grant into a cgroup's limits.
+// limits turns a grant, which is complete, into a cgroup's limits.
 func limits(g grant.Grant) cgroup.Limits {
-	quota := g.CPUQuota
-	if quota == 0 {
-		quota = g.CPUs * 100
-	}
-	return cgroup.Limits{MemoryBytes: int64(g.MemoryMB+overheadMB) << 20, CPUQuota: quota, MaxPIDs: g.MaxPIDs}
+	return cgroup.Limits{MemoryBytes: int64(g.MemoryMB+overheadMB) << 20, CPUQuota: g.CPUQuota, MaxPIDs: g.MaxPIDs}
 }
 
 // makeDirs makes the Machine's directories, the record first.
@@ -183,6 +178,7 @@ func (st *starter) makeDirs() error {
 		unix.Mkfifo(filepath.Join(dir, stdoutFile), 0o600),
 		unix.Mkfifo(filepath.Join(dir, stderrFile), 0o600),
 		os.WriteFile(filepath.Join(dir, exitFile), nil, 0o600),
+		os.WriteFile(filepath.Join(dir, meterFile), nil, 0o600),
 		ownedDir(s.diskDir(id), 0, base, 0o710),
 	)
 }
@@ -251,7 +247,11 @@ func (st *starter) shimFiles() ([]*os.File, error) {
 	}
 	procs, oom, err := s.groups.OpenSandbox(string(id))
 	st.open = append(append(st.open, procs...), oom)
-	return append(append(files, oom), procs...), err
+	if err != nil {
+		return nil, err
+	}
+	meter, err := st.keep(os.OpenFile(filepath.Join(dir, meterFile), os.O_WRONLY, 0))
+	return append(append(files, oom, meter), procs...), err
 }
 
 // openFIFO opens a file without the non-blocking mode that Go gives to pipes: the

@@ -50,10 +50,11 @@ type actor struct {
 	inbox  *internalpb.Assignment // the newest one not yet accepted
 	cancel context.CancelCauseFunc
 	forget bool
-	newest int64         // highest generation seen
-	wake   chan struct{} // holds one
-	asks   []*ask        // of the edges, not yet answered
-	over   chan struct{} // closed when run has ended
+	news   []machine.LimitEvent // limits met that no event tells of
+	newest int64                // highest generation seen
+	wake   chan struct{}        // holds one
+	asks   []*ask               // of the edges, not yet answered
+	over   chan struct{}        // closed when run has ended
 }
 
 func newActor(w *Worker, e entry) *actor {
@@ -114,6 +115,10 @@ func (a *actor) run(ctx context.Context) {
 		}
 		if a.forgotten() {
 			return
+		}
+		if err := a.tell(); err != nil {
+			a.pause(ctx, err)
+			continue
 		}
 		a.answer()
 		s := plan(a.rec, a.asg, a.w.now())

@@ -20,6 +20,7 @@ type metrics struct {
 	registry     *prometheus.Registry
 	transitions  *prometheus.CounterVec
 	exits, ooms  prometheus.Counter
+	limits       *prometheus.CounterVec
 	startSeconds prometheus.Histogram
 	fetchSeconds prometheus.Histogram
 	connected    prometheus.Gauge
@@ -33,13 +34,14 @@ func newMetrics(w *Worker) *metrics {
 		transitions:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulkhead_worker_transitions_total", Help: "State changes of Machines, by the state that was entered."}, []string{"state"}),
 		exits:        prometheus.NewCounter(prometheus.CounterOpts{Name: "bulkhead_worker_exits_total", Help: "Ends of Machines' processes."}),
 		ooms:         prometheus.NewCounter(prometheus.CounterOpts{Name: "bulkhead_worker_oom_kills_total", Help: "Ends of Machines' processes for want of memory."}),
+		limits:       prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulkhead_worker_limit_events_total", Help: "Events that tell of a limit that a Machine met, by the limit."}, []string{"limit"}),
 		startSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "bulkhead_worker_start_seconds", Help: "Time to start a sandbox.", Buckets: seconds}),
 		fetchSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "bulkhead_worker_image_seconds", Help: "Time to make an image ready.", Buckets: seconds}),
 		connected:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "bulkhead_worker_controller_connected", Help: "1 while the controller is reached."}),
 	}
 	m.wakes = prometheus.NewCounter(prometheus.CounterOpts{Name: "bulkhead_worker_wakes_total", Help: "Machines that were started for a request."})
 	m.idles = prometheus.NewCounter(prometheus.CounterOpts{Name: "bulkhead_worker_idle_stops_total", Help: "Machines that were stopped because no request came."})
-	m.registry.MustRegister(m.wakes, m.idles, m.transitions, m.exits, m.ooms, m.startSeconds, m.fetchSeconds, m.connected,
+	m.registry.MustRegister(m.wakes, m.idles, m.transitions, m.exits, m.ooms, m.limits, m.startSeconds, m.fetchSeconds, m.connected,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "bulkhead_worker_memory_limit_megabytes", Help: "Memory that Machines may take together."}, func() float64 { return float64(w.capacity.limit) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "bulkhead_worker_memory_taken_megabytes", Help: "Memory that Machines with a sandbox take."}, func() float64 {
@@ -56,7 +58,7 @@ func newMetrics(w *Worker) *metrics {
 		stateCollector{w, prometheus.NewDesc("bulkhead_worker_machines", "Machines, by state.", []string{"state"}, nil)},
 	)
 	if w.opt.Warden != nil {
-		m.registry.MustRegister(wardenCollector{w.opt.Warden})
+		m.registry.MustRegister(wardenCollector{w, w.opt.Warden})
 	}
 	return m
 }
@@ -70,8 +72,9 @@ var (
 	wardenOperations = prometheus.NewDesc("bulkhead_warden_operations_total", "Operations that the warden was asked for, by how they ended.", []string{"operation", "result"}, wardenRole)
 )
 
-// wardenCollector asks the warden when it is asked itself.
+// wardenCollector asks the warden when it is asked itself, also for what Machines use.
 type wardenCollector struct {
+	w   *Worker
 	ask func(context.Context) (*client.Metrics, error)
 }
 
@@ -80,6 +83,11 @@ func (c wardenCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- wardenUp
 	ch <- wardenMachines
 	ch <- wardenOperations
+	for _, m := range machineMetrics {
+		ch <- m.desc
+	}
+	ch <- machineLogDropped
+	ch <- machineHits
 }
 
 // Collect is prometheus.Collector's.
@@ -92,6 +100,7 @@ func (c wardenCollector) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	ch <- prometheus.MustNewConstMetric(wardenUp, prometheus.GaugeValue, 1)
+	c.w.collectUsage(ch, m.Usage)
 	ch <- prometheus.MustNewConstMetric(wardenMachines, prometheus.GaugeValue, float64(m.Machines))
 	for op, n := range m.Operations {
 		for result, count := range map[string]int64{"ok": n.OK, "refused": n.Refused, "failed": n.Failed} {

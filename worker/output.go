@@ -10,6 +10,7 @@ import (
 
 	"bulkhead/key"
 	"bulkhead/logs"
+	"bulkhead/machine"
 	"bulkhead/sandbox"
 )
 
@@ -111,10 +112,10 @@ func (w *Worker) kept(err error) {
 }
 
 // sentence tells how a process ended.
-func sentence(e sandbox.Exit) string {
+func sentence(e sandbox.Exit, cfg *machine.Config) string {
 	switch {
 	case e.OOM:
-		return "the machine ran out of memory and its process was killed"
+		return fmt.Sprintf("the machine ran out of memory and its process was killed: it had used its %d MiB, files that it wrote among them; raise guest.memory_mb", cfg.EffectiveGuest().MemoryMB)
 	case e.Code < 0:
 		return "the machine's process vanished without an exit code"
 	case e.Signal > 0:

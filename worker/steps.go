@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"bulkhead/fault"
+	"bulkhead/logs"
 	"bulkhead/machine"
 	"bulkhead/sandbox"
 )
@@ -220,7 +221,7 @@ func (a *actor) ended(e sandbox.Exit) error {
 			in, r.NextStart = machine.InCrash, now.Add(d.After)
 		case machine.ActGiveUp:
 			in = machine.InGiveUp
-			r.Error = sentence(e) + "; the restart policy's retries are used up"
+			r.Error = sentence(e, cfg) + "; the restart policy's retries are used up"
 		}
 		if err := r.move(in, now); err != nil {
 			return err
@@ -231,7 +232,7 @@ func (a *actor) ended(e sandbox.Exit) error {
 		return nil
 	})
 	if err == nil {
-		a.say("%s%s", sentence(e), map[machine.Action]string{machine.ActRestart: "; it is started again in " + d.After.String(), machine.ActGiveUp: "; the restart policy gives up"}[d.Action])
+		a.say("%s%s", sentence(e, cfg), map[machine.Action]string{machine.ActRestart: "; it is started again in " + d.After.String(), machine.ActGiveUp: "; the restart policy gives up"}[d.Action])
 	}
 	return err
 }
@@ -245,7 +246,11 @@ func (a *actor) exitEvent(r *record, e sandbox.Exit, now time.Time) {
 	if e.Signal > 0 {
 		x.GuestSignal, x.Signal = e.Signal, e.Signal
 	}
-	r.event(now, "exit", byPlatform, &machine.EventRequest{ExitEvent: x, MonitorEvent: &machine.MonitorEvent{ExitEvent: x}, RestartCount: r.History.Total})
+	req := &machine.EventRequest{ExitEvent: x, MonitorEvent: &machine.MonitorEvent{ExitEvent: x}, RestartCount: r.History.Total}
+	if cfg, err := configOf(a.asg); err == nil && e.OOM {
+		req.Error = sentence(e, cfg)
+	}
+	r.event(now, "exit", byPlatform, req)
 	a.w.metrics.exits.Inc()
 	if e.OOM {
 		a.w.metrics.ooms.Inc()
@@ -433,6 +438,10 @@ func (a *actor) attach(ctx context.Context) error {
 // hold takes a handle: its output goes to the logs, its end to a.exit.
 func (a *actor) hold(box sandbox.Sandbox) {
 	a.box, a.exit = box, make(chan sandbox.Exit, 1)
+	if cfg, err := configOf(a.asg); err == nil {
+		l := cfg.EffectiveLimits()
+		a.w.logs.Limit(a.id, logs.Rate{Bytes: int64(l.LogKBPerSecond) << 10, Lines: int64(l.LogLinesPerSecond), Burst: machine.LogBurst})
+	}
 	a.pumps = pump(a.w.logs, a.id, box, a.w.kept)
 	ctx, exit := a.w.life, a.exit
 	go func() {

@@ -80,6 +80,9 @@ type Options struct {
 	// Warden asks the warden for what it counts; nil leaves its metrics out.
 	Warden func(context.Context) (*client.Metrics, error)
 
+	// UsageEvery is how often the warden is asked what Machines use; default 5 s.
+	UsageEvery time.Duration
+
 	// RouteGrace is how long a Machine with services goes on answering after it was
 	// told to stop, so that every edge has heard of it; default 200 ms.
 	RouteGrace time.Duration
@@ -177,6 +180,9 @@ func New(opt Options) *Worker {
 	if opt.RouteGrace == 0 {
 		opt.RouteGrace = 200 * time.Millisecond
 	}
+	if opt.UsageEvery == 0 {
+		opt.UsageEvery = 5 * time.Second
+	}
 	opt.Logs.Log = opt.Log
 	w := &Worker{
 		opt: opt, log: opt.Log, board: notice.New(opt.Log), kick: make(chan struct{}, 1), suspects: make(chan key.Digest, 16), runtime: opt.Runtime, images: opt.Images,
@@ -237,6 +243,7 @@ func (w *Worker) Open() (err error) {
 	w.done.Go(w.clearStrays)
 	w.done.Go(w.collect)
 	w.done.Go(w.scrub)
+	w.done.Go(w.watchUsage)
 	w.log.Info("the worker carries on", "machines", len(entries))
 	return nil
 }

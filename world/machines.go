@@ -9,6 +9,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"bulkhead/machine"
 )
 
 // Machine is what tests read of the API's Machine.
@@ -23,9 +25,10 @@ type Machine struct {
 		Type    string `json:"type"`
 		Status  string `json:"status"`
 		Request *struct {
-			Error     string `json:"error"`
-			Reason    string `json:"reason"`
-			ExitEvent *struct {
+			Error      string              `json:"error"`
+			Reason     string              `json:"reason"`
+			LimitEvent *machine.LimitEvent `json:"limit_event"`
+			ExitEvent  *struct {
 				ExitCode      int  `json:"exit_code"`
 				Signal        int  `json:"signal"`
 				OOMKilled     bool `json:"oom_killed"`

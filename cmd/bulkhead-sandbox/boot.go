@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	osexec "os/exec"
@@ -32,7 +31,8 @@ type boot struct{ *sentrycmd.Boot }
 func (b boot) Execute(ctx context.Context, f *flag.FlagSet, args ...any) subcommands.ExitStatus {
 	time.AfterFunc(startsUp, collect)
 	usePrecompiledFilters()
-	if err := setSize(f); err != nil {
+	limits, err := setSize(f)
+	if err != nil {
 		return util.Errorf("guest size: %v", err)
 	}
 	if f.Lookup("setup-root").Value.String() == "true" {
@@ -40,7 +40,9 @@ func (b boot) Execute(ctx context.Context, f *flag.FlagSet, args ...any) subcomm
 			return util.Errorf("shut the sandbox in: %v", err)
 		}
 	}
+	m := newMeter(limits)
 	code := b.Boot.Execute(ctx, f, args...)
+	m.end()
 	report(code, args)
 	return code
 }
@@ -145,35 +147,4 @@ func readSpec(f *flag.FlagSet, conf config.Config) (*specs.Spec, error) {
 	file := os.NewFile(uintptr(fd), "config.json")
 	defer file.Close()
 	return specutils.ReadSpecFromFile(f.Lookup("bundle").Value.String(), file, &conf)
-}
-
-// setSize overrides the flags that "run" passed with what the bundle asks for.
-func setSize(f *flag.FlagSet) error {
-	fd, err := strconv.Atoi(f.Lookup("spec-fd").Value.String())
-	if err != nil || fd < 0 {
-		return fmt.Errorf("boot was started without --spec-fd")
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return fmt.Errorf("read the bundle's config.json: %w", err)
-	}
-	buf := make([]byte, st.Size)
-	n, err := unix.Pread(fd, buf, 0)
-	if err != nil {
-		return fmt.Errorf("read the bundle's config.json: %w", err)
-	}
-	var spec struct {
-		Annotations map[string]string `json:"annotations"`
-	}
-	if err := json.Unmarshal(buf[:n], &spec); err != nil {
-		return fmt.Errorf("read the bundle's config.json: %w", err)
-	}
-	for annotation, name := range map[string]string{annotationMemory: "total-memory", annotationCPUs: "cpu-num"} {
-		if v, ok := spec.Annotations[annotation]; ok {
-			if err := f.Set(name, v); err != nil {
-				return fmt.Errorf("annotation %s: %w", annotation, err)
-			}
-		}
-	}
-	return nil
 }

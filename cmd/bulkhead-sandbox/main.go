@@ -7,9 +7,11 @@
 //
 // Differences from runsc:
 //   - "boot" takes the memory and the number of processors that the guest sees from
-//     the bundle's annotations (annotationMemory, annotationCPUs). runsc takes them
-//     from a cgroup that it manages itself, which a process without privileges on
-//     the host cannot do.
+//     the bundle's annotations (limits.go). runsc takes them from a cgroup that it
+//     manages itself, which a process without privileges on the host cannot do.
+//   - "boot" bounds the inodes of the writable layer and the number of processes, and
+//     tells in the error log how much of each limit is used and how often one was hit
+//     (limits.go). runsc has neither.
 //   - "boot" and "exec" write the exact wait status of the process they ran to the
 //     error log (--log); runsc folds it into an exit code, in which 143 and SIGTERM
 //     are the same.
@@ -36,12 +38,6 @@ import (
 	"gvisor.dev/gvisor/runsc/config"
 	"gvisor.dev/gvisor/runsc/container"
 	"gvisor.dev/gvisor/runsc/flag"
-)
-
-// Annotations of the bundle that boot obeys. Package warden/runsc writes them.
-const (
-	annotationMemory = "bulkhead.memory" // bytes
-	annotationCPUs   = "bulkhead.cpus"
 )
 
 func main() {

@@ -86,21 +86,27 @@ func (r *reaper) loop() {
 }
 
 // tail reads a log to its end, keeps its last wire.MaxLog bytes and the wait status that
-// bulkhead-sandbox writes last.
+// bulkhead-sandbox writes last. Lines that are a wire.Meter go to a file of their own.
 type tail struct {
 	mu   sync.Mutex
 	buf  []byte
 	done chan struct{}
+
+	meter int    // descriptor; -1 when there is none
+	line  []byte // the beginning of a line; longer than a Meter's it is cut
 }
 
-func newTail(r *os.File) *tail {
-	t := &tail{done: make(chan struct{})}
+func newTail(r *os.File, meter int) *tail {
+	t := &tail{done: make(chan struct{}), meter: meter}
 	go func() {
 		defer close(t.done)
 		defer r.Close()
 		buf := make([]byte, 4096)
 		for {
 			n, err := r.Read(buf)
+			if meter >= 0 {
+				t.lines(buf[:n])
+			}
 			t.mu.Lock()
 			t.buf = append(t.buf, buf[:n]...)
 			if over := len(t.buf) - wire.MaxLog; over > 0 {
@@ -113,6 +119,25 @@ func newTail(r *os.File) *tail {
 		}
 	}()
 	return t
+}
+
+// lines takes what follows in the log and writes the Meters in it over each other.
+func (t *tail) lines(b []byte) {
+	for _, c := range b {
+		if c != '\n' {
+			if len(t.line) <= wire.MaxMeter {
+				t.line = append(t.line, c)
+			}
+			continue
+		}
+		if len(t.line) <= wire.MaxMeter && strings.HasPrefix(string(t.line), wire.MeterPrefix) {
+			for len(t.line) < wire.MaxMeter {
+				t.line = append(t.line, ' ')
+			}
+			syscall.Pwrite(t.meter, append(t.line, '\n'), 0) // the next one mends it
+		}
+		t.line = t.line[:0]
+	}
 }
 
 // wait returns when the log has ended, or after d.

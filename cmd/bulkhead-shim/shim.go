@@ -87,7 +87,7 @@ func (s *shim) startSandbox() (int, error) {
 	null.Close()
 	syscall.Close(wire.FDGo)
 	for fd := wire.FDStdout; fd < wire.FDCgroups+s.config.Cgroups; fd++ {
-		if fd != wire.FDOOM {
+		if fd != wire.FDOOM && fd != wire.FDMeter {
 			syscall.Close(fd)
 		}
 	}
@@ -116,7 +116,7 @@ func (s *shim) openLog() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.log = newTail(r)
+	s.log = newTail(r, wire.FDMeter)
 	return w, nil
 }
 
@@ -202,7 +202,7 @@ func (s *shim) handle(c wire.FD) error {
 	if err != nil {
 		return err
 	}
-	log := newTail(r)
+	log := newTail(r, -1)
 	fds := []uintptr{files[0].Fd(), files[1].Fd(), files[2].Fd(), w.Fd()}
 	for _, f := range files[3:] {
 		fds = append(fds, f.Fd())

@@ -100,11 +100,14 @@ func open(name string, mountinfo []string, mkdir func(string) error) (*Tree, err
 				if o == "freezer" {
 					t.thawed = filepath.Join(dir, "cgroup.procs")
 				}
-				if slices.Contains(controllers, o) || o == "name=systemd" {
+				if slices.Contains(controllers, o) || o == "name=systemd" || o == "cpuacct" {
 					t.roots[o] = filepath.Join(dir, name)
 				}
 			}
 		}
+	}
+	if t.roots["cpuacct"] == t.roots["cpu"] || t.roots["cpu"] == "" {
+		delete(t.roots, "cpuacct") // one hierarchy, to be made once; alone it is of no use
 	}
 	if t.roots["memory"] == "" && unified != "" {
 		t.v2 = true

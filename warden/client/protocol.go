@@ -21,6 +21,7 @@ import (
 	"net"
 	"os"
 	"syscall"
+	"time"
 
 	"bulkhead/fault"
 	"bulkhead/key"
@@ -58,6 +59,31 @@ func Known(op Op) bool {
 type Metrics struct {
 	Operations map[Op]OpCount `json:"operations"`
 	Machines   int            `json:"machines"` // with a sandbox, running or ended
+	Usage      []Usage        `json:"usage,omitempty"`
+}
+
+// Usage is what a Machine with a sandbox has used, since its start, and its limits as
+// the kernel holds them. What is not known is 0.
+type Usage struct {
+	Machine          key.MachineID `json:"machine"`
+	Memory           int64         `json:"memory"` // bytes, the sandbox's own among them
+	MemoryLimit      int64         `json:"memory_limit"`
+	CPU              time.Duration `json:"cpu"`
+	Periods          int64         `json:"periods"` // scheduling periods in which it wanted to run
+	ThrottledPeriods int64         `json:"throttled_periods"`
+	Throttled        time.Duration `json:"throttled"`
+	Tasks            int64         `json:"tasks"` // processes and threads on the host
+	TasksLimit       int64         `json:"tasks_limit"`
+	Inside           wire.Meter    `json:"inside"`
+	Sent             Traffic       `json:"sent"`
+	Received         Traffic       `json:"received"`
+}
+
+// Traffic is what went through a Machine's interface in one direction.
+type Traffic struct {
+	Bytes   uint64 `json:"bytes"`
+	Packets uint64 `json:"packets"`
+	Dropped uint64 `json:"dropped"` // packets beyond its rate
 }
 
 // OpCount counts one operation by how it ended: done, refused with a reason that

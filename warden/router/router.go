@@ -13,7 +13,8 @@
 //   - IPv4 is for egress alone, behind two NATs, and never to private, link-local,
 //     metadata, multicast or reserved ranges; there is no IPv6 egress;
 //   - a Machine takes a bounded part of the room for connections, and its
-//     connections end with it.
+//     connections end with it;
+//   - a Machine sends and gets no more than its rate, in bytes and in packets.
 //
 // Neighbour discovery is switched off: addresses and hardware addresses follow from
 // the slot, so both sides hold permanent entries and a Machine can poison nothing.
@@ -82,6 +83,10 @@ type Config struct {
 type Member struct {
 	Slot    privnet.Slot
 	Network privnet.Network
+
+	// What it may send, and what may be sent to it; 0 for no limit.
+	Mbps             int // 10^6 bits per second
+	PacketsPerSecond int
 }
 
 // Router holds the router namespace open. Its methods may be called at the same time.

@@ -105,7 +105,7 @@ type node struct {
 // machine connects a Machine and runs an echo server in it, on TCP and UDP port 7.
 func (l *lab) machine(slot privnet.Slot, network privnet.Network) *node {
 	l.t.Helper()
-	n := &node{t: l.t, ns: newNS(l.t), Member: Member{slot, network}, v6: privnet.MachineAddr(network, l.config.Host, slot), v4: privnet.MachineIPv4(slot)}
+	n := &node{t: l.t, ns: newNS(l.t), Member: Member{Slot: slot, Network: network}, v6: privnet.MachineAddr(network, l.config.Host, slot), v4: privnet.MachineIPv4(slot)}
 	if err := l.Add(n.Member, n.ns); err != nil {
 		l.t.Fatal(err)
 	}

@@ -24,7 +24,7 @@ const (
 	setSource4   = "source4"
 	setPeers6    = "peers6" // interface and /48 that it may reach
 	setDenied4   = "denied4"
-	elementBatch = 256 // elements per netlink message, well below its buffer
+	elementBatch = 16 // members per transaction, well below the buffers of netlink
 )
 
 // deniedIPv4 is where egress never goes: private, shared, loopback, link-local
@@ -132,6 +132,11 @@ func (r *Router) ensureRules(members []Member) error {
 	if err := c.AddSet(denied4, intervals(deniedIPv4)); err != nil {
 		return err
 	}
+	for _, d := range directions {
+		if err := c.AddSet(d.gate(t), nil); err != nil {
+			return err
+		}
+	}
 	first := members[:min(len(members), elementBatch)]
 	if err := r.queueElements(c, t, first); err != nil {
 		return err
@@ -180,6 +185,10 @@ func (r *Router) addRouterChains(c *nftables.Conn, t *nftables.Table, source6, s
 		join(accept),
 	} {
 		c.AddRule(&nftables.Rule{Table: t, Chain: track, Exprs: rule})
+	}
+	for _, d := range directions {
+		ch := chain(d.set, d.hook, d.priority, nftables.ChainTypeFilter, nftables.ChainPolicyAccept)
+		ch(&expr.Meta{Key: d.key, Register: 1}, &expr.Lookup{SourceRegister: 1, DestRegister: 0, IsDestRegSet: true, SetName: d.set})
 	}
 	in := chain("ingress", nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, nftables.ChainTypeFilter, nftables.ChainPolicyDrop)
 	in(iif("lo"), accept)
@@ -251,7 +260,7 @@ func (r *Router) queueElements(c *nftables.Conn, t *nftables.Table, members []Me
 	}
 	s6, s4, p6, _ := sets(t)
 	e6, e4, ep := r.elements(members)
-	return errors.Join(c.SetAddElements(s6, e6), c.SetAddElements(s4, e4), c.SetAddElements(p6, ep))
+	return errors.Join(c.SetAddElements(s6, e6), c.SetAddElements(s4, e4), c.SetAddElements(p6, ep), queueRates(c, t, members))
 }
 
 // addElements lets members send.
@@ -294,7 +303,7 @@ func (r *Router) removeElements(m Member) error {
 			errs = append(errs, fmt.Errorf("remove packet rule elements: %w", err))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, removeRates(c, t, m))...)
 }
 
 // Members returns the slots that the packet rules know, in order.

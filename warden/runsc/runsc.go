@@ -21,8 +21,11 @@ import (
 // Annotations that cmd/bulkhead-sandbox reads; the names are repeated there, since
 // it is a module of its own.
 const (
-	annotationMemory = "bulkhead.memory" // bytes
-	annotationCPUs   = "bulkhead.cpus"
+	annotationMemory    = "bulkhead.memory" // bytes
+	annotationCPUs      = "bulkhead.cpus"
+	annotationDisk      = "bulkhead.disk"      // bytes of each file system in memory that has no size of its own
+	annotationInodes    = "bulkhead.inodes"    // of the writable layer
+	annotationProcesses = "bulkhead.processes" // processes and threads together
 )
 
 // LogFD is where Flags tells bulkhead-sandbox to write its error log and a
@@ -61,11 +64,11 @@ type Files struct {
 	Upper string // tar archive laid over it; empty for none
 }
 
-// Bundle returns the config.json of a Machine.
+// Bundle returns the config.json of a Machine. Its grant is complete.
 func Bundle(s sandbox.Spec, g grant.Grant, files Files) ([]byte, error) {
 	spec := specs.Spec{
 		Version:  specs.Version,
-		Process:  process(s),
+		Process:  process(s, g),
 		Root:     &specs.Root{Path: "rootfs"},
 		Hostname: s.Hostname,
 		Mounts: []specs.Mount{
@@ -87,6 +90,9 @@ func Bundle(s sandbox.Spec, g grant.Grant, files Files) ([]byte, error) {
 			"dev.gvisor.spec.rootfs.options": fmt.Sprintf("size=%dm", g.DiskMB),
 			annotationMemory:                 strconv.FormatInt(int64(g.MemoryMB)<<20, 10),
 			annotationCPUs:                   strconv.Itoa(g.CPUs),
+			annotationDisk:                   strconv.FormatInt(int64(g.DiskMB)<<20, 10),
+			annotationInodes:                 strconv.Itoa(g.Inodes),
+			annotationProcesses:              strconv.Itoa(g.Processes),
 		},
 	}
 	if files.Upper != "" {
@@ -95,15 +101,20 @@ func Bundle(s sandbox.Spec, g grant.Grant, files Files) ([]byte, error) {
 	return json.Marshal(spec)
 }
 
-// process returns the first process of s.
-func process(s sandbox.Spec) *specs.Process {
+// process returns the first process of s. gVisor gives its limits to what Exec runs, too.
+func process(s sandbox.Spec, g grant.Grant) *specs.Process {
 	return &specs.Process{
-		User:            specs.User{UID: s.UID, GID: s.GID, AdditionalGids: s.Groups},
-		Args:            s.Args,
-		Env:             s.Env,
-		Cwd:             s.Cwd,
-		Capabilities:    caps(s.UID),
-		Rlimits:         []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 65536, Hard: 1 << 20}, {Type: "RLIMIT_CORE"}},
+		User:         specs.User{UID: s.UID, GID: s.GID, AdditionalGids: s.Groups},
+		Args:         s.Args,
+		Env:          s.Env,
+		Cwd:          s.Cwd,
+		Capabilities: caps(s.UID),
+		Rlimits: []specs.POSIXRlimit{
+			{Type: "RLIMIT_NOFILE", Soft: uint64(g.OpenFiles), Hard: uint64(g.OpenFiles)},
+			// Of each user; the sandbox bounds all together.
+			{Type: "RLIMIT_NPROC", Soft: uint64(g.Processes), Hard: uint64(g.Processes)},
+			{Type: "RLIMIT_CORE"},
+		},
 		NoNewPrivileges: false,
 	}
 }

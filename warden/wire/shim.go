@@ -20,7 +20,8 @@ const (
 	FDStdout     = 9  // FIFO, write end, for the Machine's process
 	FDStderr     = 10 //
 	FDOOM        = 11 // the cgroup file that counts oom_kill
-	FDCgroups    = 12
+	FDMeter      = 12 // file: the sandbox's newest Meter
+	FDCgroups    = 13
 )
 
 // What a shim's root directory holds beside /proc of its own process namespace and
