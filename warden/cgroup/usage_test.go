@@ -47,7 +47,7 @@ func TestRealUsage(t *testing.T) {
 	if err := tree.Create(machine, Limits{MemoryBytes: 32 << 20, CPUQuota: 20, MaxPIDs: 20}); err != nil {
 		t.Fatal(err)
 	}
-	spin := startIn(t, tree, `while :; do :; done`)
+	spin := startIn(t, tree, `x=$(head -c 8000000 /dev/zero | tr "\0" x); while :; do :; done`) // the kernel counts memory in batches
 	defer func() { spin.Process.Kill(); spin.Wait() }()
 	var u Usage
 	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
