@@ -40,10 +40,12 @@ func BenchmarkStart(b *testing.B) {
 
 	figure("start_count", float64(len(s.took["platform"])))
 	for _, kind := range []string{"platform", "sandbox", "runc", "platform_beside_50", "sandbox_beside_50"} {
+		figure("start_"+kind+"_min_ms", quantile(s.took[kind], 0))
 		figure("start_"+kind+"_p50_ms", quantile(s.took[kind], 50))
 		figure("start_"+kind+"_p95_ms", quantile(s.took[kind], 95))
 	}
 	p50 := func(kind string) float64 { return quantile(s.took[kind], 50) }
+	figure("start_platform_to_sandbox_min_ratio", quantile(s.took["platform"], 0)/quantile(s.took["sandbox"], 0))
 	figure("start_platform_to_sandbox_ratio", p50("platform")/p50("sandbox"))
 	figure("start_platform_to_runc_ratio", p50("platform")/p50("runc"))
 	figure("start_beside_50_to_alone_ratio", p50("platform_beside_50")/p50("platform"))

