@@ -92,6 +92,6 @@ host, *succeeds*, is *tried* (that depends on the host's kernel), or is not run 
 		fmt.Fprintf(&b, "| %s | %s |\n", f.kind, f.note)
 	}
 	b.WriteString("\n`TestCheckerInsideAMachine` has amicontained 0.4.9 judge a Machine: 13 capabilities, which mean something inside only, and every system call blocked that mounts, loads, reboots or sets\n" +
-		"clocks; its control is root of a user namespace on the host. kdigger 1.5.1 was run by hand and agrees; CDK and botb could not be had from the module proxy.\n")
+		"clocks; its control is root of a user namespace on the host. kdigger 1.5.1, run once by hand, saw the same 13 capabilities; CDK and botb could not be had from the module proxy.\n")
 	return b.String()
 }
