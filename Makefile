@@ -106,8 +106,12 @@ bench-recovery: setup programs ## how long fifty machines take to run again afte
 soak-power: setup programs ## power cuts by the dozen: fifty machines, and under load
 	BULKHEAD_ROUNDS=30 $(GO) test ./world -run 'TestPowerCut' -count=1 -v -timeout 60m
 
+.PHONY: soak-crash
+soak-crash: setup failpoints ## kill roles at every place of every operation in every mode, one by one (an hour)
+	BULKHEAD_CRASH=all $(GO) test ./world -run 'TestCrash' -count=1 -timeout 4h -v
+
 .PHONY: soak
-soak: soak-random soak-power ## everything that tries faults for minutes, one after the other
+soak: soak-random soak-power soak-crash ## everything that tries faults for minutes, one after the other
 
 .PHONY: soak-random
 soak-random: setup programs ## kill processes at random for SOAK (5m) under several clients, and check what they saw

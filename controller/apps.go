@@ -263,9 +263,11 @@ func (c *Controller) deleteApp(r *call) (int, any, error) {
 		return 0, nil, err
 	}
 	if err := c.destroyAll(ctx, name); err != nil {
+		c.finishLater()
 		return 0, nil, err
 	}
 	if err := c.finishApp(ctx, name); err != nil {
+		c.finishLater()
 		return 0, nil, err
 	}
 	c.awaitDeleted(r.Context(), name)

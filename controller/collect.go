@@ -14,7 +14,18 @@ const (
 	tombstoneLife = 24 * time.Hour // how long a destroyed Machine is shown
 	registryGrace = 2 * time.Hour  // from a blob's push to its manifest's
 	registryEvery = 6              // collections of the store for each of the registry
+	finishFirst   = 200 * time.Millisecond
+	finishMax     = time.Minute // between tries to clear a deleted app away
 )
+
+// finishLater has the collector clear away the apps that are being deleted, soon:
+// somebody could not.
+func (c *Controller) finishLater() {
+	select {
+	case c.unfinished <- struct{}{}:
+	default:
+	}
+}
 
 // collect removes what is no longer needed, now and then, until ctx ends.
 func (c *Controller) collect(ctx context.Context) error {
@@ -23,17 +34,43 @@ func (c *Controller) collect(ctx context.Context) error {
 	for n := 0; ; n++ {
 		if err := c.collectOnce(ctx, time.Now().Add(-c.cfg.TombstoneLife)); err != nil && ctx.Err() == nil {
 			c.log.Warn("collection failed; it is tried again later", "err", err)
+			c.finishLater()
 		}
 		if n%registryEvery == 1 { // not at the start, and soon after it
 			if _, err := c.registry.GC(ctx, registryGrace); err != nil && ctx.Err() == nil {
 				c.log.Warn("the registry's collection failed; it is tried again later", "err", err)
 			}
 		}
+		if err := c.finishUntil(ctx, tick.C); err != nil {
+			return err
+		}
+	}
+}
+
+// finishUntil finishes the deletion of apps, whenever that is asked for and until it
+// succeeds, until the next tick.
+func (c *Controller) finishUntil(ctx context.Context, tick <-chan time.Time) error {
+	wait := finishFirst
+	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-tick.C:
+		case <-tick:
+			return nil
+		case <-c.unfinished:
 		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+		if err := c.finishApps(ctx); err != nil && ctx.Err() == nil {
+			c.log.Warn("deleted apps are not cleared away yet; it is tried again", "err", err)
+			c.finishLater()
+			wait = min(2*wait, finishMax)
+			continue
+		}
+		wait = finishFirst
 	}
 }
 
@@ -63,6 +100,11 @@ func (c *Controller) collectOnce(ctx context.Context, before time.Time) error {
 	if err := c.clearRemoved(ctx); err != nil {
 		return err
 	}
+	return c.finishApps(ctx)
+}
+
+// finishApps takes up the deletion of every app that is being deleted.
+func (c *Controller) finishApps(ctx context.Context) error {
 	apps, _, err := list[app](ctx, c.store, prefixApp)
 	if err != nil {
 		return err

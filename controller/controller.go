@@ -82,6 +82,7 @@ type Controller struct {
 
 	receivers  sync.WaitGroup // sessions' readers; a new one starts only while a call is served
 	finishing  sync.Mutex     // held by finishApp
+	unfinished chan struct{}  // holds one: an app's deletion could not be finished
 	logStreams atomic.Int64   // Machines whose logs are being read
 
 	closing context.Context // ends when Serve ends: long answers stop
@@ -102,7 +103,7 @@ func New(cfg Config) *Controller {
 	if cfg.Role.Region == "" {
 		cfg.Role.Region = "local"
 	}
-	c := &Controller{cfg: cfg, log: cfg.Log, view: newView(), ledger: newLedger()}
+	c := &Controller{cfg: cfg, log: cfg.Log, view: newView(), ledger: newLedger(), unfinished: make(chan struct{}, 1)}
 	c.routes = newRoutes(c, cfg.RouteGrace)
 	c.metrics = newMetrics(c)
 	c.sessions.cur = map[key.Node]*sessionSlot{}

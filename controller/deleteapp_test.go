@@ -2,13 +2,16 @@ package controller_test
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"bulkhead/controller"
+	"bulkhead/fault"
 	"bulkhead/store"
 )
 
@@ -133,5 +136,37 @@ func TestANewAppIsSparedByTheOldOnesDeletion(t *testing.T) {
 		if !strings.Contains(strings.Join(keys, "\n")+"\n", want) {
 			t.Errorf("%s is gone", want)
 		}
+	}
+}
+
+// TestDeletionIsFinishedLater: each transaction of an app's deletion is made and
+// reported as failed, once; nobody asks again, and the app goes nevertheless.
+func TestDeletionIsFinishedLater(t *testing.T) {
+	for _, key := range []string{"/tomb/", "/version/", "/id/", "/app/"} {
+		t.Run(strings.Trim(key, "/"), func(t *testing.T) {
+			e := newEnv(t)
+			e.cfg.AckLimit = 100 * time.Millisecond
+			e.stop()
+			var lied atomic.Bool
+			e.opened = func(c *controller.Controller) {
+				c.AfterTxn(func(ops []store.Op, err error) error {
+					for _, o := range ops {
+						if strings.HasPrefix(o.Key, key) && (o.Delete || key == "/tomb/") && lied.CompareAndSwap(false, true) {
+							return errors.Join(err, fault.New(fault.Unavailable, "the store does not answer"))
+						}
+					}
+					return err
+				})
+			}
+			e.startController()
+			e.waitNode(true)
+			e.app("web")
+			e.launch("web", image())
+			e.do("DELETE", "/v1/apps/web", nil)
+			e.awaitNoApp("web")
+			if !lied.Load() {
+				t.Error("the deletion made no such transaction")
+			}
+		})
 	}
 }

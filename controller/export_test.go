@@ -43,6 +43,22 @@ func (l listening) List(ctx context.Context, prefix string) ([]store.KV, int64, 
 	return l.Store.List(ctx, prefix)
 }
 
+// AfterTxn makes f decide what is reported of each transaction of the store; before
+// Serve only.
+func (c *Controller) AfterTxn(f func(ops []store.Op, err error) error) {
+	c.store = lying{c.store, f}
+}
+
+type lying struct {
+	store.Store
+	f func(ops []store.Op, err error) error
+}
+
+func (l lying) Txn(ctx context.Context, conds []store.Cond, ops []store.Op) (int64, error) {
+	rev, err := l.Store.Txn(ctx, conds, ops)
+	return rev, l.f(ops, err)
+}
+
 // HoldLogStreams counts n Machines as being read by somebody else.
 func (c *Controller) HoldLogStreams(n int) { c.logStreams.Add(int64(n)) }
 

@@ -392,11 +392,13 @@ func (c *Controller) bury(ctx context.Context, appName key.AppName, o *seen) err
 		return err
 	})
 	if err != nil {
+		c.finishLater() // it may have been written for all that, and nobody comes back to it
 		return err
 	}
 	c.view.forget(o.Machine)
 	if err := c.finishApp(ctx, appName); err != nil && ctx.Err() == nil {
 		// Not the worker's fault, and no reason to end its Sync: the collector does it.
+		c.finishLater()
 		c.log.Error("a deleted app is not cleared away yet; it is tried again later", "app", appName, "err", err)
 	}
 	return nil

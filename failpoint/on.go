@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -52,9 +51,6 @@ func Write(name string, f func() error) error {
 // Step is a place between writes.
 func Step(name string) error { return Write(name, func() error { return nil }) }
 
-// seen holds the names that this process has noted.
-var seen sync.Map
-
 // fire notes that a place is passed and takes its mode away if it is armed and due.
 func fire(name string) Mode {
 	dir := os.Getenv(Env)
@@ -62,10 +58,8 @@ func fire(name string) Mode {
 		return ""
 	}
 	file := strings.ReplaceAll(name, "/", "+")
-	if _, again := seen.LoadOrStore(name, true); !again {
-		if err := os.WriteFile(filepath.Join(dir, "seen", file), nil, 0o666); err != nil {
-			panic(fmt.Sprintf("failpoint: %v", err))
-		}
+	if err := note(filepath.Join(dir, "seen", file)); err != nil {
+		panic(fmt.Sprintf("failpoint: %v", err))
 	}
 	armed := filepath.Join(dir, "armed", file)
 	b, err := os.ReadFile(armed)
@@ -84,6 +78,15 @@ func fire(name string) Mode {
 		return "" // another process was faster
 	}
 	return Mode(mode)
+}
+
+// note makes an empty file that any role may make again.
+func note(path string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 // die ends the process as a kill does: nothing is flushed, nothing is deferred.

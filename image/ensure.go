@@ -9,7 +9,9 @@ import (
 	"os"
 	"time"
 
+	"bulkhead/failpoint"
 	"bulkhead/fault"
+	"bulkhead/image/wire"
 	"bulkhead/key"
 	"bulkhead/machine"
 	"bulkhead/room"
@@ -140,6 +142,9 @@ func (s *Store) seal(ctx context.Context, src Source, ins *Inspection) (_ *Image
 	if err := room.Check(s.Dir, ins.Compressed, room.Images); err != nil {
 		return nil, err
 	}
+	if err := failpoint.Step("image/create"); err != nil {
+		return nil, outputError(ins.Digest, err)
+	}
 	out, err := os.CreateTemp(s.Dir, tempPrefix+"*"+imageExt)
 	if err != nil {
 		return nil, outputError(ins.Digest, err)
@@ -151,14 +156,15 @@ func (s *Store) seal(ctx context.Context, src Source, ins *Inspection) (_ *Image
 		}
 	}()
 	h := &helper{store: s, src: src, ins: ins, out: out}
-	res, err := h.run(ctx)
+	var res *wire.Result
+	err = failpoint.Write("image/unpack", func() (err error) { res, err = h.run(ctx); return err })
 	if err != nil {
 		return nil, err
 	}
 	if err := os.Chmod(out.Name(), 0o444); err != nil {
 		return nil, outputError(ins.Digest, err)
 	}
-	if err := out.Sync(); err != nil {
+	if err := failpoint.Write("image/sync", out.Sync); err != nil {
 		return nil, outputError(ins.Digest, err)
 	}
 	// The helper is believed in nothing that the store can find out itself.
@@ -197,21 +203,28 @@ func (s *Store) commit(m metadata, temp string) error {
 		return err
 	}
 	defer os.Remove(f.Name()) // fails after the rename
-	_, err = f.Write(raw)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err != nil {
+	err = failpoint.Write("image/metadata", func() error {
+		_, err := f.Write(raw)
+		return errors.Join(err, f.Sync())
+	})
+	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	if err := os.Rename(f.Name(), s.path(m.Digest.Hex()+metaExt)); err != nil {
+	if err := rename("image/name-metadata", f.Name(), s.path(m.Digest.Hex()+metaExt)); err != nil {
 		return err
 	}
 	if err := s.syncDir(); err != nil {
 		return err
 	}
-	if err := os.Rename(temp, s.path(m.Digest.Hex()+imageExt)); err != nil {
+	if err := rename("image/name", temp, s.path(m.Digest.Hex()+imageExt)); err != nil {
 		return err
 	}
 	return s.syncDir()
+}
+
+// rename is os.Rename with a place for tests.
+func rename(place, from, to string) error {
+	return failpoint.Write(place, func() error { return os.Rename(from, to) })
 }
 
 // outputError words a failure of this node's disk.

@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"bulkhead/failpoint"
 	"bulkhead/fault"
 	"bulkhead/key"
 )
@@ -119,13 +120,13 @@ func (s *Store) recover() error {
 		switch {
 		case strings.HasPrefix(name, tempPrefix):
 			s.Log.Info("removing what an interrupted sealing left", "file", name)
-			err = os.Remove(s.path(name))
+			err = failpoint.Write("image/clear", func() error { return os.Remove(s.path(name)) })
 		case err != nil || (ext != imageExt && ext != metaExt):
 			continue
 		case ext == metaExt:
 			// A crash between the two names leaves this one alone.
 			if _, err = os.Stat(s.path(base + imageExt)); errors.Is(err, fs.ErrNotExist) {
-				err = os.Remove(s.path(name))
+				err = failpoint.Write("image/clear-half", func() error { return os.Remove(s.path(name)) })
 			}
 			if errors.Is(err, fs.ErrNotExist) { // went with its damaged image just before
 				err = nil
@@ -253,7 +254,8 @@ func (s *Store) Remove(digest key.Digest) error {
 // removeFiles deletes an image's files, the one that says that it is there first.
 func (s *Store) removeFiles(digest key.Digest) error {
 	for _, ext := range []string{imageExt, metaExt} {
-		if err := os.Remove(s.path(digest.Hex() + ext)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		err := failpoint.Write("image/remove"+ext, func() error { return os.Remove(s.path(digest.Hex() + ext)) })
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 		if err := s.syncDir(); err != nil {

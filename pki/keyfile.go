@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"bulkhead/failpoint"
 	"bulkhead/fault"
 )
 
@@ -75,6 +76,10 @@ func writeKey(path string, k *ecdsa.PrivateKey) error {
 // writeFile writes a file whole or not at all: temporary name, sync, rename, sync
 // of the directory.
 func writeFile(path string, b []byte, mode os.FileMode) error {
+	return failpoint.Write("pki/write/"+filepath.Base(path), func() error { return replace(path, b, mode) })
+}
+
+func replace(path string, b []byte, mode os.FileMode) error {
 	f, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
 	if err != nil {
 		return err
@@ -84,7 +89,8 @@ func writeFile(path string, b []byte, mode os.FileMode) error {
 		os.Remove(path + ".tmp")
 		return err
 	}
-	if err := os.Rename(path+".tmp", path); err != nil {
+	err = failpoint.Write("pki/rename/"+filepath.Base(path), func() error { return os.Rename(path+".tmp", path) })
+	if err != nil {
 		return err
 	}
 	d, err := os.Open(filepath.Dir(path))

@@ -6,11 +6,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"bulkhead/failpoint"
 	"bulkhead/fault"
 	"bulkhead/room"
 )
@@ -30,11 +32,30 @@ type disk struct {
 // path returns the path for the operating system.
 func (d *disk) path(p string) string { return filepath.Join(d.root, p) }
 
-// at announces an operation to the test that watches.
-func (d *disk) at(op, p string) {
+// do makes a change, op on p, where tests can stand in its way.
+func (d *disk) do(op, p string, f func() error) error {
 	if d.step != nil {
 		d.step(op, p)
 	}
+	if !failpoint.Enabled {
+		return f()
+	}
+	return failpoint.Write("registry/"+op+"/"+kindOf(p), f)
+}
+
+// kindOf says what lies at p, of two paths the last: the name of its directory's kind.
+func kindOf(p string) string {
+	p = p[strings.LastIndexByte(p, ' ')+1:]
+	top, rest, _ := strings.Cut(p, "/")
+	if top != "repos" {
+		return top
+	}
+	for part := range strings.SplitSeq(rest, "/") {
+		if kind, ok := strings.CutPrefix(part, "_"); ok {
+			return kind
+		}
+	}
+	return top
 }
 
 // mkdirAll makes a directory and its parents.
@@ -48,8 +69,8 @@ func (d *disk) mkdirAll(p string) error {
 			return err
 		}
 	}
-	d.at("mkdir", p)
-	if err := os.Mkdir(d.path(p), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	err := d.do("mkdir", p, func() error { return os.Mkdir(d.path(p), 0o700) })
+	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return diskError(err)
 	}
 	if err := d.syncDir(parent); err != nil {
@@ -62,32 +83,30 @@ func (d *disk) mkdirAll(p string) error {
 // removeDir removes a directory if it is empty. It is not durable before syncDir.
 func (d *disk) removeDir(p string) {
 	d.durable.Delete(p)
-	d.at("rmdir", p)
-	os.Remove(d.path(p)) // fails unless it is empty, as it should
+	d.do("rmdir", p, func() error { return os.Remove(d.path(p)) }) // fails unless it is empty, as it should
 }
 
 // syncDir makes the entries of a directory durable.
 func (d *disk) syncDir(p string) error {
-	d.at("syncdir", p)
-	f, err := os.Open(d.path(p))
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return diskError(f.Sync())
+	return d.do("syncdir", p, func() error {
+		f, err := os.Open(d.path(p))
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		return diskError(f.Sync())
+	})
 }
 
 // sync makes the content of an open file durable.
 func (d *disk) sync(f *os.File, p string) error {
-	d.at("sync", p)
-	return diskError(f.Sync())
+	return diskError(d.do("sync", p, f.Sync))
 }
 
 // rename moves a synced file to its place and makes that durable. The directory of
 // the new name must exist. It replaces a file of that name.
 func (d *disk) rename(from, to string) error {
-	d.at("rename", from+" "+to)
-	if err := os.Rename(d.path(from), d.path(to)); err != nil {
+	if err := d.do("rename", from+" "+to, func() error { return os.Rename(d.path(from), d.path(to)) }); err != nil {
 		return diskError(err)
 	}
 	return d.syncDir(filepath.Dir(to))
@@ -98,8 +117,12 @@ func (d *disk) writeFile(p string, b []byte) error {
 	if err := d.mkdirAll(filepath.Dir(p)); err != nil {
 		return err
 	}
-	d.at("create", "tmp")
-	f, err := os.CreateTemp(d.path("tmp"), "")
+	var f *os.File
+	err := d.do("create", "tmp", func() (err error) { f, err = os.CreateTemp(d.path("tmp"), ""); return err })
+	if err != nil && f != nil {
+		f.Close()
+		os.Remove(f.Name())
+	}
 	if err != nil {
 		return diskError(err)
 	}
@@ -116,8 +139,7 @@ func (d *disk) writeFile(p string, b []byte) error {
 // fill writes b to the new file f, syncs and closes it.
 func (d *disk) fill(f *os.File, p string, b []byte) error {
 	defer f.Close()
-	d.at("write", p)
-	if _, err := f.Write(b); err != nil {
+	if err := d.do("write", p, func() error { _, err := f.Write(b); return err }); err != nil {
 		return diskError(err)
 	}
 	return d.sync(f, p)
@@ -128,13 +150,19 @@ func (d *disk) link(p string) error {
 	if err := d.mkdirAll(filepath.Dir(p)); err != nil {
 		return err
 	}
-	d.at("link", p)
-	f, err := os.OpenFile(d.path(p), os.O_CREATE|os.O_WRONLY, 0o600)
-	if err != nil {
+	if err := d.do("link", p, func() error { return d.empty(p, os.O_CREATE) }); err != nil {
 		return diskError(err)
 	}
-	f.Close()
 	return d.syncDir(filepath.Dir(p))
+}
+
+// empty makes the file p, without content if it is new. It is not durable.
+func (d *disk) empty(p string, flags int) error {
+	f, err := os.OpenFile(d.path(p), os.O_WRONLY|flags, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 // touch sets p's time to now. It is not durable: after a crash the time may be old.
@@ -147,8 +175,8 @@ func (d *disk) touch(p string) error {
 
 // remove removes the file p, if it is there. It is not durable before syncDir.
 func (d *disk) remove(p string) error {
-	d.at("remove", p)
-	if err := os.Remove(d.path(p)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err := d.do("remove", p, func() error { return os.Remove(d.path(p)) })
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil

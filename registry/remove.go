@@ -36,8 +36,7 @@ func (r *Registry) Remove(ctx context.Context, repo string) error {
 		return err
 	}
 	// It has no name any more; after a crash here the next New clears it away.
-	r.disk.at("removeall", gone)
-	return os.RemoveAll(r.disk.path(gone))
+	return r.disk.do("removeall", gone, func() error { return os.RemoveAll(r.disk.path(gone)) })
 }
 
 // hide takes repo's directory away, in one step: after a crash either everything of

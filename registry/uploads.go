@@ -128,12 +128,10 @@ func (r *Registry) reserveUpload(u *upload) error {
 // createUpload makes u's files. The .json comes last: it is what makes the upload
 // exist for the next process.
 func (r *Registry) createUpload(u *upload, told bool) error {
-	r.disk.at("create", dataPath(u.id))
-	f, err := os.OpenFile(r.disk.path(dataPath(u.id)), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
+	p := dataPath(u.id)
+	if err := r.disk.do("create", p, func() error { return r.disk.empty(p, os.O_CREATE|os.O_EXCL) }); err != nil {
 		return diskError(err)
 	}
-	f.Close()
 	if !told {
 		return nil
 	}
@@ -197,10 +195,12 @@ func (r *Registry) appendUpload(u *upload, body io.Reader) error {
 	if err != nil {
 		return err
 	}
-	r.disk.at("append", dataPath(u.id))
 	w := &uploadWriter{r: r, u: u, f: f, size: info.Size()}
 	buf := make([]byte, 128<<10)
-	_, err = io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{body}, buf)
+	err = r.disk.do("append", dataPath(u.id), func() error {
+		_, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{body}, buf)
+		return err
+	})
 	if w.failed != nil {
 		return errors.Join(w.failed, r.dropUpload(u))
 	}

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"bulkhead/failpoint"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/privnet"
@@ -166,7 +167,7 @@ func (s *Server) removeLocked(ctx context.Context, id key.MachineID) error {
 	if m != nil {
 		r, rerr = m.record, nil
 	}
-	if err := s.groups.Remove(ctx, string(id)); err != nil {
+	if err := failpoint.Write("warden/remove/cgroup", func() error { return s.groups.Remove(ctx, string(id)) }); err != nil {
 		return err
 	}
 	if m != nil && m.done != nil {
@@ -179,15 +180,15 @@ func (s *Server) removeLocked(ctx context.Context, id key.MachineID) error {
 	if rerr == nil {
 		// The slot is this Machine's alone, so what hangs on it is, too.
 		if owner := s.slotOwner(r.Slot); owner == "" || owner == id {
-			if err := s.router.Remove(r.member()); err != nil {
+			if err := failpoint.Write("warden/remove/network", func() error { return s.router.Remove(r.member()) }); err != nil {
 				return err
 			}
 		}
 	}
-	if err := os.RemoveAll(s.diskDir(id)); err != nil {
+	if err := failpoint.Write("warden/remove/disk", func() error { return os.RemoveAll(s.diskDir(id)) }); err != nil {
 		return err
 	}
-	if err := s.removeRunDir(id); err != nil {
+	if err := failpoint.Write("warden/remove/directory", func() error { return s.removeRunDir(id) }); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -225,7 +226,7 @@ func (s *Server) removeRunDir(id key.MachineID) error {
 			}
 		}
 	}
-	return os.RemoveAll(dir)
+	return failpoint.Write("warden/remove/record", func() error { return os.RemoveAll(dir) })
 }
 
 // recover takes up what an earlier warden left: Machines that were started stay,

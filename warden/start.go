@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"bulkhead/failpoint"
 	"bulkhead/fault"
 	"bulkhead/grant"
 	"bulkhead/privnet"
@@ -116,42 +117,46 @@ func (st *starter) run(ctx context.Context) error {
 		return fault.System(err, "the machine's directories cannot be made in %s and %s", s.config.RunDir, s.config.MachineDir)
 	}
 	s.log.Debug("trace", "step", "made directories", "machine", id)
-	if err := s.linkImage(id, st.spec.Image); err != nil {
+	if err := failpoint.Write("warden/start/link", func() error { return s.linkImage(id, st.spec.Image) }); err != nil {
 		return err
 	}
-	if err := s.groups.Create(string(id), limits(st.grant)); err != nil {
+	if err := failpoint.Write("warden/start/cgroup", func() error { return s.groups.Create(string(id), limits(st.grant)) }); err != nil {
 		return err
 	}
 	s.log.Debug("trace", "step", "made cgroups", "machine", id)
-	if err := st.writeBundle(); err != nil {
+	if err := failpoint.Write("warden/start/bundle", st.writeBundle); err != nil {
 		return err
 	}
-	if err := st.startShim(); err != nil {
+	if err := failpoint.Write("warden/start/shim", st.startShim); err != nil {
 		return fmt.Errorf("start the shim: %w", err)
 	}
-	if _, err := st.goPipe.Write([]byte{1}); err != nil {
+	err := failpoint.Write("warden/start/go", func() error { _, err := st.goPipe.Write([]byte{1}); return err })
+	if err != nil {
 		return fmt.Errorf("let the shim go on: %w", err)
 	}
 	s.log.Debug("trace", "step", "cloned the shim", "machine", id)
-	if err := s.router.Add(st.record.member(), st.netns); err != nil {
+	err = failpoint.Write("warden/start/network", func() error { return s.router.Add(st.record.member(), st.netns) })
+	if err != nil {
 		return err
 	}
 	s.log.Debug("trace", "step", "connected", "machine", id)
 	// A sandbox that has ended already says in its report why.
-	if _, err := st.goPipe.Write([]byte{1}); err != nil && !errors.Is(err, unix.EPIPE) {
+	err = failpoint.Write("warden/start/connected", func() error { _, err := st.goPipe.Write([]byte{1}); return err })
+	if err != nil && !errors.Is(err, unix.EPIPE) {
 		return fmt.Errorf("let the sandbox go on: %w", err)
 	}
-	if err := st.awaitReport(ctx); err != nil {
+	if err := failpoint.Write("warden/start/report", func() error { return st.awaitReport(ctx) }); err != nil {
 		return err
 	}
 	s.log.Debug("trace", "step", "reported", "machine", id)
 	// Nobody needs it any more. (gVisor keeps what it must know of it, the environment
 	// among it, in its own state file beside, in memory too.)
-	if err := os.RemoveAll(filepath.Join(s.runDir(id), bundleDir)); err != nil {
+	err = failpoint.Write("warden/start/unbundle", func() error { return os.RemoveAll(filepath.Join(s.runDir(id), bundleDir)) })
+	if err != nil {
 		return err
 	}
 	st.record.Started = true
-	if err := s.writeRecord(st.record); err != nil {
+	if err := failpoint.Write("warden/start/started", func() error { return s.writeRecord(st.record) }); err != nil {
 		return err
 	}
 	return s.adopt(st.machine, st.record)
@@ -169,7 +174,10 @@ func (st *starter) makeDirs() error {
 	if err := ownedDir(dir, 0, base, 0o710); err != nil {
 		return err
 	}
-	if err := s.writeRecord(st.record); err != nil {
+	if err := failpoint.Write("warden/start/record", func() error { return s.writeRecord(st.record) }); err != nil {
+		return err
+	}
+	if err := failpoint.Step("warden/start/dirs"); err != nil {
 		return err
 	}
 	return errors.Join(

@@ -25,6 +25,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"bulkhead/failpoint"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/privnet"
@@ -242,7 +243,7 @@ func (s *Server) serveStart(ctx context.Context, c *net.UnixConn, spec *sandbox.
 		s.logFailure(client.Request{Op: client.OpStart, Machine: id}, err)
 		return client.Send(c, client.Response{Error: client.ToError(err)})
 	}
-	werr := client.Send(c, client.Response{}, files...)
+	werr := failpoint.Write("warden/start/answer", func() error { return client.Send(c, client.Response{}, files...) })
 	if werr == nil {
 		select {
 		case <-acked:

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"bulkhead/api/internalpb"
+	"bulkhead/failpoint"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/machine"
@@ -113,7 +114,11 @@ func (a *actor) run(ctx context.Context) {
 			a.pause(ctx, err)
 			continue
 		}
-		if a.forgotten() {
+		switch gone, err := a.forgotten(); {
+		case err != nil:
+			a.pause(ctx, err)
+			continue
+		case gone:
 			return
 		}
 		if err := a.tell(); err != nil {
@@ -176,22 +181,21 @@ func (a *actor) accept() error {
 }
 
 // forgotten drops the Machine if the controller has noted its destruction.
-func (a *actor) forgotten() bool {
+func (a *actor) forgotten() (bool, error) {
 	a.mu.Lock()
 	forget := a.forget && a.inbox == nil
 	a.mu.Unlock()
 	if !forget || a.rec.State != machine.Destroyed {
-		return false
+		return false, nil
 	}
-	if err := a.w.logs.Remove(a.id); err != nil {
+	if err := failpoint.Write("worker/logs/remove", func() error { return a.w.logs.Remove(a.id) }); err != nil {
 		a.log.Warn("a forgotten machine's logs stay until the next start", "err", err)
 	}
 	if err := a.w.journal.remove(a.id, a.rec.Slot); err != nil {
-		a.log.Error("a machine cannot be forgotten", "err", err)
-		return false
+		return false, err
 	}
 	a.w.dropped(a.id, a)
-	return true
+	return true, nil
 }
 
 // commit journals r, and a's assignment when it changed, and only then makes them

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -15,6 +16,7 @@ import (
 
 	"bulkhead/api/internalpb"
 	"bulkhead/boltcheck"
+	"bulkhead/failpoint"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/notice"
@@ -172,7 +174,8 @@ func (j *journal) write(name string, fn func(tx *bbolt.Tx) error) error {
 	if j.skip != nil && j.skip(name) {
 		return j.point("after " + name)
 	}
-	if err := j.db.Update(fn); err != nil {
+	err := failpoint.Write("worker/journal/"+strings.ReplaceAll(name, " ", "-"), func() error { return j.db.Update(fn) })
+	if err != nil {
 		err = fault.System(fmt.Errorf("%w: %w", errJournal, err), "the worker's journal %s cannot be written", j.path)
 		j.board.Trouble(journalStands, err)
 		return err
@@ -182,9 +185,18 @@ func (j *journal) write(name string, fn func(tx *bbolt.Tx) error) error {
 }
 
 // create writes the first record of a Machine and gives it a free slot, the lowest
-// there is; 0 when the node has none left.
+// there is; 0 when the node has none left. One that is there already, from a create
+// that was reported as failed and was not, keeps its slot.
 func (j *journal) create(r *record, a *internalpb.Assignment) error {
 	return j.write("create", func(tx *bbolt.Tx) error {
+		if b := tx.Bucket(bucketMachines).Get([]byte(r.Machine)); b != nil {
+			had := new(record)
+			if err := json.Unmarshal(b, had); err != nil {
+				return err
+			}
+			r.Slot = had.Slot
+			return putBoth(tx, r, a)
+		}
 		slots := tx.Bucket(bucketSlots)
 		free := privnet.Slot(1)
 		c := slots.Cursor()

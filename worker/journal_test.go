@@ -38,6 +38,30 @@ func filled(t *testing.T, n int) string {
 	return dir
 }
 
+// TestCreateAgainKeepsTheSlot: a create that was made and reported as failed is done
+// again, and takes no second slot that nobody would give back.
+func TestCreateAgainKeepsTheSlot(t *testing.T) {
+	j, err := openJournal(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.close()
+	r := &record{Machine: key.NewMachineID(), State: machine.Created}
+	a := &internalpb.Assignment{MachineId: string(r.Machine)}
+	for range 2 {
+		if err := j.create(r, a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := &record{Machine: key.NewMachineID(), State: machine.Created}
+	if err := j.create(other, a); err != nil {
+		t.Fatal(err)
+	}
+	if r.Slot != 1 || other.Slot != 2 {
+		t.Errorf("the slots are %d and %d, want 1 and 2", r.Slot, other.Slot)
+	}
+}
+
 func TestJournalKeeps(t *testing.T) {
 	dir := t.TempDir()
 	j, err := openJournal(dir)

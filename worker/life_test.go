@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -352,6 +353,51 @@ func TestSkipLaunchAndLaterStart(t *testing.T) {
 		t.Fatal("an update started a stopped machine")
 	}
 	a = n.assign(n.next(a, started(2)))
+	n.state(a, machine.Started)
+}
+
+// TestForgettingIsTriedAgain: a Machine is forgotten although the journal could not be
+// written at first, and nobody asks a second time.
+func TestForgettingIsTriedAgain(t *testing.T) {
+	n := newNode(t)
+	refused := 0
+	n.tune = func(w *Worker) {
+		w.point = func(name string) error {
+			if name == "before forget" && refused < 2 {
+				refused++
+				return errors.New("no")
+			}
+			return nil
+		}
+	}
+	n.boot()
+	id := key.NewMachineID()
+	a := n.assign(n.asg(id, plain))
+	n.state(a, machine.Started)
+	n.state(n.assign(n.next(a, desired(machine.WantDestroyed))), machine.Destroyed)
+	n.w.Forget(id)
+	n.vanishes(id)
+	if refused != 2 {
+		t.Errorf("the journal refused %d times, want 2", refused)
+	}
+}
+
+// TestAnAssignmentIsTakenOverLater: one that could not be journaled when it came is
+// taken over by itself.
+func TestAnAssignmentIsTakenOverLater(t *testing.T) {
+	n := newNode(t)
+	var refused atomic.Int32
+	n.tune = func(w *Worker) {
+		w.point = func(name string) error {
+			if name == "before create" && refused.Add(1) <= 2 {
+				return errors.New("no")
+			}
+			return nil
+		}
+	}
+	n.boot()
+	a := n.asg(key.NewMachineID(), plain)
+	n.w.assign(a)
 	n.state(a, machine.Started)
 }
 

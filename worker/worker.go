@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"bulkhead/api/internalpb"
+	"bulkhead/failpoint"
 	"bulkhead/fault"
 	"bulkhead/image"
 	"bulkhead/key"
@@ -184,6 +185,9 @@ func New(opt Options) *Worker {
 		opt.UsageEvery = 5 * time.Second
 	}
 	opt.Logs.Log = opt.Log
+	if failpoint.Enabled {
+		opt.Runtime = marked{opt.Runtime}
+	}
 	w := &Worker{
 		opt: opt, log: opt.Log, board: notice.New(opt.Log), kick: make(chan struct{}, 1), suspects: make(chan key.Digest, 16), runtime: opt.Runtime, images: opt.Images,
 		capacity: newCapacity(memoryLimit(opt)), starts: newGate(8), fetches: newGate(3), foreign: newGate(3),

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"golang.org/x/sys/unix"
 
+	"bulkhead/failpoint"
 	"bulkhead/fault"
 	"bulkhead/store"
 )
@@ -258,7 +260,11 @@ func (s *Store) Txn(ctx context.Context, conds []store.Cond, ops []store.Op) (in
 			eops[i] = clientv3.OpPut(o.Key, string(o.Value))
 		}
 	}
-	resp, err := s.client.Txn(ctx).If(cmps...).Then(eops...).Commit()
+	var resp *clientv3.TxnResponse
+	err := failpoint.Write(place(ops), func() (err error) {
+		resp, err = s.client.Txn(ctx).If(cmps...).Then(eops...).Commit()
+		return err
+	})
 	if err != nil {
 		return 0, s.fault(ctx, err)
 	}
@@ -266,6 +272,26 @@ func (s *Store) Txn(ctx context.Context, conds []store.Cond, ops []store.Op) (in
 		return 0, store.ErrChanged
 	}
 	return resp.Header.Revision, nil
+}
+
+// place names a transaction for tests by what it writes: the first parts of its
+// keys, with a minus where they are removed.
+func place(ops []store.Op) string {
+	if !failpoint.Enabled {
+		return ""
+	}
+	var kinds []string
+	for _, o := range ops {
+		kind, _, _ := strings.Cut(strings.TrimPrefix(o.Key, "/"), "/")
+		if o.Delete {
+			kind = "-" + kind
+		}
+		if !slices.Contains(kinds, kind) {
+			kinds = append(kinds, kind)
+		}
+	}
+	slices.Sort(kinds)
+	return "store/txn/" + strings.Join(kinds, ",")
 }
 
 // Watch implements store.Store.

@@ -24,6 +24,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"bulkhead/failpoint"
 	"bulkhead/fault"
 )
 
@@ -177,6 +178,9 @@ func (t *Tree) Create(machine string, l Limits) error {
 	if l.CPUQuota <= 0 || l.MemoryBytes <= 0 || l.MaxPIDs <= 0 {
 		return fault.New(fault.Invalid, "limits %+v must all be positive", l)
 	}
+	if err := failpoint.Step("cgroup/limits"); err != nil {
+		return err
+	}
 	for _, s := range t.settings(machine, l) {
 		if err := write(s.file, s.value); err != nil && !(s.optional && errors.Is(err, fs.ErrNotExist)) {
 			return fmt.Errorf("set limit: %w", err)
@@ -311,7 +315,7 @@ func (t *Tree) Remove(ctx context.Context, machine string) error {
 			}
 		}
 		if len(pids) == 0 {
-			if err := t.rmdir(machine); err == nil {
+			if err := failpoint.Write("cgroup/rmdir", func() error { return t.rmdir(machine) }); err == nil {
 				return nil
 			} else if !errors.Is(err, syscall.EBUSY) {
 				return fmt.Errorf("remove cgroup: %w", err)

@@ -11,6 +11,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"bulkhead/failpoint"
 )
 
 // nsfsMagic is the file system type of namespace files (linux/magic.h).
@@ -33,7 +35,8 @@ func ensureNamespace(path string) (f *os.File, fresh bool, err error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("make network namespace: %w", err)
 		}
-		if err := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""); err != nil {
+		mount := func() error { return unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "") }
+		if err := failpoint.Write("router/namespace", mount); err != nil {
 			return fmt.Errorf("mount network namespace at %s: %w", path, err)
 		}
 		return nil

@@ -37,6 +37,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"bulkhead/failpoint"
 	"bulkhead/fault"
 	"bulkhead/privnet"
 )
@@ -132,14 +133,14 @@ func (r *Router) open(members []Member) (err error) {
 	if err := Do(r.ns, routerSysctls); err != nil {
 		return err
 	}
-	if err := r.ensureAddresses(); err != nil {
+	if err := failpoint.Write("router/addresses", r.ensureAddresses); err != nil {
 		return err
 	}
 	// The rules stand before the first way out does.
-	if err := r.ensureRules(members); err != nil {
+	if err := failpoint.Write("router/rules", func() error { return r.ensureRules(members) }); err != nil {
 		return err
 	}
-	return r.ensureUplink()
+	return failpoint.Write("router/uplink", r.ensureUplink)
 }
 
 // Fresh reports whether Open had to make the namespace anew, so that Machines which
@@ -232,16 +233,16 @@ func (r *Router) Add(m Member, ns *os.File) (err error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = linkName(m.Slot), MTU, gatewayMAC
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: machineName, PeerHardwareAddr: machineMAC(m.Slot), PeerNamespace: netlink.NsFd(int(ns.Fd())), PeerMTU: MTU}
-	if err := r.nl.LinkAdd(veth); err != nil {
+	if err := failpoint.Write("router/veth", func() error { return r.nl.LinkAdd(veth) }); err != nil {
 		return fmt.Errorf("make veth: %w", err)
 	}
-	if err := r.configureRouterEnd(m); err != nil {
+	if err := failpoint.Write("router/own-end", func() error { return r.configureRouterEnd(m) }); err != nil {
 		return err
 	}
-	if err := r.configureMachineEnd(inside, m); err != nil {
+	if err := failpoint.Write("router/machine-end", func() error { return r.configureMachineEnd(inside, m) }); err != nil {
 		return err
 	}
-	return r.addElements([]Member{m})
+	return failpoint.Write("router/add-elements", func() error { return r.addElements([]Member{m}) })
 }
 
 // configureRouterEnd sets up m<slot>: no ARP, permanent neighbours, two host routes.
@@ -311,7 +312,7 @@ func (r *Router) configureMachineEnd(nl *netlink.Handle, m Member) error {
 
 // Remove disconnects a Machine. It succeeds when there is nothing to remove.
 func (r *Router) Remove(m Member) error {
-	err := r.removeElements(m)
+	err := failpoint.Write("router/remove-elements", func() error { return r.removeElements(m) })
 	link, lerr := r.nl.LinkByName(linkName(m.Slot))
 	switch {
 	case errors.As(lerr, new(netlink.LinkNotFoundError)):
@@ -319,11 +320,12 @@ func (r *Router) Remove(m Member) error {
 		err = errors.Join(err, lerr)
 	default:
 		// It may vanish by itself at any time, with the Machine's namespace.
-		if derr := r.nl.LinkDel(link); derr != nil && !errors.Is(derr, unix.ENODEV) {
+		derr := failpoint.Write("router/remove-link", func() error { return r.nl.LinkDel(link) })
+		if derr != nil && !errors.Is(derr, unix.ENODEV) {
 			err = errors.Join(err, fmt.Errorf("remove veth %s: %w", linkName(m.Slot), derr))
 		}
 	}
-	return errors.Join(err, r.endFlows(privnet.MachineIPv4(m.Slot)))
+	return errors.Join(err, failpoint.Write("router/end-flows", func() error { return r.endFlows(privnet.MachineIPv4(m.Slot)) }))
 }
 
 // Slots returns the slots that have a veth.

@@ -10,6 +10,8 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"bulkhead/failpoint"
 )
 
 // ensureUplink connects the router to the host, whose rules stand first. It also
@@ -24,7 +26,7 @@ func (r *Router) ensureUplink() error {
 		return err
 	}
 	// Before the link has an address or is up.
-	if err := hostRules(r.config.Tag, hostAddr); err != nil {
+	if err := failpoint.Write("router/host-rules", func() error { return hostRules(r.config.Tag, hostAddr) }); err != nil {
 		return err
 	}
 	if err := sysctl("net/ipv6/conf/"+outside.Attrs().Name+"/disable_ipv6", "1"); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -69,7 +71,7 @@ func (r *Router) uplinkLink() (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = name, MTU
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: uplinkName, PeerMTU: MTU, PeerNamespace: netlink.NsFd(int(r.ns.Fd()))}
-	if err := r.host.LinkAdd(veth); err != nil {
+	if err := failpoint.Write("router/uplink-link", func() error { return r.host.LinkAdd(veth) }); err != nil {
 		return nil, err
 	}
 	return r.host.LinkByName(name)

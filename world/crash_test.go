@@ -1,0 +1,360 @@
+package world_test
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"bulkhead/failpoint"
+	"bulkhead/fixture"
+	"bulkhead/world"
+)
+
+// Limits of one trial.
+const (
+	patience   = 30 * time.Second // for a client that repeats, and for the platform to settle
+	reachLimit = 3 * time.Second  // for a place that was armed to be reached
+)
+
+// TestCrashAtEveryPlace kills a role at every place at which the platform writes
+// anything (package failpoint), before and after the write, and has the write
+// reported as failed, made or not. Each trial is one operation by a client that takes
+// an error for "unknown" and repeats it. Then everything must be as it was
+// acknowledged, no Machine may have run twice at a time, and once all is destroyed
+// nothing may be left.
+//
+// As part of make test each place is tried once, in a mode and an operation that the
+// seed chooses (BULKHEAD_SEED repeats a run), up to three in one operation; "make
+// soak-crash" tries every place of every operation in every mode by itself.
+func TestCrashAtEveryPlace(t *testing.T) {
+	start := time.Now()
+	seed, r := crashSeed()
+	d := startDying(t)
+	passed := map[string][]string{} // operation → places
+	var all []crash
+	for _, op := range operations() {
+		places, why := d.try(op)
+		if why != nil {
+			t.Fatalf("%s without a fault: %v", op.name, why)
+		}
+		passed[op.name] = places
+		for _, p := range places {
+			for _, m := range failpoint.Modes() {
+				all = append(all, crash{op, p, m})
+			}
+		}
+	}
+	learned := time.Since(start)
+	var trials [][]crash
+	if wholeMatrix() {
+		for _, c := range all {
+			trials = append(trials, []crash{c})
+		}
+	} else {
+		trials = group(sample(all, r), 3)
+	}
+	cases, missed := 0, 0
+	for i, cs := range trials {
+		if only := os.Getenv("BULKHEAD_CRASH_ONLY"); only != "" && !strings.Contains(fmt.Sprint(cs), only) {
+			continue
+		}
+		began := time.Now()
+		_, why := d.try(cs[0].op, cs...)
+		cases += len(cs)
+		if errors.Is(why, errMissed) {
+			missed++
+		} else if why != nil {
+			t.Errorf("%v (seed %d): %v", cs, seed, why)
+		}
+		t.Logf("%d of %d, %v: %v %v", i+1, len(trials), cs, time.Since(began).Round(time.Millisecond), why)
+	}
+	places := d.everSeen()
+	t.Logf("crash: %d operations, %d places, %d cases of %d in %d trials (%d did not reach all their places), seed %d, learned in %v, all in %v",
+		len(passed), len(places), cases, len(all), len(trials), missed, seed, learned.Round(time.Second), time.Since(start).Round(time.Second))
+	if missed > len(trials)/4 {
+		t.Errorf("%d of %d trials never reached their places", missed, len(trials))
+	}
+	for place, where := range placesInSource(t) {
+		if why := neverPassed[place]; why == "" && !slices.ContainsFunc(places, place.is) {
+			t.Errorf("place %s (%s) was passed by no operation", place, where)
+		}
+	}
+}
+
+// crashSeed is the seed of this run's choices.
+func crashSeed() (uint64, *rand.Rand) {
+	seed, err := strconv.ParseUint(os.Getenv("BULKHEAD_SEED"), 10, 64)
+	if err != nil {
+		seed = uint64(time.Now().UnixNano()) % 1e9
+	}
+	return seed, rand.New(rand.NewPCG(seed, 1))
+}
+
+// wholeMatrix says that all cases are wanted, not a sample.
+func wholeMatrix() bool { return os.Getenv("BULKHEAD_CRASH") == "all" }
+
+// group puts the cases of one operation together, at most n.
+func group(cs []crash, n int) (out [][]crash) {
+	byOp := map[string][]crash{}
+	for _, c := range cs {
+		byOp[c.op.name] = append(byOp[c.op.name], c)
+	}
+	for _, name := range slices.Sorted(maps.Keys(byOp)) {
+		out = append(out, slices.Collect(slices.Chunk(byOp[name], n))...)
+	}
+	return out
+}
+
+// TestCrashCheckerSeesALostWrite is the control: a write to the journal that is not
+// made and reported as made is seen by the checker of TestCrashAtEveryPlace.
+func TestCrashCheckerSeesALostWrite(t *testing.T) {
+	d := startDying(t)
+	for _, op := range operations() {
+		if op.name != "destroy" {
+			continue
+		}
+		if _, why := d.try(op); why != nil {
+			t.Fatalf("without a fault: %v", why)
+		}
+		d.limit = 5 * time.Second // for what will not come
+		_, why := d.try(op, crash{op, "worker/journal/gone", failpoint.Skip})
+		if why == nil || !strings.Contains(why.Error(), "journal: slot") {
+			t.Errorf("the slot that was not given back was not seen: %v", why)
+		}
+	}
+	if twice([]world.Process{{PID: 2, Name: "runsc-sandbox", Args: []string{"0123456789abcd"}}, {PID: 3, Name: "runsc-sandbox", Args: []string{"0123456789abcd"}}}) == nil {
+		t.Error("two sandboxes of one machine were not seen")
+	}
+}
+
+// TestCrashFirstStart kills the roles while an installation is made: keys,
+// authority, store, registry, router. Each place is tried once in a mode that the
+// seed chooses, two in one start; "make soak-crash" tries them one by one.
+func TestCrashFirstStart(t *testing.T) {
+	start := time.Now()
+	seed, r := crashSeed()
+	var places []string
+	first := func(t *testing.T, armed map[string]failpoint.Mode) {
+		d := &dying{points: pointsDir(t), seen: map[string]bool{}}
+		for p, m := range armed {
+			if err := errors.Join(os.WriteFile(d.file("armed", p), []byte(m), 0o666), os.Chmod(d.file("armed", p), 0o666)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d.w = world.StartFrom(t, filepath.Join(world.Root(), "build", "failpoints"), []string{failpoint.Env + "=" + d.points})
+		if left := d.names("armed"); len(left) > 0 {
+			t.Errorf("not reached: %v", left)
+		}
+		d.w.CreateApp("first", "")
+		for _, line := range census(t, d.w).Held {
+			if strings.HasPrefix(line, "temporary file") {
+				t.Errorf("left behind: %s", line)
+			}
+		}
+		if places == nil {
+			places = d.everSeen()
+		}
+	}
+	t.Run("without a fault", func(t *testing.T) { first(t, nil) })
+	// bulkheadd itself asks for the first token, and ends without it: it is started again.
+	places = slices.DeleteFunc(places, func(p string) bool { return p == "store/txn/token" || strings.HasPrefix(p, "store/txn/app") })
+	cases, modes := 0, failpoint.Modes()
+	var starts []map[string]failpoint.Mode
+	if wholeMatrix() {
+		for _, p := range places {
+			for _, m := range modes {
+				starts = append(starts, map[string]failpoint.Mode{p: m})
+			}
+		}
+	} else {
+		// What a later start passes too is tried there.
+		once := slices.DeleteFunc(slices.Clone(places), func(p string) bool { return !strings.HasPrefix(p, "pki/") && !slices.Contains(onlyFirst, p) })
+		r.Shuffle(len(once), func(i, j int) { once[i], once[j] = once[j], once[i] })
+		for ps := range slices.Chunk(once, 2) {
+			m := map[string]failpoint.Mode{}
+			for _, p := range ps {
+				m[p] = modes[r.IntN(len(modes))]
+			}
+			starts = append(starts, m)
+		}
+		starts = starts[:min(len(starts), 4)]
+	}
+	for i, armed := range starts {
+		cases += len(armed)
+		// A short name: the store's sockets lie below a directory that is named after it.
+		t.Run(strconv.Itoa(i+1), func(t *testing.T) { t.Log(armed); first(t, armed) })
+	}
+	t.Logf("crash: a first start, %d places, %d cases of %d, seed %d, in %v", len(places), cases, len(places)*len(modes), seed, time.Since(start).Round(time.Second))
+}
+
+// onlyFirst are places that only a first start passes.
+var onlyFirst = []string{"router/namespace", "router/uplink-link", "store/txn/org"}
+
+// crash is one case: a place in an operation and what happens there.
+type crash struct {
+	op    operation
+	place string
+	mode  failpoint.Mode
+}
+
+func (c crash) String() string { return fmt.Sprintf("%s, %s %s", c.op.name, c.mode, c.place) }
+
+// sample chooses one case for each place.
+func sample(all []crash, r *rand.Rand) []crash {
+	byPlace := map[string][]crash{}
+	for _, c := range all {
+		byPlace[c.place] = append(byPlace[c.place], c)
+	}
+	var out []crash
+	for _, p := range slices.Sorted(maps.Keys(byPlace)) {
+		out = append(out, byPlace[p][r.IntN(len(byPlace[p]))])
+	}
+	return out
+}
+
+// dying is a platform whose roles die at places.
+type dying struct {
+	w      *world.World
+	points string // the directory of package failpoint
+	image  string
+	before world.Census
+	limit  time.Duration // for the census to be as before
+	seen   map[string]bool
+	n      int
+}
+
+// startDying starts a platform built with failpoints that has an image, and has had
+// its first app and Machine.
+func startDying(t testing.TB) *dying {
+	d := &dying{points: pointsDir(t), seen: map[string]bool{}, limit: patience}
+	d.w = world.StartFrom(t, filepath.Join(world.Root(), "build", "failpoints"), []string{failpoint.Env + "=" + d.points})
+	d.w.CreateApp("images", "")
+	d.image = d.w.Push("images", fixture.StaticGo(t))
+	d.w.Run("images", world.Config{"image": d.image})
+	d.w.Must("DELETE", "/apps/images/machines/"+d.machines("images")[0].ID+"?force=true", nil, nil)
+	d.rebase()
+	return d
+}
+
+// pointsDir makes a directory for package failpoint that every role may use.
+func pointsDir(t testing.TB) string {
+	dir := t.TempDir()
+	for p := dir; p != "/" && p != os.TempDir(); p = filepath.Dir(p) {
+		os.Chmod(p, 0o755)
+	}
+	for _, sub := range []string{"armed", "seen"} {
+		if err := errors.Join(os.Mkdir(filepath.Join(dir, sub), 0o777), os.Chmod(filepath.Join(dir, sub), 0o777)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// rebase takes what there is now for what has to be there after a trial.
+func (d *dying) rebase() {
+	d.w.Eventually(patience, func() string {
+		a, err := d.w.Census()
+		if err == nil {
+			time.Sleep(100 * time.Millisecond)
+			d.before, err = d.w.Census()
+		}
+		if err != nil {
+			return err.Error()
+		}
+		return strings.Join(d.before.Leaked(a), "\n")
+	})
+}
+
+// names lists the places that have a file in a directory.
+func (d *dying) names(dir string) (out []string) {
+	entries, _ := os.ReadDir(filepath.Join(d.points, dir))
+	for _, e := range entries {
+		out = append(out, strings.ReplaceAll(e.Name(), "+", "/"))
+	}
+	return out
+}
+
+// clear forgets what was seen and armed.
+func (d *dying) clear() {
+	d.everSeen()
+	for _, dir := range []string{"armed", "seen"} {
+		for _, n := range d.names(dir) {
+			os.Remove(d.file(dir, n))
+		}
+	}
+}
+
+func (d *dying) file(dir, place string) string {
+	return filepath.Join(d.points, dir, strings.ReplaceAll(place, "/", "+"))
+}
+
+// everSeen lists every place that any process has passed so far.
+func (d *dying) everSeen() []string {
+	for _, n := range d.names("seen") {
+		d.seen[n] = true
+	}
+	return slices.Sorted(maps.Keys(d.seen))
+}
+
+// errMissed says that a place was armed and not reached.
+var errMissed = errors.New("the place was not reached")
+
+// try runs an operation with crashes armed, and says what was wrong: nil, or
+// errMissed, or a problem. It returns the places that the operation passed.
+func (d *dying) try(op operation, crashes ...crash) (places []string, problem error) {
+	d.n++
+	t := &trial{dying: d, app: "c" + strconv.Itoa(d.n), version: 1}
+	defer func() {
+		d.clear()
+		if err := t.cleanUp(); err != nil {
+			problem = errors.Join(problem, err)
+			d.rebase()
+		}
+	}()
+	if err := op.prepare(t); err != nil {
+		return nil, fmt.Errorf("before the operation: %w", err)
+	}
+	d.clear()
+	for _, c := range crashes {
+		if err := errors.Join(os.WriteFile(d.file("armed", c.place), []byte(c.mode), 0o666), os.Chmod(d.file("armed", c.place), 0o666)); err != nil {
+			return nil, err
+		}
+	}
+	twice := t.watch()
+	defer func() { problem = errors.Join(problem, twice()) }()
+	if err := op.act(t); err != nil {
+		return nil, fmt.Errorf("the client: %w", err)
+	}
+	if err := t.settles(op); err != nil {
+		return nil, err
+	}
+	if len(crashes) > 0 {
+		if !within(reachLimit, func() bool { return len(d.names("armed")) == 0 }) {
+			return nil, errMissed
+		}
+		if err := t.settles(op); err != nil {
+			return nil, fmt.Errorf("after the crash: %w", err)
+		}
+	}
+	return d.names("seen"), nil
+}
+
+// within waits for something.
+func within(limit time.Duration, f func() bool) bool {
+	for deadline := time.Now().Add(limit); ; time.Sleep(10 * time.Millisecond) {
+		if f() {
+			return true
+		}
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
+}
