@@ -178,7 +178,7 @@ func (r *bare) netnsPath() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getp
 // sandbox measures "bulkhead-sandbox run" from its start to the first HTTP byte.
 func (r *bare) sandbox(program string, extra ...string) (time.Duration, error) {
 	dir := filepath.Join(r.dir, "sandbox")
-	config, err := runsc.Bundle(r.process(), grant.Grant{CPUs: 1, MemoryMB: 256, DiskMB: 512}, runsc.Files{Image: filepath.Join(r.dir, "image.erofs")})
+	config, err := runsc.Bundle(r.process(), grant.Grant{CPUs: 1, MemoryMB: 256, DiskMB: 512, Inodes: 65536, Processes: 1024, OpenFiles: 65536}, runsc.Files{Image: filepath.Join(r.dir, "image.erofs")})
 	if err != nil {
 		return 0, err
 	}
