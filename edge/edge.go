@@ -167,7 +167,8 @@ func (s *Server) Open() error {
 		return fault.New(fault.Invalid, "an edge needs a domain and a data directory")
 	}
 	if s.Dial == nil {
-		d := &net.Dialer{Timeout: s.Limits.DialTimeout, KeepAlive: 30 * time.Second}
+		// The warden ends connections to a Machine that is gone, where the kernel can.
+		d := &net.Dialer{Timeout: s.Limits.DialTimeout, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}}
 		s.Dial = func(ctx context.Context, addr string) (net.Conn, error) { return d.DialContext(ctx, "tcp", addr) }
 	}
 	s.table = route.NewTable(func(ctx context.Context, addr string) (net.Conn, error) {

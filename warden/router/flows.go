@@ -79,23 +79,30 @@ func (r *Router) endFlows(src netip.Addr) error {
 	return nil
 }
 
-// conntrackAt opens a socket to the connection tracking of the namespace ns.
-func conntrackAt(ns *os.File) (map[int]*nl.SocketHandle, error) {
-	s, err := nl.GetNetlinkSocketAt(netns.NsHandle(ns.Fd()), netns.None(), unix.NETLINK_NETFILTER)
-	if err != nil {
-		return nil, fmt.Errorf("netlink: %w", err)
+// socketsAt opens sockets to the connection tracking and to the socket diagnosis of
+// the namespace ns.
+func socketsAt(ns *os.File) (map[int]*nl.SocketHandle, error) {
+	all := map[int]*nl.SocketHandle{}
+	for _, family := range []int{unix.NETLINK_NETFILTER, unix.NETLINK_SOCK_DIAG} {
+		s, err := nl.GetNetlinkSocketAt(netns.NsHandle(ns.Fd()), netns.None(), family)
+		if err == nil {
+			all[family] = &nl.SocketHandle{Socket: s}
+			err = errors.Join(s.SetSendTimeout(&nl.SocketTimeoutTv), s.SetReceiveTimeout(&nl.SocketTimeoutTv))
+		}
+		if err != nil {
+			for _, h := range all {
+				h.Close()
+			}
+			return nil, fmt.Errorf("netlink: %w", err)
+		}
 	}
-	if err := errors.Join(s.SetSendTimeout(&nl.SocketTimeoutTv), s.SetReceiveTimeout(&nl.SocketTimeoutTv)); err != nil {
-		s.Close()
-		return nil, fmt.Errorf("netlink: %w", err)
-	}
-	return map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: {Socket: s}}, nil
+	return all, nil
 }
 
 // conntrack makes a request to the router namespace's connection tracking.
 func (r *Router) conntrack(operation, flags int) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_CTNETLINK<<8|operation, flags)
-	req.Sockets = r.ct
+	req.Sockets = r.sockets
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: netlink.FAMILY_V4, Version: nl.NFNETLINK_V0})
 	return req
 }

@@ -1,9 +1,12 @@
 package router
 
 import (
+	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -129,4 +132,33 @@ func TestConnectionsEndWithTheirMachine(t *testing.T) {
 	}
 	next := l.machine(1, 8)
 	next.reaches("the internet", public, 7)
+}
+
+// TestCallersOfAGoneMachineAreTold: the edge's connections to a Machine whose sandbox
+// was killed end with it, and those to its neighbour do not.
+func TestCallersOfAGoneMachineAreTold(t *testing.T) {
+	l := newLab(t)
+	a, b := l.machine(1, 7), l.machine(2, 7)
+	connect := func(n *node) net.Conn {
+		var silent net.Listener // the kernel accepts, nobody answers
+		must(t, Do(n.ns, func() (err error) { silent, err = net.Listen("tcp6", "[::]:99"); return err }))
+		t.Cleanup(func() { silent.Close() })
+		var c net.Conn
+		must(t, Do(l.ns, func() (err error) {
+			c, err = net.DialTimeout("tcp", netip.AddrPortFrom(n.v6, 99).String(), patient)
+			return err
+		}))
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	toA, toB := connect(a), connect(b)
+	must(t, l.Remove(a.Member))
+	toA.SetReadDeadline(time.Now().Add(5 * time.Second))
+	if _, err := toA.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNABORTED) {
+		t.Errorf("the connection to a Machine that is gone ends with %v", err)
+	}
+	toB.SetReadDeadline(time.Now().Add(quick))
+	if _, err := toB.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("its neighbour's connection ends with %v", err)
+	}
 }

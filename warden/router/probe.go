@@ -30,7 +30,7 @@ func Probe() error {
 	if r.nl, err = netlinkAt(r.ns); err != nil {
 		return err
 	}
-	if r.ct, err = conntrackAt(r.ns); err != nil {
+	if r.sockets, err = socketsAt(r.ns); err != nil {
 		return err
 	}
 	if err := Do(r.ns, routerSysctls); err != nil {

@@ -96,8 +96,9 @@ type Router struct {
 	ns     *os.File
 	nl     *netlink.Handle // in the router namespace
 	host   *netlink.Handle
-	ct     map[int]*nl.SocketHandle // to its connection tracking
-	fresh  bool
+	// to its connection tracking and its socket diagnosis
+	sockets map[int]*nl.SocketHandle
+	fresh   bool
 
 	mu sync.Mutex // serializes changes of the packet rules
 }
@@ -127,7 +128,7 @@ func (r *Router) open(members []Member) (err error) {
 	if r.host, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return err
 	}
-	if r.ct, err = conntrackAt(r.ns); err != nil {
+	if r.sockets, err = socketsAt(r.ns); err != nil {
 		return err
 	}
 	if err := Do(r.ns, routerSysctls); err != nil {
@@ -158,7 +159,7 @@ func (r *Router) Close() error {
 	if r.host != nil {
 		r.host.Close()
 	}
-	for _, h := range r.ct {
+	for _, h := range r.sockets {
 		h.Close()
 	}
 	if r.ns != nil {
@@ -325,7 +326,9 @@ func (r *Router) Remove(m Member) error {
 			err = errors.Join(err, fmt.Errorf("remove veth %s: %w", linkName(m.Slot), derr))
 		}
 	}
-	return errors.Join(err, failpoint.Write("router/end-flows", func() error { return r.endFlows(privnet.MachineIPv4(m.Slot)) }))
+	return errors.Join(err,
+		failpoint.Write("router/end-flows", func() error { return r.endFlows(privnet.MachineIPv4(m.Slot)) }),
+		r.endSockets(privnet.MachineAddr(m.Network, r.config.Host, m.Slot)))
 }
 
 // Slots returns the slots that have a veth.
