@@ -382,6 +382,49 @@ func TestForgettingIsTriedAgain(t *testing.T) {
 	}
 }
 
+// TestAnEndIsNotedLater: the end of a process that could not be journaled when it came
+// is noted by the next try, with its code: one that came by itself, and a stop's.
+func TestAnEndIsNotedLater(t *testing.T) {
+	for _, write := range []string{"before exit", "before ended"} {
+		t.Run(write, func(t *testing.T) {
+			n := newNode(t)
+			var refused atomic.Bool
+			n.tune = func(w *Worker) {
+				w.point = func(name string) error {
+					if name == write && refused.CompareAndSwap(false, true) {
+						return errors.New("no")
+					}
+					return nil
+				}
+			}
+			end := make(chan struct{})
+			n.host.Install("run", func(p *fake.Process) int {
+				select {
+				case <-end:
+				case <-p.Done:
+				case <-p.Handle(2, 15):
+				}
+				return 7
+			})
+			n.boot()
+			a := n.assign(n.asg(key.NewMachineID(), `{"image":"a","init":{"cmd":["run"]},"restart":{"policy":"no"},"stop_config":{"timeout":"5m"}}`))
+			n.state(a, machine.Started)
+			if write == "before ended" {
+				a = n.assign(n.next(a, desired(machine.WantStopped)))
+			} else {
+				close(end)
+			}
+			r := n.state(a, machine.Stopped)
+			if x := exits(r); len(x) != 1 || x[0].ExitCode != 7 {
+				t.Errorf("the exits are %+v, want one of code 7", x)
+			}
+			if !refused.Load() {
+				t.Error("nothing was refused")
+			}
+		})
+	}
+}
+
 // TestAnAssignmentIsTakenOverLater: one that could not be journaled when it came is
 // taken over by itself.
 func TestAnAssignmentIsTakenOverLater(t *testing.T) {

@@ -198,6 +198,7 @@ func (a *actor) watch(ctx context.Context) error {
 			a.detach()
 			return fault.New(fault.Unavailable, "the sandbox of machine %s cannot be watched", a.id)
 		}
+		a.exit <- e // to be read again if it cannot be journaled now
 		return a.ended(e)
 	}
 }
@@ -376,6 +377,7 @@ func (a *actor) leaveRoutes(ctx context.Context) error {
 func (a *actor) kill(ctx context.Context) sandbox.Exit {
 	select {
 	case e := <-a.exit:
+		a.exit <- e // to be read again if it cannot be journaled now
 		return known(e)
 	default:
 	}
@@ -387,6 +389,7 @@ func (a *actor) kill(ctx context.Context) sandbox.Exit {
 	}
 	select {
 	case e := <-a.exit:
+		a.exit <- e // to be read again if it cannot be journaled now
 		return known(e)
 	case <-call.Done():
 		return sandbox.Exit{Code: 137, Signal: 9, At: a.w.now()}
