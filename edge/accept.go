@@ -314,35 +314,35 @@ func (s *Server) lease(ctx context.Context, app string, tried []*route.Backend, 
 			}
 			return l, nil
 		}
-		if len(svc.Asleep) > 0 {
-			if held == nil {
+		if verdict == route.Full {
+			if len(svc.Asleep) > 0 {
+				s.waker.begin(s, app, of) // one more, unless a place gets free before
+			}
+			if wait == nil {
+				s.m.queued.Inc()
 				var cancel context.CancelFunc
-				held, cancel = context.WithTimeout(ctx, s.Limits.WakeTimeout)
+				wait, cancel = context.WithTimeout(ctx, s.Limits.QueueTimeout)
 				defer cancel()
 			}
-			fail := s.waker.hold(held, s, app, of)
-			if fail == nil {
+			full := func() bool {
+				now := s.table.Lookup(app)
+				return now == r && svc.AtLimit(tried)
+			}
+			if svc.Wait(wait, full) {
 				continue
 			}
-			if verdict == route.None || held.Err() != nil {
-				return route.Lease{}, fail
-			}
 		}
-		if verdict == route.None {
-			return route.Lease{}, &failure{status: 503, code: "PR03", text: "no machine of app " + app + " takes requests"}
-		}
-		if wait == nil {
-			s.m.queued.Inc()
+		if held == nil {
 			var cancel context.CancelFunc
-			wait, cancel = context.WithTimeout(ctx, s.Limits.QueueTimeout)
+			held, cancel = context.WithTimeout(ctx, s.Limits.WakeTimeout)
 			defer cancel()
 		}
-		full := func() bool {
-			now := s.table.Lookup(app)
-			return now == r && svc.AtLimit(tried)
-		}
-		if !svc.Wait(wait, full) {
+		switch fail := s.waker.hold(held, s, r, of); {
+		case fail == nil:
+		case verdict == route.Full:
 			return route.Lease{}, &failure{status: 503, code: "PL02", text: "all machines of app " + app + " are at their limit"}
+		default:
+			return route.Lease{}, fail
 		}
 	}
 }

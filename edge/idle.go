@@ -52,9 +52,12 @@ func idlest(a *route.App, now, before time.Time) *route.Target {
 	return nil
 }
 
+// idleLimit bounds a report: what requests wait for that come meanwhile.
+const idleLimit = 3 * time.Second
+
 // reportIdle lets the worker stop a Machine, after it has been taken out of the routes:
-// a request that comes meanwhile waits and wakes it again. It reports whether to go on
-// with others.
+// a request that comes meanwhile waits and wakes it again, or is served when the worker
+// does not answer. It reports whether to go on with others.
 func (s *Server) reportIdle(ctx context.Context, app string, b *route.Backend) bool {
 	c := s.waker.worker.Load()
 	if c == nil {
@@ -64,7 +67,7 @@ func (s *Server) reportIdle(ctx context.Context, app string, b *route.Backend) b
 	if !s.table.Drain(app, b.Machine, true) {
 		return true
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, idleLimit)
 	defer cancel()
 	r, err := (*c).Idle(ctx, &internalpb.IdleRequest{MachineId: b.Machine})
 	if err == nil {
@@ -77,5 +80,5 @@ func (s *Server) reportIdle(ctx context.Context, app string, b *route.Backend) b
 	b.KeepUp(time.Now().Add(s.Limits.IdleAfter))
 	s.m.idles.WithLabelValues("refused").Inc()
 	s.Log.Debug("an idle machine runs on", "app", app, "machine", b.Machine, "why", err)
-	return !fault.Is(err, fault.Unavailable)
+	return !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.Timeout)
 }

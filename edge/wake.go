@@ -76,14 +76,22 @@ func (w *waker) flight(s *Server, app string, of func(*route.App) *route.Service
 	return f
 }
 
-// hold keeps a request until a Machine of its app was woken; nil means look again.
-func (w *waker) hold(ctx context.Context, s *Server, app string, of func(*route.App) *route.Service) *failure {
-	if err := ctx.Err(); err != nil {
-		return &failure{status: 503, code: "PM03", text: "app " + app + " did not start in time", cause: err}
+// hold keeps a request until a Machine of its app was woken; nil means look again. r is
+// the route that the request has looked at.
+func (w *waker) hold(ctx context.Context, s *Server, r *route.App, of func(*route.App) *route.Service) *failure {
+	app := r.Name
+	if len(of(r).Asleep) == 0 {
+		return &failure{status: 503, code: "PR03", text: "no machine of app " + app + " takes requests"}
+	}
+	late := func() *failure {
+		return &failure{status: 503, code: "PM03", text: "app " + app + " did not start in time", cause: ctx.Err()}
+	}
+	if ctx.Err() != nil {
+		return late()
 	}
 	w.mu.Lock()
 	// A flight that ended between the look at the route and here has changed the route.
-	if a := s.table.Lookup(app); a != nil && of(a) != nil && len(of(a).Asleep) == 0 {
+	if s.table.Lookup(app) != r {
 		w.mu.Unlock()
 		return nil
 	}
@@ -104,11 +112,17 @@ func (w *waker) hold(ctx context.Context, s *Server, app string, of func(*route.
 		w.held--
 		w.mu.Unlock()
 	}()
-	select {
-	case <-f.done:
-		return f.fail
-	case <-ctx.Done():
-		return &failure{status: 503, code: "PM03", text: "app " + app + " did not start in time", cause: ctx.Err()}
+	for {
+		select {
+		case <-f.done:
+			return f.fail
+		case <-r.Replaced: // a Machine may run now, whatever becomes of the flight
+			if r = s.table.Lookup(app); r == nil || of(r) == nil || len(of(r).Targets) > 0 || len(of(r).Asleep) == 0 {
+				return nil
+			}
+		case <-ctx.Done():
+			return late()
+		}
 	}
 }
 

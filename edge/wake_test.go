@@ -32,10 +32,26 @@ type sleeper struct {
 	wakes  atomic.Int64
 	idles  atomic.Int64
 	refuse error // of Idle
+	frozen bool  // nothing is answered
+}
+
+// freeze waits for the caller to give up, as if the worker were frozen.
+func (s *sleeper) freeze(ctx context.Context) error {
+	s.mu.Lock()
+	frozen := s.frozen
+	s.mu.Unlock()
+	if !frozen {
+		return nil
+	}
+	<-ctx.Done()
+	return fault.Wrap(fault.Timeout, ctx.Err(), "no answer")
 }
 
 func (s *sleeper) Wake(ctx context.Context, r *internalpb.WakeRequest, _ ...grpc.CallOption) (*internalpb.WakeResponse, error) {
 	s.wakes.Add(1)
+	if err := s.freeze(ctx); err != nil {
+		return nil, err
+	}
 	s.mu.Lock()
 	took, err := s.took, s.err
 	s.mu.Unlock()
@@ -54,8 +70,11 @@ func (s *sleeper) Wake(ctx context.Context, r *internalpb.WakeRequest, _ ...grpc
 	return &internalpb.WakeResponse{Seq: s.seq}, nil
 }
 
-func (s *sleeper) Idle(_ context.Context, r *internalpb.IdleRequest, _ ...grpc.CallOption) (*internalpb.IdleResponse, error) {
+func (s *sleeper) Idle(ctx context.Context, r *internalpb.IdleRequest, _ ...grpc.CallOption) (*internalpb.IdleResponse, error) {
 	s.idles.Add(1)
+	if err := s.freeze(ctx); err != nil {
+		return nil, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.refuse != nil {
@@ -236,5 +255,75 @@ func TestIdleMachinesAreReported(t *testing.T) {
 	}
 	if resp, _ := get(t, c, "https://app."+domain+"/"); resp.StatusCode != 200 || s.wakes.Load() != 1 {
 		t.Errorf("a machine that runs on: %d, %d wakings", resp.StatusCode, s.wakes.Load())
+	}
+}
+
+// TestAFrozenWorkerCostsNoRequest: a Machine that runs is used, also when the worker
+// answers neither the report that it is idle nor the call to wake another.
+func TestAFrozenWorkerCostsNoRequest(t *testing.T) {
+	t.Run("idle", func(t *testing.T) {
+		w, s := newSleeper(t, edge.Limits{IdleAfter: 100 * time.Millisecond, WakeTimeout: 20 * time.Second})
+		s.frozen = true
+		addr := serve(t, hi)
+		s.awake["m-"+addr] = true
+		w.route("app", web(sleepyAt(addr, false, 1))...)
+		eventually(t, "the machine is reported idle", func() bool { return s.idles.Load() > 0 })
+		began := time.Now()
+		resp, body := get(t, w.client(false), "https://app."+domain+"/")
+		if took := time.Since(began); resp.StatusCode != 200 || took > 15*time.Second {
+			t.Errorf("while it is reported idle: %d %q after %v", resp.StatusCode, body, took)
+		}
+	})
+	t.Run("full", func(t *testing.T) {
+		w, s := newSleeper(t, edge.Limits{IdleAfter: time.Hour, QueueTimeout: 20 * time.Second, WakeTimeout: 20 * time.Second})
+		s.frozen = true
+		began, release := make(chan struct{}), make(chan struct{})
+		addr := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/slow" {
+				close(began)
+				<-release
+			}
+			hi(w, r)
+		})
+		s.awake["m-"+addr] = true
+		up := sleepyAt(addr, false, 1)
+		up.SoftLimit, up.HardLimit = 1, 1
+		w.route("app", web(up, sleepyAt(serve(t, hi), true, 1))...)
+		c := w.client(false)
+		var all sync.WaitGroup
+		all.Go(func() { get(t, c, "https://app."+domain+"/slow") })
+		<-began
+		all.Go(func() {
+			eventually(t, "another is asked to wake", func() bool { return s.wakes.Load() > 0 })
+			close(release)
+		})
+		asked := time.Now()
+		resp, body := get(t, c, "https://app."+domain+"/")
+		if took := time.Since(asked); resp.StatusCode != 200 || took > 15*time.Second {
+			t.Errorf("when a place gets free while another is woken: %d %q after %v", resp.StatusCode, body, took)
+		}
+		all.Wait()
+	})
+}
+
+// TestAFloodWakesOneOfTwo: who comes while the flight lands does not start the next.
+func TestAFloodWakesOneOfTwo(t *testing.T) {
+	w, s := newSleeper(t, edge.Limits{IdleAfter: time.Hour})
+	s.took = 0
+	one, two := sleepyAt(serve(t, hi), true, 1), sleepyAt(serve(t, hi), true, 1)
+	one.SoftLimit, two.SoftLimit = 1000, 1000
+	w.route("app", web(one, two)...)
+	c := w.client(false)
+	var all sync.WaitGroup
+	for range 200 {
+		all.Go(func() {
+			if resp, body := get(t, c, "https://app."+domain+"/"); resp.StatusCode != 200 {
+				t.Errorf("%d %s", resp.StatusCode, body)
+			}
+		})
+	}
+	all.Wait()
+	if n := s.wakes.Load(); n != 1 {
+		t.Errorf("%d wakings; want 1", n)
 	}
 }

@@ -36,7 +36,10 @@ type App struct {
 	NotServed []int32
 	// Route is what the controller sent.
 	Route *internalpb.Route
+	// Replaced is closed when this is the newest version no more.
+	Replaced <-chan struct{}
 
+	replaced chan struct{}
 	backends map[backendKey]*Backend
 }
 
@@ -114,6 +117,7 @@ func (t *Table) swap(r *internalpb.Route, old *App) {
 		t.n.Add(1)
 		return
 	}
+	close(old.replaced)
 	retire(old, app)
 }
 
@@ -123,6 +127,7 @@ func (t *Table) Remove(app string) {
 	defer t.mu.Unlock()
 	if v, ok := t.apps.LoadAndDelete(app); ok {
 		t.n.Add(-1)
+		close(v.(*App).replaced)
 		retire(v.(*App), nil)
 	}
 }
@@ -151,7 +156,8 @@ func retire(old, next *App) {
 
 // build makes an App of r that shares old's Backends and queues.
 func (t *Table) build(r *internalpb.Route, old *App) *App {
-	app := &App{Name: r.GetApp(), Route: r, backends: map[backendKey]*Backend{}}
+	app := &App{Name: r.GetApp(), Route: r, replaced: make(chan struct{}), backends: map[backendKey]*Backend{}}
+	app.Replaced = app.replaced
 	for _, sr := range r.GetServices() {
 		s := &Service{ForceHTTPS: sr.GetForceHttps(), H2: sr.GetH2Backend()}
 		s.TLS = slices.Contains(sr.GetHandlers(), "tls")
