@@ -2,6 +2,7 @@ package world_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -14,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"bulkhead/failpoint"
 	"bulkhead/fixture"
 	"bulkhead/world"
 	"bulkhead/world/history"
@@ -225,4 +227,44 @@ func total(m map[string]int) (n int) {
 		n += v
 	}
 	return n
+}
+
+// TestSoakSeesALostWrite is the control: a change that is acknowledged and not written
+// makes the history of its client impossible.
+func TestSoakSeesALostWrite(t *testing.T) {
+	d := startDying(t)
+	w := d.w
+	w.CreateApp("reg", "")
+	s := &soak{w: w, rec: history.NewRecorder(), http: w.Client()}
+	var m world.Machine
+	w.Must("POST", "/apps/reg/machines", map[string]any{"skip_launch": true, "config": soakConfig(w.Push("reg", fixture.StaticGo(t)), "")}, &m)
+	c := &soaker{soak: s}
+	path := "/apps/reg/machines/" + m.ID + "/metadata/a"
+	put := func(value string) {
+		c.do(history.Op{Key: "a", Kind: history.Put, New: value}, func(o *history.Op) {
+			o.Outcome = s.outcome("put", s.call(t.Context(), "POST", path, map[string]string{"value": value}, nil))
+		})
+	}
+	d.clear()
+	put("1")
+	c.readMetadata(t.Context(), history.Op{Key: "a"}, path)
+	if err := s.rec.Check(time.Minute); err != nil || s.rec.Count()[history.Done] != 2 {
+		t.Fatalf("without a fault: %v, %v", err, s.rec.Count())
+	}
+	i := slices.IndexFunc(d.names("seen"), func(p string) bool { return strings.HasPrefix(p, "store/txn/") })
+	if i < 0 {
+		t.Fatalf("a change passes no place of the store: %v", d.names("seen"))
+	}
+	armed := d.file("armed", d.names("seen")[i])
+	if err := errors.Join(os.WriteFile(armed, []byte(failpoint.Skip), 0o666), os.Chmod(armed, 0o666)); err != nil {
+		t.Fatal(err)
+	}
+	put("2")
+	c.readMetadata(t.Context(), history.Op{Key: "a"}, path)
+	if n := s.rec.Count(); n[history.Done] != 4 {
+		t.Fatalf("the write that is not made was not acknowledged: %v %v", n, s.problems)
+	}
+	if err := s.rec.Check(time.Minute); err == nil {
+		t.Error("a write was lost, and the history passes")
+	}
 }
