@@ -16,7 +16,7 @@ type App struct {
 	ID           string          `json:"id,omitempty"`
 	Name         string          `json:"name"`
 	Network      string          `json:"network,omitempty"`
-	Status       string          `json:"status,omitempty"` // pending, deployed, deleting
+	Status       string          `json:"status,omitempty"`        // pending, deployed, deleting
 	StatusReason string          `json:"status_reason,omitempty"` // what a deletion waits for
 	MachineCount int             `json:"machine_count"`
 	Organization AppOrganization `json:"organization"`
