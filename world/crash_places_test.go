@@ -31,6 +31,7 @@ var neverPassed = map[place]string{
 	"router/namespace":        "a first start alone: TestCrashFirstStart",
 	"router/uplink-link":      "a first start alone: TestCrashFirstStart",
 	"worker/journal/take-up":  "a version that comes between two steps of a first start: TestKilledAtEveryStep",
+	"router/remove-link":      "a link goes by itself, most often, with the Machine's namespace",
 	"worker/journal/limit":    "a Machine that hits a limit: TestLimits",
 	"worker/journal/complain": "what is in the way of a step, if it stays long enough",
 }

@@ -32,7 +32,7 @@ const (
 // nothing may be left.
 //
 // As part of make test each place is tried once, in a mode and an operation that the
-// seed chooses (BULKHEAD_SEED repeats a run), up to three in one operation; "make
+// seed chooses (BULKHEAD_SEED repeats a run), up to four in one operation; "make
 // soak-crash" tries every place of every operation in every mode by itself.
 func TestCrashAtEveryPlace(t *testing.T) {
 	start := time.Now()
@@ -59,7 +59,7 @@ func TestCrashAtEveryPlace(t *testing.T) {
 			trials = append(trials, []crash{c})
 		}
 	} else {
-		trials = group(sample(all, r), 3)
+		trials = group(sample(all, r), 4)
 	}
 	cases, missed := 0, 0
 	for i, cs := range trials {
