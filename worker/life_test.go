@@ -440,8 +440,39 @@ func TestAnAssignmentIsTakenOverLater(t *testing.T) {
 	}
 	n.boot()
 	a := n.asg(key.NewMachineID(), plain)
-	n.w.assign(a)
+	n.w.assign(a, false)
 	n.state(a, machine.Started)
+}
+
+// TestALateAssignmentBringsNothingBack: one that could not be journaled came again, and
+// its Machine was destroyed and forgotten, before it would have been tried again.
+func TestALateAssignmentBringsNothingBack(t *testing.T) {
+	n := newNode(t)
+	var refused atomic.Bool
+	n.tune = func(w *Worker) {
+		w.point = func(name string) error {
+			if name == "before create" && refused.CompareAndSwap(false, true) {
+				return errors.New("no")
+			}
+			return nil
+		}
+	}
+	n.boot()
+	id := key.NewMachineID()
+	a := n.asg(id, plain)
+	n.w.assign(a, false)
+	if !refused.Load() {
+		t.Fatal("nothing was refused")
+	}
+	n.w.assign(cloneAsg(a), false)
+	n.state(a, machine.Started)
+	n.state(n.assign(n.next(a, desired(machine.WantDestroyed))), machine.Destroyed)
+	n.w.Forget(id)
+	n.vanishes(id)
+	time.Sleep(assignAgain + assignAgain/2)
+	if s, err := n.w.get(id); err == nil {
+		t.Errorf("the machine is back: %+v", s.rec)
+	}
 }
 
 func TestStaleAssignmentsAreIgnored(t *testing.T) {

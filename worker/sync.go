@@ -151,11 +151,14 @@ func (w *Worker) receive(stream grpc.BidiStreamingClient[internalpb.FromWorker, 
 		w.link.Do(func() { close(w.linked) })
 		switch k := m.GetKind().(type) {
 		case *internalpb.ToWorker_Snapshot:
+			w.mu.Lock()
+			clear(w.late) // all that counts is in the snapshot
+			w.mu.Unlock()
 			for _, a := range k.Snapshot.GetAssignments() {
-				w.assign(a)
+				w.assign(a, false)
 			}
 		case *internalpb.ToWorker_Assignment:
-			w.assign(k.Assignment)
+			w.assign(k.Assignment, false)
 		case *internalpb.ToWorker_Forget:
 			w.Forget(key.MachineID(k.Forget.GetMachineId()))
 		}
@@ -167,10 +170,11 @@ func (w *Worker) receive(stream grpc.BidiStreamingClient[internalpb.FromWorker, 
 const assignAgain = time.Second
 
 // assign takes over an assignment. The controller sends it once: one that cannot be
-// journaled now is tried again until it is, or until a newer one was taken.
-func (w *Worker) assign(a *internalpb.Assignment) {
+// journaled now is tried again until it is, or until anything else came for its
+// Machine. A late one is such a try.
+func (w *Worker) assign(a *internalpb.Assignment, late bool) {
 	what := "an assignment of machine " + a.GetMachineId() + " is not taken over"
-	err := w.Assign(a)
+	err := w.take(a, late)
 	if err == nil {
 		w.board.Over(what)
 		return
@@ -188,7 +192,7 @@ func (w *Worker) assign(a *internalpb.Assignment) {
 	}
 	w.done.Go(func() {
 		if sleep(w.life, assignAgain) == nil {
-			w.assign(a)
+			w.assign(a, true)
 		}
 	})
 }

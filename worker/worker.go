@@ -135,8 +135,9 @@ type Worker struct {
 	mu       sync.Mutex
 	actors   map[key.MachineID]*actor
 	seen     map[key.MachineID]*seen
-	dirty    map[key.MachineID]bool // observations that no Sync has sent
-	changed  chan struct{}          // holds one: dirty has something
+	dirty    map[key.MachineID]bool                   // observations that no Sync has sent
+	late     map[key.MachineID]*internalpb.Assignment // could not be journaled, and are tried again
+	changed  chan struct{}                            // holds one: dirty has something
 	lastUsed map[key.Digest]time.Time
 	awake    map[group]int // Machines that run and are to, by whom min_machines_running counts
 	closed   bool
@@ -193,7 +194,7 @@ func New(opt Options) *Worker {
 		capacity: newCapacity(memoryLimit(opt)), starts: newGate(8), fetches: newGate(3), foreign: newGate(3),
 		survey: make(chan struct{}), linked: make(chan struct{}), changed: make(chan struct{}, 1),
 		actors: map[key.MachineID]*actor{}, seen: map[key.MachineID]*seen{},
-		dirty: map[key.MachineID]bool{}, lastUsed: map[key.Digest]time.Time{}, awake: map[group]int{},
+		dirty: map[key.MachineID]bool{}, late: map[key.MachineID]*internalpb.Assignment{}, lastUsed: map[key.Digest]time.Time{}, awake: map[group]int{},
 	}
 	w.metrics = newMetrics(w)
 	return w
@@ -322,7 +323,11 @@ func (w *Worker) get(id key.MachineID) (*seen, error) {
 // Assign takes over an assignment from the controller. A newer one replaces an
 // older; a stale one is ignored. When it returns nil for a Machine that was not
 // known, the Machine is in the journal.
-func (w *Worker) Assign(asg *internalpb.Assignment) error {
+func (w *Worker) Assign(asg *internalpb.Assignment) error { return w.take(asg, false) }
+
+// take is Assign. A late one is tried again: it counts only as long as nothing else
+// came for its Machine, which may have come, run and been destroyed meanwhile.
+func (w *Worker) take(asg *internalpb.Assignment, late bool) error {
 	id, err := key.ParseMachineID(asg.GetMachineId())
 	if err != nil {
 		return err
@@ -340,7 +345,11 @@ func (w *Worker) Assign(asg *internalpb.Assignment) error {
 	if w.closed {
 		return fault.New(fault.Unavailable, "the worker is stopping")
 	}
+	if late && w.late[id] != asg {
+		return nil
+	}
 	if a := w.actors[id]; a != nil {
+		delete(w.late, id)
 		a.offer(asg)
 		return nil
 	}
@@ -349,9 +358,11 @@ func (w *Worker) Assign(asg *internalpb.Assignment) error {
 	r := &record{Machine: id, Seq: 1, State: machine.Created, Since: now, Instance: instanceOf(asg), UpdatedAt: now}
 	r.event(now, "launch", byUser, nil)
 	if err := w.journal.create(r, asg); err != nil {
+		w.late[id] = asg
 		return err
 	}
 	w.log.Debug("trace", "step", "journaled create", "machine", id)
+	delete(w.late, id)
 	w.begin(entry{rec: r, asg: asg})
 	w.dirty[id] = true
 	select {
@@ -365,6 +376,7 @@ func (w *Worker) Assign(asg *internalpb.Assignment) error {
 func (w *Worker) Forget(id key.MachineID) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	delete(w.late, id)
 	if a := w.actors[id]; a != nil {
 		a.release()
 	}
