@@ -146,6 +146,67 @@ func TestShimStateIsBounded(t *testing.T) {
 	}
 }
 
+// TestShimFilesAreBounded: who took the shim cannot fill the file system that all
+// Machines' files are in through those that the shim holds open; and a shim whose log
+// has grown to the bound lives on.
+func TestShimFilesAreBounded(t *testing.T) {
+	w := newWorld(t).start()
+	spec := w.spec("sleep")
+	w.begin(spec)
+	pid := w.shimOf(spec)
+	const most = 64 << 10
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var soft, hard string
+	for line := range strings.Lines(string(limits)) {
+		if v, ok := strings.CutPrefix(line, "Max file size"); ok {
+			fmt.Sscan(v, &soft, &hard)
+		}
+	}
+	if want := fmt.Sprint(most); soft != want || hard != want {
+		t.Errorf("the shim may write files of %s bytes, and have it raised to %s; want %s", soft, hard, want)
+	}
+	// Only regular files can grow: each one that it may write is below the bound, for its
+	// own writes.
+	seen := 0
+	fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	for _, fd := range fds {
+		st, err := os.Stat(fd)
+		if err != nil || !st.Mode().IsRegular() {
+			continue
+		}
+		if info, _ := os.Readlink(fd); strings.HasPrefix(info, w.server.runDir(spec.Machine)) {
+			seen++
+		}
+	}
+	if seen != 4 { // its log twice
+		t.Errorf("the shim holds %d files of the Machine's directory open", seen)
+	}
+	// Its log is full: what it says of a bad request is lost, and it goes on.
+	log := filepath.Join(w.server.runDir(spec.Machine), shimLogFile)
+	if err := os.WriteFile(log, make([]byte, most), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		null, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.server.ask(testContext(t), spec.Machine, []string{"kill"}, null); err == nil {
+			t.Error("a request without its files was answered")
+		}
+		null.Close()
+	}
+	if st, err := os.Stat(log); err != nil || st.Size() != most {
+		t.Errorf("the shim's log is %v: %v", st, err)
+	}
+	if code, out := w.run(spec.Machine, "print", "x"); code != 0 || !strings.Contains(out, "x") {
+		t.Errorf("a command afterwards: %d %q", code, out)
+	}
+}
+
 // TestShimTakesItsSandboxAlong: nothing of a Machine outlives its shim, which is the
 // first process of its namespace.
 func TestShimTakesItsSandboxAlong(t *testing.T) {

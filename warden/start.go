@@ -341,11 +341,22 @@ func (st *starter) awaitReport(ctx context.Context) error {
 	}
 	r, err := wire.ParseReport(b)
 	if err != nil {
-		log, _ := os.ReadFile(filepath.Join(st.server.runDir(st.spec.Machine), shimLogFile))
-		return fault.Wrap(fault.Internal, fmt.Errorf("%w; its log: %.2000s", err, log), "the sandbox's shim ended without a word")
+		return fault.Wrap(fault.Internal, fmt.Errorf("%w; its log: %s", err, st.shimLog()), "the sandbox's shim ended without a word")
 	}
 	if !r.OK {
 		return runsc.StartError(r.Log, st.spec.Args[0])
 	}
 	return nil
+}
+
+// shimLog is the beginning of the shim's log, of which nobody knows how long it is.
+func (st *starter) shimLog() []byte {
+	f, err := os.Open(filepath.Join(st.server.runDir(st.spec.Machine), shimLogFile))
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	b := make([]byte, 2000)
+	n, _ := f.ReadAt(b, 0)
+	return b[:n]
 }

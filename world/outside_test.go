@@ -39,7 +39,7 @@ var confinements = map[string]confinement{
 	"sandbox": {machineUser, zeroCaps, "2", []string{"user", "mnt", "pid", "net", "ipc", "uts"}, "/sandbox",
 		filesOfGo + filesOfMachine + `|/image\.erofs|/memfd:(runsc-memory|systrap-memory|memory-usage) \(deleted\)|anon_inode:seccomp notify`},
 	"shim": {machineUser, "", "0", []string{"user", "mnt", "pid", "net", "ipc", "uts"}, "/shim",
-		filesOfGo + filesOfMachine + `|RUN/machines/[0-9a-f]+/(exit|shim\.log)|/sys/fs/cgroup/.*/(memory\.oom_control|memory\.events)`},
+		filesOfGo + filesOfMachine + `|RUN/machines/[0-9a-f]+/(exit|meter|shim\.log)|/sys/fs/cgroup/.*/(memory\.oom_control|memory\.events)`},
 	"controller": {roleUser, zeroCaps, "0", nil, "", filesOfGo + `|DATA/controller/.*`},
 	"worker":     {roleUser, zeroCaps, "0", nil, "", filesOfGo + filesOfMachine + `|RUN/machines/[0-9a-f]+/exit|DATA/(images|worker)/.*`},
 	"edge":       {roleUser, zeroCaps, "0", []string{"net"}, "", filesOfGo + `|DATA/edge/.*`},

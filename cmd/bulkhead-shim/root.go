@@ -94,11 +94,20 @@ func bindFile(from, to string) error {
 	return nil
 }
 
+// maxFile bounds each file that the shim and what it starts may write, in bytes. They
+// are its log, the exit status and the meter, which lie on the file system in memory
+// that all Machines' files are in.
+const maxFile = 64 << 10
+
 // dropPrivileges gives up, for all threads and all that they start, what root of the
 // user namespace has: it took that to start the sandbox, nothing needs it afterwards.
 // No other process of our user may look into us any more, and nobody in the user
 // namespace makes another one, in which to be root again before the host's kernel.
 func dropPrivileges() error {
+	// A write beyond the limit is an error: Go's programs do not end of SIGXFSZ.
+	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: maxFile, Max: maxFile}); err != nil {
+		return fmt.Errorf("limit the size of files: %w", err)
+	}
 	if err := os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0"), 0); err != nil {
 		return err
 	}
