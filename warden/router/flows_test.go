@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
@@ -161,4 +162,15 @@ func TestCallersOfAGoneMachineAreTold(t *testing.T) {
 	if _, err := toB.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("its neighbour's connection ends with %v", err)
 	}
+}
+
+// TestNoSocketDiagnosis: a kernel that cannot tell of sockets, which this one cannot of
+// AppleTalk's, does not keep a Machine from being removed.
+func TestNoSocketDiagnosis(t *testing.T) {
+	l := newLab(t)
+	a := l.machine(1, 7)
+	if err := l.sockDiag(unix.AF_APPLETALK, nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP, make([]byte, diagIDSize)).ExecuteIter(unix.NETLINK_SOCK_DIAG, nl.SOCK_DIAG_BY_FAMILY, func([]byte) bool { return true }); !errors.Is(err, unix.ENOENT) {
+		t.Fatalf("the kernel said %v", err)
+	}
+	must(t, l.endSocketsOf(unix.AF_APPLETALK, a.v6))
 }

@@ -27,19 +27,25 @@ const (
 // endSockets ends this namespace's own TCP connections to dst, the edge's, when the
 // Machine there is gone: its sandbox may have been killed, and a caller would wait
 // for an answer for as long as the edge does. A kernel that cannot (before 4.9, or
-// built without INET_DIAG_DESTROY) leaves them to the edge's keep-alive.
-func (r *Router) endSockets(dst netip.Addr) error {
+// built without INET_DIAG or INET_DIAG_DESTROY) leaves them to the edge's keep-alive.
+func (r *Router) endSockets(dst netip.Addr) error { return r.endSocketsOf(unix.AF_INET6, dst) }
+
+// endSocketsOf is endSockets for the family of addresses that dst is of.
+func (r *Router) endSocketsOf(family byte, dst netip.Addr) error {
 	var ids [][]byte
-	dump := r.sockDiag(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP, make([]byte, diagIDSize), nl.NewRtAttr(diagBytecode, remoteIs(dst)).Serialize())
+	dump := r.sockDiag(family, nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP, make([]byte, diagIDSize), nl.NewRtAttr(diagBytecode, remoteIs(dst)).Serialize())
 	err := dump.ExecuteIter(unix.NETLINK_SOCK_DIAG, nl.SOCK_DIAG_BY_FAMILY, func(msg []byte) bool {
 		if len(msg) >= diagAnswerID+diagIDSize {
 			ids = append(ids, bytes.Clone(msg[diagAnswerID:][:diagIDSize]))
 		}
 		return true
 	})
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
 	errs := []error{err}
 	for _, id := range ids {
-		_, err := r.sockDiag(nl.SOCK_DESTROY, unix.NLM_F_ACK, id).Execute(unix.NETLINK_SOCK_DIAG, 0)
+		_, err := r.sockDiag(family, nl.SOCK_DESTROY, unix.NLM_F_ACK, id).Execute(unix.NETLINK_SOCK_DIAG, 0)
 		if errors.Is(err, unix.EOPNOTSUPP) {
 			return nil
 		}
@@ -53,13 +59,12 @@ func (r *Router) endSockets(dst netip.Addr) error {
 	return nil
 }
 
-// sockDiag makes a request about TCP over IPv6 to the router namespace's socket
-// diagnosis.
-func (r *Router) sockDiag(operation, flags int, parts ...[]byte) *nl.NetlinkRequest {
+// sockDiag makes a request about TCP to the router namespace's socket diagnosis.
+func (r *Router) sockDiag(family byte, operation, flags int, parts ...[]byte) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(operation, flags)
 	req.Sockets = r.sockets
 	head := make([]byte, diagHeader) // struct inet_diag_req_v2
-	head[0], head[1] = unix.AF_INET6, unix.IPPROTO_TCP
+	head[0], head[1] = family, unix.IPPROTO_TCP
 	binary.NativeEndian.PutUint32(head[4:], tcpAlive)
 	req.AddRawData(append(head, bytes.Join(parts, nil)...))
 	return req
