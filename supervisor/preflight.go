@@ -52,7 +52,11 @@ func preflight(ctx context.Context, probes []probe) error {
 	ctx, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
 	errs := make([]error, len(probes))
-	done := make(chan int, len(probes))
+	type outcome struct {
+		i   int
+		err error
+	}
+	done := make(chan outcome, len(probes))
 	for i, p := range probes {
 		errs[i] = fmt.Errorf("this host cannot run Bulkhead: trying %s took longer than %s", p.name, probeLimit)
 		go func() {
@@ -60,13 +64,13 @@ func preflight(ctx context.Context, probes []probe) error {
 			if err != nil {
 				err = lacks(p, err)
 			}
-			errs[i] = err
-			done <- i
+			done <- outcome{i, err}
 		}()
 	}
 	for range probes {
 		select {
-		case <-done:
+		case o := <-done:
+			errs[o.i] = o.err
 		case <-time.After(probeLimit + time.Second):
 			return errors.Join(errs...)
 		}
@@ -131,8 +135,15 @@ func probeSandbox(ctx context.Context) error {
 
 // ProbeHost is the process of a trial: it tries what a sandbox does in its
 // namespaces, and writes what failed to its output. It returns the exit code.
+//
+// In the host's own namespaces it would mount over the host's /proc and /run: whoever
+// calls it by hand, as root, gets a refusal.
 func ProbeHost() int {
 	runtime.LockOSThread()
+	if err := aMachineUsers(); err != nil {
+		fmt.Fprintf(os.Stderr, "bulkheadd: %v; \"bulkheadd up\" starts this by itself\n", err)
+		return 1
+	}
 	for _, s := range []struct {
 		name string
 		try  func() error
@@ -150,6 +161,23 @@ func ProbeHost() int {
 		}
 	}
 	return 0
+}
+
+// aMachineUsers reports whether this process runs in the user namespace that
+// probeSandbox makes. /proc is still the host's, and the map is told as seen from us.
+func aMachineUsers() error {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		return err
+	}
+	var inside, outside, count uint32
+	if _, err := fmt.Sscan(string(b), &inside, &outside, &count); err != nil {
+		return err
+	}
+	if inside != 0 || outside != uint32(privnet.UIDRange(1)) || count != privnet.UIDCount {
+		return errors.New("the trial of what a sandbox needs runs in namespaces of its own alone")
+	}
+	return nil
 }
 
 // probeNested starts a traced process one user namespace further down, as gVisor

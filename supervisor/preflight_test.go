@@ -109,3 +109,21 @@ func TestProbesSeeARealLack(t *testing.T) {
 func errno(name string) error {
 	return map[string]error{"EPERM": unix.EPERM, "ENOSPC": unix.ENOSPC, "EINVAL": unix.EINVAL}[name]
 }
+
+// TestTrialByHand: the trial that mounts over /proc and /run refuses to run where it
+// was not meant to, as root of the host and of a user namespace of somebody's own. A
+// mount namespace of its own keeps this host safe from a trial that does run.
+func TestTrialByHand(t *testing.T) {
+	one := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1}}
+	for name, attr := range map[string]*syscall.SysProcAttr{
+		"root of the host":         {Unshareflags: unix.CLONE_NEWNS},
+		"root of a user namespace": {Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID, UidMappings: one, GidMappings: one},
+	} {
+		cmd := exec.Command("/proc/self/exe", ProbeCommand)
+		cmd.SysProcAttr = attr
+		out, err := cmd.CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "in namespaces of its own alone") {
+			t.Errorf("%s: %v: %q", name, err, out)
+		}
+	}
+}
