@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"bulkhead/key"
@@ -97,10 +98,7 @@ func (c *Controller) collectOnce(ctx context.Context, before time.Time) error {
 			return err
 		}
 	}
-	if err := c.clearRemoved(ctx); err != nil {
-		return err
-	}
-	return c.finishApps(ctx)
+	return errors.Join(c.clearRemoved(ctx), c.finishApps(ctx))
 }
 
 // finishApps takes up the deletion of every app that is being deleted.

@@ -80,7 +80,7 @@ type Controller struct {
 	closures closures
 	reserved reservations
 
-	receivers  sync.WaitGroup // sessions' readers; a new one starts only while a call is served
+	receivers  sync.WaitGroup // sessions and their readers; a new one starts only while a call is served
 	finishing  sync.Mutex     // held by finishApp
 	unfinished chan struct{}  // holds one: an app's deletion could not be finished
 	logStreams atomic.Int64   // Machines whose logs are being read

@@ -305,10 +305,13 @@ func (c *Controller) deleteMachine(r *call) (int, any, error) {
 				return nil, refuseRunning(m, st)
 			}
 		}
-		if m.Desired == machine.WantDestroyed && m.Force == force {
+		again := m.Desired == machine.WantDestroyed && (m.Force || !force)
+		if s := c.view.get(m.ID); again && (s == nil || s.State != machine.Failed) {
 			return nil, errUnchanged
 		}
-		m.wantDestroyed(force)
+		if m.wantDestroyed(force); again { // it failed, and somebody asks: it is tried at once
+			m.Generation++
+		}
 		return nil, nil
 	})
 	if err != nil {

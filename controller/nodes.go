@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -115,18 +116,27 @@ func (s *session) stillThere(ctx context.Context) error {
 	for {
 		select {
 		case <-tick.C:
-			if err := s.c.noteHost(ctx, s.node); err != nil {
+			if err := s.note(ctx); err != nil {
 				return err
 			}
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), hostNote)
 			defer cancel()
-			if err := s.c.noteHost(last, s.node); err != nil && !fault.Is(err, fault.Denied) {
-				s.c.log.Warn("when a node was last there is not noted", "worker", s.node, "err", err)
-			}
+			s.note(last)
 			return ctx.Err()
 		}
 	}
+}
+
+// note is noteHost for a session, which only a removal ends: a store that takes no
+// change now is no reason not to hear what the worker says.
+func (s *session) note(ctx context.Context) error {
+	err := s.c.noteHost(ctx, s.node)
+	if err == nil || fault.Is(err, fault.Denied) {
+		return err
+	}
+	s.c.log.Warn("when a node was last there is not noted", "worker", s.node, "err", err)
+	return nil
 }
 
 // takeBack lets a removed node that is to be readmitted in again, as soon as it holds
@@ -138,6 +148,14 @@ func (c *Controller) takeBack(ctx context.Context, n key.Node, machines int) err
 		return err
 	}
 	if !gone.Readmit || machines > 0 {
+		return gone.refusal()
+	}
+	// A removal that was cut off is finished first: what it gave up must not run again.
+	left, _, err := c.store.List(ctx, nodePrefix(n))
+	if err != nil {
+		return err
+	}
+	if len(left) > 0 {
 		return gone.refusal()
 	}
 	if _, err := c.store.Txn(ctx, []store.Cond{at(removedKey(n), rev)}, []store.Op{store.Delete(removedKey(n))}); err != nil {
@@ -306,17 +324,24 @@ func (c *Controller) refuseNode(ctx context.Context, n key.Node, by string, forc
 }
 
 // clearNode ends a removed node's session and gives up its Machines. It may be cut off
-// anywhere and called again.
+// anywhere and called again. A node that was taken back meanwhile is left alone.
 func (c *Controller) clearNode(ctx context.Context, n key.Node) ([]key.MachineID, error) {
-	if err := c.sessions.drop(ctx, n, c.notRemoved(ctx, n)); err != nil {
+	destroyed := []key.MachineID{}
+	// The cause is no refusal: whether the node is one still, it hears when it comes again.
+	if err := c.sessions.drop(ctx, n, fault.New(fault.Unavailable, "node %s is being removed", n)); err != nil {
 		return nil, err
 	}
-	c.peers.drop(n)
-	destroyed := []key.MachineID{}
 	kvs, _, err := c.store.List(ctx, nodePrefix(n))
 	if err != nil {
 		return nil, err
 	}
+	// In this order: while the node is removed, nothing can come to what was just read.
+	if err := c.notRemoved(ctx, n); err == nil {
+		return destroyed, nil
+	} else if !fault.Is(err, fault.Denied) {
+		return nil, err
+	}
+	c.peers.drop(n)
 	for _, kv := range kvs {
 		a, err := decode[assigned](kv)
 		if err != nil {
@@ -354,18 +379,21 @@ func (c *Controller) giveUp(ctx context.Context, n key.Node, a key.AppName, id k
 	return c.bury(ctx, a, o)
 }
 
-// clearRemoved finishes removals that were cut off.
+// clearRemoved finishes removals that were cut off. One that does not come to its end
+// keeps nothing else waiting.
 func (c *Controller) clearRemoved(ctx context.Context) error {
 	removals, _, err := list[removal](ctx, c.store, prefixRemoved)
 	if err != nil {
 		return err
 	}
+	var failed error
 	for _, r := range removals {
-		if _, err := c.clearNode(ctx, r.Node); err != nil {
-			return err
-		}
+		ctx, cancel := context.WithTimeout(ctx, removeLimit)
+		_, err := c.clearNode(ctx, r.Node)
+		cancel()
+		failed = errors.Join(failed, err)
 	}
-	return nil
+	return failed
 }
 
 // readmitNode lets a removed node come back: when its worker connects and holds no
@@ -377,6 +405,9 @@ func (c *Controller) readmitNode(r *call) (int, any, error) {
 	}
 	if n.State != nodeRemoved && n.State != nodeReadmitting {
 		return 0, nil, fault.New(fault.Precondition, "failed_precondition: node %s was not removed, it is %s", n.Name, n.State)
+	}
+	if _, err := c.clearNode(r.Context(), n.Name); err != nil { // its removal may have been cut off
+		return 0, nil, err
 	}
 	err = retry(r.Context(), func() error {
 		gone, rev, err := get[removal](r.Context(), c.store, removedKey(n.Name))

@@ -259,11 +259,11 @@ func addService(ports map[int32]*internalpb.ServiceRoute, m *record, s *seen, sv
 	}
 }
 
-// wakeable reports whether a Machine in this state may be asked to come up: it is down,
-// or on its way.
+// wakeable reports whether a Machine in this state that takes no requests now may be
+// asked to come up: it is down, or on its way, or its worker has yet to hear of a stop.
 func wakeable(s machine.State) bool {
 	switch s {
-	case machine.Stopped, machine.Suspended, machine.Stopping, machine.Starting, machine.Restarting, machine.Updating:
+	case machine.Started, machine.Stopped, machine.Suspended, machine.Stopping, machine.Starting, machine.Restarting, machine.Updating:
 		return true
 	}
 	return false

@@ -48,13 +48,23 @@ func (s internalServer) Sync(stream grpc.BidiStreamingServer[internalpb.FromWork
 	if err != nil {
 		return err
 	}
-	defer end()
-	// Once more: a removal that came since has not seen this session, or sees it now.
-	if err := s.c.takeBack(ctx, id.Node, len(hello.Observations)); err != nil {
+	over := make(chan error, 1)
+	s.c.receivers.Go(func() {
+		defer end()
+		// Once more: a removal that came since has not seen this session, or sees it now.
+		if err := s.c.takeBack(ctx, id.Node, len(hello.Observations)); err != nil {
+			over <- err
+			return
+		}
+		ses := &session{c: s.c, node: id.Node, stream: stream, wake: make(chan struct{}, 1), todo: map[key.MachineID]bool{}}
+		over <- ses.run(ctx, hello)
+	})
+	select {
+	case err := <-over:
 		return err
+	case <-ctx.Done(): // what is being sent to a worker that does not read ends with the stream
+		return context.Cause(ctx)
 	}
-	ses := &session{c: s.c, node: id.Node, stream: stream, wake: make(chan struct{}, 1), todo: map[key.MachineID]bool{}}
-	return ses.run(ctx, hello)
 }
 
 func recvHello(stream grpc.BidiStreamingServer[internalpb.FromWorker, internalpb.ToWorker]) (*internalpb.Hello, error) {
@@ -160,7 +170,7 @@ func (s *session) run(ctx context.Context, hello *internalpb.Hello) error {
 		return err
 	}
 	defer s.c.view.bye(s.node)
-	if err := s.c.noteHost(ctx, s.node); err != nil {
+	if err := s.note(ctx); err != nil {
 		return err
 	}
 	s.c.log.Info("worker connected", "worker", s.node, "machines", len(mine), "observations", len(hello.Observations))
