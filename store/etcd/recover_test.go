@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -78,7 +79,7 @@ func (c *cutStore) opened(t *testing.T, damage func(log, db []byte) (newLog, new
 			t.Fatal(err)
 		}
 	}
-	var said bytes.Buffer
+	var said words
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	s, err := etcd.Open(ctx, etcd.Config{Dir: dir, Log: slog.New(slog.NewTextHandler(&said, nil))})
@@ -86,6 +87,24 @@ func (c *cutStore) opened(t *testing.T, damage func(log, db []byte) (newLog, new
 		t.Cleanup(func() { s.Close() })
 	}
 	return s, dir, said.String(), err
+}
+
+// words is a log that the store may still write to while a test reads it.
+type words struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (w *words) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.b.Write(p)
+}
+
+func (w *words) String() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.b.String()
 }
 
 // whole says what of the acknowledged writes is missing, or "".

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -11,10 +12,16 @@ import (
 	"bulkhead/privnet"
 )
 
+// probing is held by a Probe: the netlink library numbers sets in a variable that it
+// does not guard.
+var probing sync.Mutex
+
 // Probe makes everything that a node's router and its uplink are made of once, with
 // the code that makes them, in a network namespace that is gone when it returns. Its
 // error says which part the kernel refused.
 func Probe() error {
+	probing.Lock()
+	defer probing.Unlock()
 	r := &Router{config: Config{Tag: "prob", Host: 1}}
 	defer r.Close()
 	err := onThread(func() (err error) {
