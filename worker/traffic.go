@@ -29,6 +29,9 @@ const (
 	// wakeLimit bounds a Wake, whatever deadline the caller has, and idleLimit an Idle.
 	wakeLimit = 2 * time.Minute
 	idleLimit = 10 * time.Second
+	// wakeEvery bounds how often requests start a Machine whose process ends by itself:
+	// who calls an app may be anybody, and a start costs the host more than a request.
+	wakeEvery = 2 * time.Second
 )
 
 // ask is a local wish on its way to the actor.
@@ -89,6 +92,10 @@ func mayWake(r *record, a *internalpb.Assignment, may machine.Traffic, now time.
 	case machine.Stopped, machine.Suspended:
 		if until := a.GetLeaseUntilMs(); until > now.UnixMilli() {
 			return fault.New(fault.Conflict, "machine %s is leased", r.Machine)
+		}
+		// An end that nobody wanted, and not long after the start. The edge asks again.
+		if ago := now.Sub(r.StartedAt); r.wanted(a) == machine.WantStarted && !r.Asked && ago >= 0 && ago < wakeEvery {
+			return fault.New(fault.Unavailable, "machine %s ended a moment after its start; it is woken again in %s", r.Machine, wakeEvery-ago)
 		}
 		return nil
 	}

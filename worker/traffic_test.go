@@ -12,6 +12,7 @@ import (
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/machine"
+	"bulkhead/sandbox/fake"
 )
 
 // sleepy is a config that lets traffic start and stop the Machine.
@@ -180,6 +181,33 @@ func TestTrafficsWordHolds(t *testing.T) {
 	if got := strings.Join(told, ", "); got != want {
 		t.Errorf("events:\n got %s\nwant %s", got, want)
 	}
+}
+
+// TestWakesAreBounded: a Machine whose process ends as soon as it was started is not
+// started as often as somebody asks, and is woken again when a moment has passed; a
+// user starts it at once.
+func TestWakesAreBounded(t *testing.T) {
+	n := newNode(t)
+	n.tune = quick
+	n.boot()
+	n.host.Install("sleep", func(*fake.Process) int { return 0 })
+	a := n.assign(n.asg(key.NewMachineID(), sleepy))
+	id := key.MachineID(a.MachineId)
+	n.until(a.MachineId, "its end", func(r *record) bool { return r.State == machine.Stopped && r.Sandbox == "" })
+	began, starts := time.Now(), n.host.Starts(id)
+	refused := 0
+	for time.Since(began) < wakeEvery+wakeEvery/2 {
+		if err := n.wake(a.MachineId); fault.Is(err, fault.Unavailable) {
+			refused++
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if more := n.host.Starts(id) - starts; more < 1 || more > 2 || refused < 10 {
+		t.Errorf("requests started it %d times in %s, %d were refused", more, time.Since(began), refused)
+	}
+	starts = n.host.Starts(id)
+	n.assign(n.next(a, says(machine.WantStarted)))
+	n.until(a.MachineId, "the user's start", func(r *record) bool { return n.host.Starts(id) == starts+1 && r.State == machine.Stopped })
 }
 
 // TestManyWakeOnce: however many ask, the Machine is started once, also when it was
