@@ -74,10 +74,10 @@ func (c *Controller) checkLease(ctx context.Context, m *record, nonce string) (*
 	return l, rev, nil
 }
 
-// tellLease makes the changes by which a Machine's worker hears of its lease: it must
-// not wake what somebody holds. Other Machines are not started by themselves.
+// tellLease makes the changes by which a Machine's worker hears of its lease: traffic
+// must not start or stop what somebody holds. Others it does nothing to.
 func tellLease(m *record, until time.Time) []store.Op {
-	if m.Gone != nil || !m.Config.Traffic().Autostart {
+	if may := m.Config.Traffic(); m.Gone != nil || !may.Autostart && !may.Autostop {
 		return nil
 	}
 	m.LeaseUntil = until
@@ -154,7 +154,7 @@ func (c *Controller) takeLease(r *call) (int, any, error) {
 		return 0, nil, err
 	}
 	if told != nil {
-		c.awaitWorker(r.Context(), m) // no request wakes it from here on
+		c.awaitWorker(r.Context(), m) // traffic does nothing to it from here on
 	}
 	return http.StatusCreated, out.body(), nil
 }

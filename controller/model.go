@@ -80,8 +80,8 @@ type record struct {
 	StopTimeout  int64  `json:"stop_timeout_ms,omitempty"`
 	Force        bool   `json:"force,omitempty"`
 	Cordoned     bool   `json:"cordoned,omitempty"`
-	// LeaseUntil repeats the lease's end for the worker, which wakes no Machine before;
-	// it is kept up for Machines with autostart only.
+	// LeaseUntil repeats the lease's end for the worker, which lets traffic do nothing to
+	// the Machine before; it is kept up for those with autostart or autostop only.
 	LeaseUntil time.Time `json:"lease_until,omitzero"`
 
 	CreatedAt time.Time `json:"created_at"`

@@ -78,3 +78,18 @@ func TestWantsIsTheLastWord(t *testing.T) {
 		}
 	}
 }
+
+// TestWhoHearsOfALease: the workers of Machines that traffic starts or stops.
+func TestWhoHearsOfALease(t *testing.T) {
+	for services, told := range map[string]bool{`{}`: false, `{"autostart":true}`: true, `{"autostop":true}`: true} {
+		conf := new(machine.Config)
+		if err := json.Unmarshal([]byte(`{"services":[`+services+`]}`), conf); err != nil {
+			t.Fatal(err)
+		}
+		m := &record{ID: "m1", App: "web", Node: "n1", Config: conf, Generation: 1, Wish: 1}
+		ops := tellLease(m, now())
+		if (len(ops) > 0) != told || (m.Generation == 2) != told || m.Wish != 1 {
+			t.Errorf("%s: %d changes, generation %d, wish %d", services, len(ops), m.Generation, m.Wish)
+		}
+	}
+}

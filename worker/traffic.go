@@ -90,8 +90,8 @@ func mayWake(r *record, a *internalpb.Assignment, may machine.Traffic, now time.
 			return nil
 		}
 	case machine.Stopped, machine.Suspended:
-		if until := a.GetLeaseUntilMs(); until > now.UnixMilli() {
-			return fault.New(fault.Conflict, "machine %s is leased", r.Machine)
+		if err := notLeased(r, a, now); err != nil {
+			return err
 		}
 		// An end that nobody wanted, and not long after the start. The edge asks again.
 		if ago := now.Sub(r.StartedAt); r.wanted(a) == machine.WantStarted && !r.Asked && ago >= 0 && ago < wakeEvery {
@@ -102,6 +102,14 @@ func mayWake(r *record, a *internalpb.Assignment, may machine.Traffic, now time.
 	return fault.New(fault.Conflict, "machine %s is %s, which a request does not change", r.Machine, r.State)
 }
 
+// notLeased refuses what traffic would do to a Machine that somebody holds.
+func notLeased(r *record, a *internalpb.Assignment, now time.Time) error {
+	if a.GetLeaseUntilMs() > now.UnixMilli() {
+		return fault.New(fault.Conflict, "machine %s is leased", r.Machine)
+	}
+	return nil
+}
+
 // mayIdle refuses to stop a Machine that is to run on without traffic.
 func (w *Worker) mayIdle(r *record, a *internalpb.Assignment, may machine.Traffic) error {
 	switch {
@@ -109,6 +117,9 @@ func (w *Worker) mayIdle(r *record, a *internalpb.Assignment, may machine.Traffi
 		return fault.New(fault.Denied, "machine %s has a service without autostop", r.Machine)
 	case r.State != machine.Started || r.SelfDestroy || a.GetCordoned() || r.wanted(a) != machine.WantStarted:
 		return fault.New(fault.Conflict, "machine %s does not run for traffic now", r.Machine)
+	}
+	if err := notLeased(r, a, w.now()); err != nil {
+		return err
 	}
 	w.mu.Lock()
 	n := w.awake[group{a.GetApp(), may.Group}]
@@ -242,6 +253,15 @@ func (s *seen) up() bool {
 	return s.rec.State == machine.Started && s.rec.wanted(s.asg) == machine.WantStarted
 }
 
+// rests reports whether nothing is left to do for the Machine that would bring it up: a
+// user's word that came meanwhile may do that as well.
+func (s *seen) rests(now time.Time) bool {
+	if s.asg.GetDesired() == string(machine.WantDestroyed) {
+		return true
+	}
+	return !machine.Passing(s.rec.State) && plan(s.rec, s.asg, now).do == actWait
+}
+
 // untilUp waits until a Machine that was woken runs, or will not. seq is that of the
 // record that holds the wish.
 func (w *Worker) untilUp(ctx context.Context, id key.MachineID, seq int64) (*seen, error) {
@@ -253,7 +273,7 @@ func (w *Worker) untilUp(ctx context.Context, id key.MachineID, seq int64) (*see
 		case k.rec.Seq < seq: // not published yet
 		case k.up():
 			return k, nil
-		case !k.rec.Asked && !machine.Passing(k.rec.State), k.asg.GetDesired() == string(machine.WantDestroyed):
+		case k.rests(w.now()):
 			return nil, fault.New(fault.Conflict, "machine %s was woken and is %s%s", id, k.rec.State, because(k.rec.Error))
 		}
 		select {

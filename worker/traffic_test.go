@@ -72,6 +72,7 @@ func TestWhatAnEdgeMayDo(t *testing.T) {
 		{"cordoned, stopped", sleepy, machine.Stopped, cordoned, fault.Conflict, fault.Conflict},
 		{"cordoned, started", sleepy, machine.Started, cordoned, fault.Conflict, fault.Conflict},
 		{"leased, stopped", sleepy, machine.Stopped, leased, fault.Conflict, fault.Conflict},
+		{"leased, started", sleepy, machine.Started, leased, "", fault.Conflict},
 		{"a lease that is over", sleepy, machine.Stopped, over, "", ""},
 		{"never started", sleepy, machine.Created, nil, fault.Conflict, fault.Conflict},
 		{"destroyed", sleepy, machine.Destroyed, nil, fault.Conflict, fault.Conflict},
@@ -234,6 +235,37 @@ func TestManyWakeOnce(t *testing.T) {
 	if got := n.host.Starts(id); got != 2 {
 		t.Errorf("%d starts, want 2", got)
 	}
+}
+
+// TestAWakeAndAUser: a user who starts a Machine that is just being woken does not make
+// the waking fail.
+func TestAWakeAndAUser(t *testing.T) {
+	n := newNode(t)
+	var a *internalpb.Assignment
+	var woken, began sync.Once
+	n.tune = func(w *Worker) {
+		quick(w)
+		w.point = func(name string) error {
+			switch name {
+			case "after wake":
+				woken.Do(func() { a = n.next(a, says(machine.WantStarted)); w.Assign(a) })
+			case "before begin": // the edge sees it as the user's word has left it
+				if k, err := w.get(key.MachineID(a.MachineId)); err == nil && k.rec.State == machine.Stopped && k.asg.GetWish() == 2 {
+					began.Do(func() { time.Sleep(200 * time.Millisecond) })
+				}
+			}
+			return nil
+		}
+	}
+	n.boot()
+	a = n.assign(n.asg(key.NewMachineID(), sleepy))
+	n.state(a, machine.Started)
+	a = n.assign(n.next(a, says(machine.WantStopped)))
+	n.state(a, machine.Stopped)
+	if err := n.wake(a.MachineId); err != nil {
+		t.Error(err)
+	}
+	n.state(a, machine.Started)
 }
 
 // TestAWakeThatFindsNoRoom: it is refused, the Machine stays stopped, and comes up when
