@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
 
 	"bulkhead/api/internalpb"
 	"bulkhead/api/rpc"
@@ -17,9 +16,6 @@ import (
 	"bulkhead/machine"
 	"bulkhead/store"
 )
-
-// maxSnapshot bounds the first message to a worker, in bytes.
-const maxSnapshot = 8 << 20
 
 // helloLimit is how long a worker may take to open its Sync.
 const helloLimit = 10 * time.Second
@@ -48,11 +44,15 @@ func (s internalServer) Sync(stream grpc.BidiStreamingServer[internalpb.FromWork
 	if err != nil {
 		return err
 	}
+	holds := len(hello.Observations)
+	if hello.Rebuilding {
+		holds++ // it cannot say what it holds
+	}
 	over := make(chan error, 1)
 	s.c.receivers.Go(func() {
 		defer end()
 		// Once more: a removal that came since has not seen this session, or sees it now.
-		if err := s.c.takeBack(ctx, id.Node, len(hello.Observations)); err != nil {
+		if err := s.c.takeBack(ctx, id.Node, holds); err != nil {
 			over <- err
 			return
 		}
@@ -166,6 +166,10 @@ func (s *session) run(ctx context.Context, hello *internalpb.Hello) error {
 	if err != nil {
 		return err
 	}
+	var remembered map[key.MachineID]*seen
+	if hello.Rebuilding {
+		remembered = s.remember(hello, mine)
+	}
 	if err := s.takeHello(ctx, hello, mine); err != nil {
 		return err
 	}
@@ -176,20 +180,7 @@ func (s *session) run(ctx context.Context, hello *internalpb.Hello) error {
 	s.c.log.Info("worker connected", "worker", s.node, "machines", len(mine), "observations", len(hello.Observations))
 	defer func() { s.c.log.Info("worker disconnected", "worker", s.node) }()
 
-	// A snapshot is one message, and messages are bounded: what does not fit follows.
-	snap, size := &internalpb.Snapshot{}, 0
-	for _, r := range mine {
-		a, err := s.c.assignment(r)
-		if err != nil {
-			return err
-		}
-		if size += proto.Size(a); size > maxSnapshot {
-			s.later(r.ID, false)
-			continue
-		}
-		snap.Assignments = append(snap.Assignments, a)
-	}
-	if err := s.stream.Send(&internalpb.ToWorker{Kind: &internalpb.ToWorker_Snapshot{Snapshot: snap}}); err != nil {
+	if err := s.sendSnapshot(mine, remembered); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)

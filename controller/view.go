@@ -60,6 +60,21 @@ func seenOf(node key.Node, o *internalpb.Observation) *seen {
 	return s
 }
 
+// observation is s as a worker that has lost its journal hears of it.
+func (s *seen) observation() *internalpb.Observation {
+	o := &internalpb.Observation{
+		MachineId: string(s.Machine), Seq: s.Seq, Generation: s.Generation, InstanceId: string(s.Instance), State: string(s.State),
+		PrivateIp: s.PrivateIP, UpdatedAtMs: s.UpdatedAt.UnixMilli(), Error: s.Error,
+		StartNonce: s.StartNonce, RestartNonce: s.RestartNonce, Local: string(s.Local), Wish: s.Wish,
+	}
+	for _, e := range s.Events {
+		if b, err := json.Marshal(e); err == nil {
+			o.Events = append(o.Events, b)
+		}
+	}
+	return o
+}
+
 // view is what is known of all Machines from their workers, in memory: it is
 // rebuilt from each worker's Hello. Waiters follow one Machine each; nothing here
 // is ever scanned by app or by cluster.

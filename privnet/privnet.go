@@ -43,6 +43,17 @@ func MachineAddr(n Network, h Host, s Slot) netip.Addr {
 	return netip.AddrFrom16(a)
 }
 
+// SlotOf reads the slot back from what MachineAddr gave, as text.
+func SlotOf(addr string) (Slot, bool) {
+	a, err := netip.ParseAddr(addr)
+	if err != nil || !a.Is6() || a.Zone() != "" {
+		return 0, false
+	}
+	b := a.As16()
+	s := Slot(binary.BigEndian.Uint32(b[10:]))
+	return s, a == MachineAddr(Network(binary.BigEndian.Uint32(b[2:])), Host(binary.BigEndian.Uint32(b[6:])), s) && CheckSlot(s) == nil
+}
+
 // Prefix returns the /48 of a network.
 func Prefix(n Network) netip.Prefix {
 	var a [16]byte

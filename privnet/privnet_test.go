@@ -36,6 +36,12 @@ func TestNothingIsSharedBetweenSlots(t *testing.T) {
 		if (x == y) != (a == b && n == m) {
 			t.Fatalf("%v and %v", x, y)
 		}
+		if s, ok := privnet.SlotOf(x.String()); !ok || s != a {
+			t.Fatalf("slot %d, %v read from %v of slot %d", s, ok, x, a)
+		}
+		if _, ok := privnet.SlotOf(privnet.RouterAddr(1).String()); ok {
+			t.Fatal("a slot read from the router's address")
+		}
 		if !privnet.Prefix(n).Contains(x) || privnet.Prefix(m).Contains(x) != (n == m) {
 			t.Fatalf("%v is in the wrong network", x)
 		}

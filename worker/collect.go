@@ -59,9 +59,10 @@ func shortage(all []*image.Image) int64 {
 
 // collectImages removes what no Machine refers to and nobody used for ImageAge, and,
 // while images take more than ImageBudget or the disk is short of room, what was
-// unused the longest. It does nothing while an image is being sealed.
+// unused the longest. It does nothing while an image is being sealed,
+// nor before it is known which Machines there are.
 func (w *Worker) collectImages() []key.Digest {
-	if !w.sealing.TryLock() {
+	if w.notWhole() != nil || !w.sealing.TryLock() {
 		return nil
 	}
 	defer w.sealing.Unlock()

@@ -152,7 +152,19 @@ func (n *node) boot() *Worker {
 		n.t.Fatal(err)
 	}
 	n.w = w
+	settle(n.t, w)
 	return w
+}
+
+// settle plays a controller that has assigned nothing to a worker with a new journal.
+func settle(t testing.TB, w *Worker) {
+	t.Helper()
+	if w.notWhole() == nil {
+		return
+	}
+	if err := w.rebuildOnce(t.Context(), &internalpb.Snapshot{}); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (n *node) make(rt sandbox.Runtime, images Images) *Worker {

@@ -50,6 +50,7 @@ func TestRealImages(t *testing.T) {
 	if err := c.node.w.Open(); err != nil {
 		t.Fatal(err)
 	}
+	settle(t, c.node.w)
 	a := c.node.asg(id, plain)
 	a.ImageRef, _ = json.Marshal(ref)
 	c.node.assign(a)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,13 +20,15 @@ import (
 	"bulkhead/failpoint"
 	"bulkhead/fault"
 	"bulkhead/key"
+	"bulkhead/machine"
 	"bulkhead/notice"
 	"bulkhead/privnet"
 )
 
 // journalVersion is the schema of journal.db: never reuse a number.
 //
-//	1: buckets machines (id → record in JSON), assignments (id → Assignment), slots (slot → id)
+//	1: buckets machines (id → record in JSON), assignments (id → Assignment), slots (slot → id),
+//	   meta (version; rebuild: the mark, in JSON, while the journal is not whole)
 const journalVersion = 1
 
 // lockWait is how long a worker waits for the one before it to let go of the file.
@@ -37,7 +40,12 @@ var (
 	bucketAssignments = []byte("assignments")
 	bucketSlots       = []byte("slots")
 	keyVersion        = []byte("version")
+	keyMark           = []byte("rebuild")
 )
+
+// errDamaged is in the error of a journal whose content cannot be relied on. One that
+// cannot be read, or is another's, is not damaged.
+var errDamaged = errors.New("its content cannot be relied on")
 
 // errJournal is in every error of a write to the journal, which the journal's board
 // has been told of.
@@ -51,6 +59,7 @@ const journalStands = "no machine's record can be changed; what runs, runs on"
 type journal struct {
 	db   *bbolt.DB
 	path string
+	mark *mark // as openJournal found or made it; nil when the journal is whole
 	// board is told of writes that fail, and that they work again.
 	board *notice.Board
 	// point is called before and after each write; tests crash there.
@@ -65,12 +74,12 @@ type entry struct {
 	asg *internalpb.Assignment
 }
 
-// openJournal opens or makes journal.db in dir. A damaged file is an error that
-// says so and is never replaced: it holds which sandboxes belong to whom.
+// openJournal opens or makes journal.db in dir; a new one is marked as not whole. A
+// damaged file is an error with errDamaged in it, and is not changed.
 func openJournal(dir string) (j *journal, err error) {
 	path := filepath.Join(dir, "journal.db")
 	damaged := func(err error) error {
-		return fault.Wrap(fault.Internal, err, "the worker's journal %s is damaged; restore it from a copy, or move it away, and the node's machines are started afresh from the controller's assignments", path)
+		return fault.Wrap(fault.Internal, fmt.Errorf("%w: %w", errDamaged, err), "the worker's journal %s is damaged", path)
 	}
 	defer func() { // bbolt panics on some kinds of damage
 		if p := recover(); p != nil {
@@ -126,12 +135,21 @@ func (j *journal) prepare() error {
 		if err != nil {
 			return err
 		}
-		if v := meta.Get(keyVersion); v == nil {
-			if err := meta.Put(keyVersion, binary.BigEndian.AppendUint32(nil, journalVersion)); err != nil {
+		switch v := meta.Get(keyVersion); {
+		case v == nil:
+			if err := j.prepareNew(meta); err != nil {
 				return err
 			}
-		} else if len(v) != 4 || binary.BigEndian.Uint32(v) != journalVersion {
+		case len(v) != 4:
+			return fault.New(fault.Internal, "its version is %x", v)
+		case binary.BigEndian.Uint32(v) != journalVersion:
 			return fault.New(fault.Precondition, "the worker's journal %s has version %x, this worker reads version %d; run the version of Bulkhead that wrote it, or a newer one", j.path, v, journalVersion)
+		}
+		if b := meta.Get(keyMark); b != nil {
+			j.mark = new(mark)
+			if err := json.Unmarshal(b, j.mark); err != nil {
+				return fault.Wrap(fault.Internal, err, "its mark cannot be read")
+			}
 		}
 		for _, b := range [][]byte{bucketMachines, bucketAssignments, bucketSlots} {
 			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
@@ -142,28 +160,49 @@ func (j *journal) prepare() error {
 	})
 }
 
-// load reads everything.
+// load reads everything, and sees whether it fits together.
 func (j *journal) load() (out []entry, err error) {
+	damaged := func(err error) error {
+		return fault.Wrap(fault.Internal, fmt.Errorf("%w: %w", errDamaged, err), "the worker's journal %s is damaged", j.path)
+	}
 	defer func() {
 		if p := recover(); p != nil {
-			err = fault.Wrap(fault.Internal, fmt.Errorf("%v", p), "the worker's journal %s is damaged", j.path)
+			out, err = nil, damaged(fmt.Errorf("%v", p))
 		}
 	}()
 	err = j.db.View(func(tx *bbolt.Tx) error {
-		asgs := tx.Bucket(bucketAssignments)
+		asgs, slots := tx.Bucket(bucketAssignments), tx.Bucket(bucketSlots)
 		return tx.Bucket(bucketMachines).ForEach(func(k, v []byte) error {
 			e := entry{rec: new(record), asg: new(internalpb.Assignment)}
 			if err := json.Unmarshal(v, e.rec); err != nil {
-				return fault.Wrap(fault.Internal, err, "the journal's record of machine %q cannot be read", k)
+				return fmt.Errorf("the record of machine %q: %w", k, err)
 			}
 			if err := proto.Unmarshal(asgs.Get(k), e.asg); err != nil {
-				return fault.Wrap(fault.Internal, err, "the journal's assignment of machine %q cannot be read", k)
+				return fmt.Errorf("the assignment of machine %q: %w", k, err)
 			}
 			out = append(out, e)
-			return nil
+			return e.check(string(k), slots)
 		})
 	})
-	return out, err
+	if err != nil {
+		return nil, damaged(err)
+	}
+	return out, nil
+}
+
+// check finds values that have changed since they were written, as far as that shows:
+// bbolt has checksums for none.
+func (e entry) check(id string, slots *bbolt.Bucket) error {
+	r := e.rec
+	switch {
+	case string(r.Machine) != id || e.asg.GetMachineId() != id:
+		return fmt.Errorf("under machine %q lie the record of %q and the assignment of %q", id, r.Machine, e.asg.GetMachineId())
+	case !slices.Contains(machine.States(), r.State):
+		return fmt.Errorf("machine %s is %q, which is no state", id, r.State)
+	case r.Slot != 0 && string(slots.Get(slotKey(r.Slot))) != id:
+		return fmt.Errorf("machine %s has slot %d, which is that of machine %q", id, r.Slot, slots.Get(slotKey(r.Slot)))
+	}
+	return nil
 }
 
 // write is one transaction between its two crash points.
@@ -259,3 +298,30 @@ func (j *journal) remove(id key.MachineID, slot privnet.Slot) error {
 func slotKey(s privnet.Slot) []byte { return binary.BigEndian.AppendUint32(nil, uint32(s)) }
 
 func (j *journal) close() error { return j.db.Close() }
+
+// rebuild writes all that belongs in a journal which is not whole, and makes it so.
+// What lies in it is of a try that was reported as failed and was not: nothing has
+// been done by it.
+func (j *journal) rebuild(all []entry) error {
+	return j.write("rebuild", func(tx *bbolt.Tx) error {
+		for _, b := range [][]byte{bucketMachines, bucketAssignments, bucketSlots} {
+			if err := tx.DeleteBucket(b); err != nil {
+				return err
+			}
+			if _, err := tx.CreateBucket(b); err != nil {
+				return err
+			}
+		}
+		for _, e := range all {
+			if e.rec.Slot != 0 {
+				if err := tx.Bucket(bucketSlots).Put(slotKey(e.rec.Slot), []byte(e.rec.Machine)); err != nil {
+					return err
+				}
+			}
+			if err := putBoth(tx, e.rec, e.asg); err != nil {
+				return err
+			}
+		}
+		return tx.Bucket(bucketMeta).Delete(keyMark)
+	})
+}

@@ -120,7 +120,8 @@ type driver struct {
 	m     *mortal
 	id    key.MachineID
 	asg   *internalpb.Assignment
-	power bool // the node loses its power together with the worker
+	power bool                 // the node loses its power together with the worker
+	snap  *internalpb.Snapshot // what a worker with a new journal is told; nil is nothing
 	skip  func(string) bool
 	died  bool
 	where string
@@ -135,12 +136,20 @@ func (d *driver) boot(at int) error {
 	if err := w.Open(); err != nil {
 		return err
 	}
+	if w.notWhole() != nil {
+		if err := w.rebuildOnce(context.Background(), d.snap); err != nil && !d.m.isDead() {
+			return err
+		}
+	}
 	d.offer()
 	return nil
 }
 
 // offer sends the present assignment, as a snapshot does after a reconnect.
 func (d *driver) offer() {
+	for _, a := range d.snap.GetAssignments() {
+		d.n.w.Assign(a)
+	}
 	if d.asg != nil {
 		d.n.w.Assign(d.asg) // a dead worker refuses; its successor gets it
 	}

@@ -116,6 +116,8 @@ func TestStraysAreRemoved(t *testing.T) {
 // answers.
 func TestWardenAwayAtBoot(t *testing.T) {
 	n := newNode(t)
+	n.boot()
+	n.down()
 	var away atomic.Bool
 	away.Store(true)
 	n.host.Before = func(string, key.MachineID) error {

@@ -51,6 +51,9 @@ func (s *service) Reserve(ctx context.Context, req *internalpb.ReserveRequest) (
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
+	if err := s.w.notWhole(); err != nil {
+		return nil, err
+	}
 	if err := s.w.fits(id, int64(cfg.EffectiveGuest().MemoryMB)); err != nil {
 		return nil, err
 	}

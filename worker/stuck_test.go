@@ -361,6 +361,9 @@ func newBrokenWorld(t *testing.T, dir, how string, depth int) *brokenWorld {
 	for _, tr := range b.all {
 		plant(t, j, tr)
 	}
+	if err := j.rebuild(nil); err != nil {
+		t.Fatal(err)
+	}
 	if err := j.close(); err != nil {
 		t.Fatal(err)
 	}
@@ -535,6 +538,7 @@ func oneMachine(t *testing.T, dir string, change func(*brokenRuntime, *fakeImage
 	if err := w.Open(); err != nil {
 		t.Fatal(err)
 	}
+	settle(t, w)
 	return w, rt, func(registry string) *internalpb.Assignment {
 		id, inst := key.NewMachineID(), key.NewInstanceID()
 		ref, _ := json.Marshal(machine.ImageRef{Registry: registry, Repository: "app", Digest: digestA})

@@ -54,6 +54,7 @@ func (w *Worker) Sync(ctx context.Context, controller internalpb.ControllerClien
 		refused := removed(err)
 		if refused {
 			wait = syncMax
+			w.abandonUnknown(ctx)
 			if w.abandon(err) > 0 {
 				wait = removedWait
 			}
@@ -141,6 +142,7 @@ func recvError(stream grpc.BidiStreamingClient[internalpb.FromWorker, internalpb
 
 // receive takes over what the controller sends.
 func (w *Worker) receive(stream grpc.BidiStreamingClient[internalpb.FromWorker, internalpb.ToWorker]) error {
+	all, first := &internalpb.Snapshot{}, true // all is for a journal that is not whole
 	for {
 		m, err := stream.Recv()
 		if err != nil {
@@ -148,21 +150,41 @@ func (w *Worker) receive(stream grpc.BidiStreamingClient[internalpb.FromWorker, 
 		}
 		w.metrics.connected.Set(1)
 		w.board.Over(outOfReach)
-		w.link.Do(func() { close(w.linked) })
 		switch k := m.GetKind().(type) {
 		case *internalpb.ToWorker_Snapshot:
-			w.mu.Lock()
-			clear(w.late) // all that counts is in the snapshot
-			w.mu.Unlock()
-			for _, a := range k.Snapshot.GetAssignments() {
-				w.assign(a, false)
+			if first {
+				w.mu.Lock()
+				clear(w.late) // all that counts is in the snapshot
+				w.mu.Unlock()
+				first = false
 			}
+			if err := w.snapshot(stream.Context(), all, k.Snapshot); err != nil {
+				return err
+			}
+			w.link.Do(func() { close(w.linked) })
 		case *internalpb.ToWorker_Assignment:
 			w.assign(k.Assignment, false)
 		case *internalpb.ToWorker_Forget:
 			w.Forget(key.MachineID(k.Forget.GetMachineId()))
 		}
 	}
+}
+
+// snapshot takes over one part of a snapshot; while the journal is not whole all parts
+// are collected in all, and taken over together.
+func (w *Worker) snapshot(ctx context.Context, all, part *internalpb.Snapshot) error {
+	if w.notWhole() == nil {
+		for _, a := range part.GetAssignments() {
+			w.assign(a, false)
+		}
+		return nil
+	}
+	all.Assignments = append(all.Assignments, part.GetAssignments()...)
+	all.Observed = append(all.Observed, part.GetObserved()...)
+	if part.GetMore() {
+		return nil
+	}
+	return w.rebuild(ctx, all)
 }
 
 // assignAgain is the wait before an assignment that could not be journaled is tried
@@ -204,7 +226,7 @@ func (w *Worker) hello() *internalpb.Hello {
 	defer w.mu.Unlock()
 	h := &internalpb.Hello{
 		Node:     string(w.opt.Node),
-		Capacity: &internalpb.Capacity{Cpus: int32(runtime.NumCPU()), MemoryMb: w.capacity.limit},
+		Capacity: &internalpb.Capacity{Cpus: int32(runtime.NumCPU()), MemoryMb: w.capacity.limit}, Rebuilding: w.notWhole() != nil,
 	}
 	size := 0
 	for _, s := range w.seen {

@@ -121,6 +121,7 @@ type Worker struct {
 	life   context.Context // ends with Close
 	end    context.CancelFunc
 	done   sync.WaitGroup
+	whole  chan struct{} // closed when the journal knows the node's Machines; see rebuild
 	survey chan struct{} // closed when the sandboxes of unknown Machines are gone
 	linked chan struct{} // closed when the controller has answered for the first time
 	link   sync.Once
@@ -192,7 +193,7 @@ func New(opt Options) *Worker {
 	w := &Worker{
 		opt: opt, log: opt.Log, board: notice.New(opt.Log), kick: make(chan struct{}, 1), suspects: make(chan key.Digest, 16), runtime: opt.Runtime, images: opt.Images,
 		capacity: newCapacity(memoryLimit(opt)), starts: newGate(8), fetches: newGate(3), foreign: newGate(3),
-		survey: make(chan struct{}), linked: make(chan struct{}), changed: make(chan struct{}, 1),
+		whole: make(chan struct{}), survey: make(chan struct{}), linked: make(chan struct{}), changed: make(chan struct{}, 1),
 		actors: map[key.MachineID]*actor{}, seen: map[key.MachineID]*seen{},
 		dirty: map[key.MachineID]bool{}, late: map[key.MachineID]*internalpb.Assignment{}, lastUsed: map[key.Digest]time.Time{}, awake: map[group]int{},
 	}
@@ -206,20 +207,36 @@ func (w *Worker) Open() (err error) {
 	if err := os.MkdirAll(w.opt.Dir, 0o700); err != nil {
 		return fault.System(err, "the worker's directory %s cannot be made", w.opt.Dir)
 	}
-	if w.journal, err = openJournal(w.opt.Dir); err != nil {
+	j, entries, err := openOrReplace(w.opt.Dir, w.now(), w.log)
+	if err != nil {
 		return err
 	}
+	w.journal = j
 	if w.point != nil {
-		w.journal.point = w.point
+		j.point = w.point
 	}
-	w.journal.skip, w.journal.board = w.skip, w.board
-	entries, err := w.journal.load()
-	if err == nil {
-		w.logs, err = logs.Open(filepath.Join(w.opt.Dir, "logs"), w.opt.Logs)
+	j.skip, j.board = w.skip, w.board
+	if w.logs, err = logs.Open(filepath.Join(w.opt.Dir, "logs"), w.opt.Logs); err != nil {
+		return errors.Join(err, j.close())
 	}
-	if err != nil {
-		return errors.Join(err, w.journal.close())
+	w.life, w.end = context.WithCancel(context.Background())
+	for _, img := range w.images.List() {
+		w.lastUsed[img.Digest] = w.now()
 	}
+	if j.mark == nil {
+		w.takeUpAll(entries)
+	} else {
+		w.log.Info("the worker's journal is new: what belongs in it, the controller says")
+	}
+	w.done.Go(w.clearStrays)
+	w.done.Go(w.collect)
+	w.done.Go(w.scrub)
+	w.done.Go(w.watchUsage)
+	return nil
+}
+
+// takeUpAll starts the actors of all Machines of a journal that is whole.
+func (w *Worker) takeUpAll(entries []entry) {
 	known := map[key.MachineID]bool{}
 	for _, e := range entries {
 		known[e.rec.Machine] = true
@@ -227,12 +244,11 @@ func (w *Worker) Open() (err error) {
 	if err := w.logs.Sweep(func(id key.MachineID) bool { return known[id] }); err != nil {
 		w.log.Warn("logs of unknown machines stay", "err", err)
 	}
-	w.life, w.end = context.WithCancel(context.Background())
-	for _, img := range w.images.List() {
-		w.lastUsed[img.Digest] = w.now()
-	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.closed {
+		return // the journal has them
+	}
 	for _, e := range entries {
 		// The deadlines of passing states count the time that a worker was there for.
 		e.rec.Since = w.now()
@@ -245,15 +261,11 @@ func (w *Worker) Open() (err error) {
 		}
 		w.begin(e)
 	}
-	w.done.Go(w.clearStrays)
-	w.done.Go(w.collect)
-	w.done.Go(w.scrub)
-	w.done.Go(w.watchUsage)
+	close(w.whole)
 	w.log.Info("the worker carries on", "machines", len(entries))
-	return nil
 }
 
-// Connected is closed when the controller has answered a Sync for the first time.
+// Connected is closed when the controller has said for the first time what is assigned.
 func (w *Worker) Connected() <-chan struct{} { return w.linked }
 
 // begin starts the actor of an entry. w.mu is held.
@@ -317,6 +329,9 @@ func (w *Worker) get(id key.MachineID) (*seen, error) {
 	if s := w.seen[id]; s != nil {
 		return s, nil
 	}
+	if err := w.notWhole(); err != nil {
+		return nil, err
+	}
 	return nil, fault.New(fault.NotFound, "machine %s is not on this node", id)
 }
 
@@ -328,17 +343,9 @@ func (w *Worker) Assign(asg *internalpb.Assignment) error { return w.take(asg, f
 // take is Assign. A late one is tried again: it counts only as long as nothing else
 // came for its Machine, which may have come, run and been destroyed meanwhile.
 func (w *Worker) take(asg *internalpb.Assignment, late bool) error {
-	id, err := key.ParseMachineID(asg.GetMachineId())
+	id, err := checkAssignment(asg)
 	if err != nil {
 		return err
-	}
-	if _, err := key.ParseInstanceID(asg.GetInstanceId()); err != nil {
-		return err
-	}
-	switch machine.Desired(asg.GetDesired()) {
-	case machine.WantStarted, machine.WantStopped, machine.WantDestroyed:
-	default:
-		return fault.New(fault.Invalid, "machine %s is wanted %q, which is not a state to want", id, asg.GetDesired())
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -347,6 +354,9 @@ func (w *Worker) take(asg *internalpb.Assignment, late bool) error {
 	}
 	if late && w.late[id] != asg {
 		return nil
+	}
+	if err := w.notWhole(); err != nil {
+		return err
 	}
 	if a := w.actors[id]; a != nil {
 		delete(w.late, id)
@@ -370,6 +380,23 @@ func (w *Worker) take(asg *internalpb.Assignment, late bool) error {
 	default:
 	}
 	return nil
+}
+
+// checkAssignment refuses what no controller says.
+func checkAssignment(asg *internalpb.Assignment) (key.MachineID, error) {
+	id, err := key.ParseMachineID(asg.GetMachineId())
+	if err != nil {
+		return "", err
+	}
+	if _, err := key.ParseInstanceID(asg.GetInstanceId()); err != nil {
+		return "", err
+	}
+	switch machine.Desired(asg.GetDesired()) {
+	case machine.WantStarted, machine.WantStopped, machine.WantDestroyed:
+	default:
+		return "", fault.New(fault.Invalid, "machine %s is wanted %q, which is not a state to want", id, asg.GetDesired())
+	}
+	return id, nil
 }
 
 // Forget drops a destroyed Machine; for any other it does nothing.
@@ -403,6 +430,11 @@ const noSurvey = "the node's sandboxes cannot be listed, or strays cannot be rem
 // a stray that resists once is not waited for: the runtime itself refuses a second
 // sandbox in its place, and it is tried again until it is gone.
 func (w *Worker) clearStrays() {
+	select {
+	case <-w.whole:
+	case <-w.life.Done():
+		return
+	}
 	surveyed := false
 	for wait := retryFirst; ; wait = min(2*wait, retryMax) {
 		left, err := w.clearOnce(!surveyed)

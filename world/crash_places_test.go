@@ -32,6 +32,7 @@ var neverPassed = map[place]string{
 	"router/uplink-link":      "a first start alone: TestCrashFirstStart",
 	"worker/journal/take-up":  "a version that comes between two steps of a first start: TestKilledAtEveryStep",
 	"router/remove-link":      "a link goes by itself, most often, with the Machine's namespace",
+	"worker/journal/rebuild":  "a journal that is new or was lost: TestCrashFirstStart, TestRebuildIsKilledAtEveryStep",
 	"worker/journal/limit":    "a Machine that hits a limit: TestLimits",
 	"worker/journal/complain": "what is in the way of a step, if it stays long enough",
 }

@@ -287,10 +287,13 @@ func (*ToWorker_Forget) isToWorker_Kind() {}
 
 // Hello opens a Sync: the worker's capacity and everything it observes.
 type Hello struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	Observations  []*Observation         `protobuf:"bytes,2,rep,name=observations,proto3" json:"observations,omitempty"`
-	Capacity      *Capacity              `protobuf:"bytes,3,opt,name=capacity,proto3" json:"capacity,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Node         string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Observations []*Observation         `protobuf:"bytes,2,rep,name=observations,proto3" json:"observations,omitempty"`
+	Capacity     *Capacity              `protobuf:"bytes,3,opt,name=capacity,proto3" json:"capacity,omitempty"`
+	// rebuilding says that the worker's journal is new or was lost: it holds nothing
+	// until it has the Snapshot, and wants to be told what was last observed.
+	Rebuilding    bool `protobuf:"varint,4,opt,name=rebuilding,proto3" json:"rebuilding,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -344,6 +347,13 @@ func (x *Hello) GetCapacity() *Capacity {
 		return x.Capacity
 	}
 	return nil
+}
+
+func (x *Hello) GetRebuilding() bool {
+	if x != nil {
+		return x.Rebuilding
+	}
+	return false
 }
 
 type Capacity struct {
@@ -400,10 +410,15 @@ func (x *Capacity) GetMemoryMb() int64 {
 
 // Snapshot is everything that the controller assigns to the worker. A Machine that
 // the worker holds and that is missing here stays as it is: only an Assignment that
-// wants it destroyed destroys it.
+// wants it destroyed destroys it. Messages are bounded: what does not fit follows in
+// further ones, before anything else.
 type Snapshot struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Assignments   []*Assignment          `protobuf:"bytes,1,rep,name=assignments,proto3" json:"assignments,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Assignments []*Assignment          `protobuf:"bytes,1,rep,name=assignments,proto3" json:"assignments,omitempty"`
+	More        bool                   `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"` // this is not the last part
+	// observed is what the controller last heard of these Machines, as far as it knows;
+	// given to a worker that is rebuilding.
+	Observed      []*Observation `protobuf:"bytes,3,rep,name=observed,proto3" json:"observed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -441,6 +456,20 @@ func (*Snapshot) Descriptor() ([]byte, []int) {
 func (x *Snapshot) GetAssignments() []*Assignment {
 	if x != nil {
 		return x.Assignments
+	}
+	return nil
+}
+
+func (x *Snapshot) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+func (x *Snapshot) GetObserved() []*Observation {
+	if x != nil {
+		return x.Observed
 	}
 	return nil
 }
@@ -2433,16 +2462,21 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"assignment\x18\x02 \x01(\v2 .bulkhead.internal.v1.AssignmentH\x00R\n" +
 	"assignment\x126\n" +
 	"\x06forget\x18\x03 \x01(\v2\x1c.bulkhead.internal.v1.ForgetH\x00R\x06forgetB\x06\n" +
-	"\x04kind\"\x9e\x01\n" +
+	"\x04kind\"\xbe\x01\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12E\n" +
 	"\fobservations\x18\x02 \x03(\v2!.bulkhead.internal.v1.ObservationR\fobservations\x12:\n" +
-	"\bcapacity\x18\x03 \x01(\v2\x1e.bulkhead.internal.v1.CapacityR\bcapacity\";\n" +
+	"\bcapacity\x18\x03 \x01(\v2\x1e.bulkhead.internal.v1.CapacityR\bcapacity\x12\x1e\n" +
+	"\n" +
+	"rebuilding\x18\x04 \x01(\bR\n" +
+	"rebuilding\";\n" +
 	"\bCapacity\x12\x12\n" +
 	"\x04cpus\x18\x01 \x01(\x05R\x04cpus\x12\x1b\n" +
-	"\tmemory_mb\x18\x02 \x01(\x03R\bmemoryMb\"N\n" +
+	"\tmemory_mb\x18\x02 \x01(\x03R\bmemoryMb\"\xa1\x01\n" +
 	"\bSnapshot\x12B\n" +
-	"\vassignments\x18\x01 \x03(\v2 .bulkhead.internal.v1.AssignmentR\vassignments\"'\n" +
+	"\vassignments\x18\x01 \x03(\v2 .bulkhead.internal.v1.AssignmentR\vassignments\x12\x12\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\x12=\n" +
+	"\bobserved\x18\x03 \x03(\v2!.bulkhead.internal.v1.ObservationR\bobserved\"'\n" +
 	"\x06Forget\x12\x1d\n" +
 	"\n" +
 	"machine_id\x18\x01 \x01(\tR\tmachineId\"\xb3\x04\n" +
@@ -2700,42 +2734,43 @@ var file_api_internalpb_internal_proto_depIdxs = []int32{
 	9,  // 5: bulkhead.internal.v1.Hello.observations:type_name -> bulkhead.internal.v1.Observation
 	5,  // 6: bulkhead.internal.v1.Hello.capacity:type_name -> bulkhead.internal.v1.Capacity
 	8,  // 7: bulkhead.internal.v1.Snapshot.assignments:type_name -> bulkhead.internal.v1.Assignment
-	16, // 8: bulkhead.internal.v1.RouteUpdate.route:type_name -> bulkhead.internal.v1.Route
-	17, // 9: bulkhead.internal.v1.Route.services:type_name -> bulkhead.internal.v1.ServiceRoute
-	18, // 10: bulkhead.internal.v1.ServiceRoute.backends:type_name -> bulkhead.internal.v1.Backend
-	33, // 11: bulkhead.internal.v1.ProcessesResponse.processes:type_name -> bulkhead.internal.v1.Process
-	34, // 12: bulkhead.internal.v1.Process.listen_sockets:type_name -> bulkhead.internal.v1.ListenSocket
-	2,  // 13: bulkhead.internal.v1.Controller.Sync:input_type -> bulkhead.internal.v1.FromWorker
-	10, // 14: bulkhead.internal.v1.Controller.FetchManifest:input_type -> bulkhead.internal.v1.FetchManifestRequest
-	12, // 15: bulkhead.internal.v1.Controller.FetchBlob:input_type -> bulkhead.internal.v1.FetchBlobRequest
-	14, // 16: bulkhead.internal.v1.Controller.WatchRoutes:input_type -> bulkhead.internal.v1.WatchRoutesRequest
-	19, // 17: bulkhead.internal.v1.Controller.IssueServerCertificate:input_type -> bulkhead.internal.v1.IssueServerCertificateRequest
-	21, // 18: bulkhead.internal.v1.Worker.Reserve:input_type -> bulkhead.internal.v1.ReserveRequest
-	27, // 19: bulkhead.internal.v1.Worker.Signal:input_type -> bulkhead.internal.v1.SignalRequest
-	29, // 20: bulkhead.internal.v1.Worker.Exec:input_type -> bulkhead.internal.v1.ExecRequest
-	31, // 21: bulkhead.internal.v1.Worker.Processes:input_type -> bulkhead.internal.v1.ProcessesRequest
-	35, // 22: bulkhead.internal.v1.Worker.Logs:input_type -> bulkhead.internal.v1.LogsRequest
-	23, // 23: bulkhead.internal.v1.Worker.Wake:input_type -> bulkhead.internal.v1.WakeRequest
-	25, // 24: bulkhead.internal.v1.Worker.Idle:input_type -> bulkhead.internal.v1.IdleRequest
-	0,  // 25: bulkhead.internal.v1.Telemetry.Metrics:input_type -> bulkhead.internal.v1.MetricsRequest
-	3,  // 26: bulkhead.internal.v1.Controller.Sync:output_type -> bulkhead.internal.v1.ToWorker
-	11, // 27: bulkhead.internal.v1.Controller.FetchManifest:output_type -> bulkhead.internal.v1.FetchManifestResponse
-	13, // 28: bulkhead.internal.v1.Controller.FetchBlob:output_type -> bulkhead.internal.v1.BlobChunk
-	15, // 29: bulkhead.internal.v1.Controller.WatchRoutes:output_type -> bulkhead.internal.v1.RouteUpdate
-	20, // 30: bulkhead.internal.v1.Controller.IssueServerCertificate:output_type -> bulkhead.internal.v1.IssueServerCertificateResponse
-	22, // 31: bulkhead.internal.v1.Worker.Reserve:output_type -> bulkhead.internal.v1.ReserveResponse
-	28, // 32: bulkhead.internal.v1.Worker.Signal:output_type -> bulkhead.internal.v1.SignalResponse
-	30, // 33: bulkhead.internal.v1.Worker.Exec:output_type -> bulkhead.internal.v1.ExecResponse
-	32, // 34: bulkhead.internal.v1.Worker.Processes:output_type -> bulkhead.internal.v1.ProcessesResponse
-	36, // 35: bulkhead.internal.v1.Worker.Logs:output_type -> bulkhead.internal.v1.LogLine
-	24, // 36: bulkhead.internal.v1.Worker.Wake:output_type -> bulkhead.internal.v1.WakeResponse
-	26, // 37: bulkhead.internal.v1.Worker.Idle:output_type -> bulkhead.internal.v1.IdleResponse
-	1,  // 38: bulkhead.internal.v1.Telemetry.Metrics:output_type -> bulkhead.internal.v1.MetricsResponse
-	26, // [26:39] is the sub-list for method output_type
-	13, // [13:26] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	9,  // 8: bulkhead.internal.v1.Snapshot.observed:type_name -> bulkhead.internal.v1.Observation
+	16, // 9: bulkhead.internal.v1.RouteUpdate.route:type_name -> bulkhead.internal.v1.Route
+	17, // 10: bulkhead.internal.v1.Route.services:type_name -> bulkhead.internal.v1.ServiceRoute
+	18, // 11: bulkhead.internal.v1.ServiceRoute.backends:type_name -> bulkhead.internal.v1.Backend
+	33, // 12: bulkhead.internal.v1.ProcessesResponse.processes:type_name -> bulkhead.internal.v1.Process
+	34, // 13: bulkhead.internal.v1.Process.listen_sockets:type_name -> bulkhead.internal.v1.ListenSocket
+	2,  // 14: bulkhead.internal.v1.Controller.Sync:input_type -> bulkhead.internal.v1.FromWorker
+	10, // 15: bulkhead.internal.v1.Controller.FetchManifest:input_type -> bulkhead.internal.v1.FetchManifestRequest
+	12, // 16: bulkhead.internal.v1.Controller.FetchBlob:input_type -> bulkhead.internal.v1.FetchBlobRequest
+	14, // 17: bulkhead.internal.v1.Controller.WatchRoutes:input_type -> bulkhead.internal.v1.WatchRoutesRequest
+	19, // 18: bulkhead.internal.v1.Controller.IssueServerCertificate:input_type -> bulkhead.internal.v1.IssueServerCertificateRequest
+	21, // 19: bulkhead.internal.v1.Worker.Reserve:input_type -> bulkhead.internal.v1.ReserveRequest
+	27, // 20: bulkhead.internal.v1.Worker.Signal:input_type -> bulkhead.internal.v1.SignalRequest
+	29, // 21: bulkhead.internal.v1.Worker.Exec:input_type -> bulkhead.internal.v1.ExecRequest
+	31, // 22: bulkhead.internal.v1.Worker.Processes:input_type -> bulkhead.internal.v1.ProcessesRequest
+	35, // 23: bulkhead.internal.v1.Worker.Logs:input_type -> bulkhead.internal.v1.LogsRequest
+	23, // 24: bulkhead.internal.v1.Worker.Wake:input_type -> bulkhead.internal.v1.WakeRequest
+	25, // 25: bulkhead.internal.v1.Worker.Idle:input_type -> bulkhead.internal.v1.IdleRequest
+	0,  // 26: bulkhead.internal.v1.Telemetry.Metrics:input_type -> bulkhead.internal.v1.MetricsRequest
+	3,  // 27: bulkhead.internal.v1.Controller.Sync:output_type -> bulkhead.internal.v1.ToWorker
+	11, // 28: bulkhead.internal.v1.Controller.FetchManifest:output_type -> bulkhead.internal.v1.FetchManifestResponse
+	13, // 29: bulkhead.internal.v1.Controller.FetchBlob:output_type -> bulkhead.internal.v1.BlobChunk
+	15, // 30: bulkhead.internal.v1.Controller.WatchRoutes:output_type -> bulkhead.internal.v1.RouteUpdate
+	20, // 31: bulkhead.internal.v1.Controller.IssueServerCertificate:output_type -> bulkhead.internal.v1.IssueServerCertificateResponse
+	22, // 32: bulkhead.internal.v1.Worker.Reserve:output_type -> bulkhead.internal.v1.ReserveResponse
+	28, // 33: bulkhead.internal.v1.Worker.Signal:output_type -> bulkhead.internal.v1.SignalResponse
+	30, // 34: bulkhead.internal.v1.Worker.Exec:output_type -> bulkhead.internal.v1.ExecResponse
+	32, // 35: bulkhead.internal.v1.Worker.Processes:output_type -> bulkhead.internal.v1.ProcessesResponse
+	36, // 36: bulkhead.internal.v1.Worker.Logs:output_type -> bulkhead.internal.v1.LogLine
+	24, // 37: bulkhead.internal.v1.Worker.Wake:output_type -> bulkhead.internal.v1.WakeResponse
+	26, // 38: bulkhead.internal.v1.Worker.Idle:output_type -> bulkhead.internal.v1.IdleResponse
+	1,  // 39: bulkhead.internal.v1.Telemetry.Metrics:output_type -> bulkhead.internal.v1.MetricsResponse
+	27, // [27:40] is the sub-list for method output_type
+	14, // [14:27] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_api_internalpb_internal_proto_init() }
