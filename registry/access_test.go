@@ -165,3 +165,32 @@ func TestDamagedBlob(t *testing.T) {
 		f.Close()
 	}
 }
+
+// TestADamagedBlobPushedAgainStays: who has begun to read it before does not take away
+// what was pushed since.
+func TestADamagedBlobPushedAgainStays(t *testing.T) {
+	dir := t.TempDir()
+	s := registrytest.ServeConfig(t, registry.Config{Dir: dir})
+	c := &client{t: t, base: "http://" + s.Addr, token: registrytest.Token}
+	c.pushImage("app", "v1", "{}", "layer")
+	d := keyDigest("layer")
+	overwrite(t, dir, string(d), []byte("laxer"))
+	var readers [2]io.ReadSeekCloser
+	for i := range readers {
+		f, _, err := s.OpenBlob(t.Context(), "app", d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		readers[i] = f
+	}
+	for i, f := range readers {
+		if b, err := io.ReadAll(f); err == nil {
+			t.Errorf("reader %d got %q", i, b)
+		}
+		if i == 0 {
+			c.pushImage("app", "v1", "{}", "layer")
+		}
+		c.do("HEAD", "/v2/app/blobs/"+string(d), nil).want(http.StatusOK)
+	}
+}

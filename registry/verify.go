@@ -3,8 +3,10 @@ package registry
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"hash"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -64,15 +66,38 @@ func (c *checked) WriteTo(w io.Writer) (int64, error) {
 }
 
 // damaged takes the content of a blob away that is not what its digest says, so that
-// a client which pushes the image again is not told that it is here.
+// a client which pushes the image again is not told that it is here. What lies there
+// now is read once more: it may have been pushed since the damage was seen.
 func (r *Registry) damaged(repo string, d key.Digest) error {
 	p := blobPath(d.Hex())
+	if good, err := r.sound(p, d); err != nil {
+		return err
+	} else if good {
+		return fault.New(fault.Unavailable, "blob %s of repository %s was damaged and has been pushed again; try again", d, repo)
+	}
 	err := r.disk.remove(p)
 	if err == nil {
 		err = r.disk.syncDir(filepath.Dir(p))
 	}
 	r.log.Error("a blob is damaged on the registry's disk and was removed; push the image again", "repository", repo, "blob", d, "err", err)
 	return fault.New(fault.Unprocessable, "blob %s of repository %s is damaged on the registry's disk; push the image again, and deploy it", d, repo)
+}
+
+// sound reads a blob's file whole and says whether it is what its digest says.
+func (r *Registry) sound(path string, d key.Digest) (bool, error) {
+	f, err := os.Open(r.disk.path(path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		return false, diskError(err)
+	}
+	return hex.EncodeToString(sum.Sum(nil)) == d.Hex(), nil
 }
 
 // whole says whether the blobs of a manifest that was taken are there in their sizes.
@@ -96,7 +121,7 @@ func (r *Registry) whole(repo string, d key.Digest) (bool, error) {
 		}
 		switch fault.KindOf(err) {
 		case "":
-		case fault.NotFound, fault.Unprocessable:
+		case fault.NotFound, fault.Unprocessable, fault.Unavailable: // the last: it is the manifest's size that is wrong
 			all = false
 		default:
 			return false, err
