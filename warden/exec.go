@@ -85,7 +85,7 @@ func (s *Server) ask(ctx context.Context, id key.MachineID, args []string, files
 	if err := wire.Send(c, wire.ShimRequest{Args: args}.Marshal(), files...); err != nil {
 		return reply, fault.Wrap(fault.NotFound, err, "machine %s has just ended", id)
 	}
-	body, replyFiles, err := wire.Receive(c)
+	body, replyFiles, err := wire.ReceiveAtMost(c, wire.MaxShimReply)
 	closeFiles(replyFiles)
 	if err == nil {
 		reply, err = wire.ParseShimReply(body)

@@ -2,6 +2,7 @@ package warden
 
 import (
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +15,8 @@ import (
 	"bulkhead/fault"
 	"bulkhead/privnet"
 	"bulkhead/sandbox"
+	"bulkhead/warden/client"
+	"bulkhead/warden/wire"
 )
 
 // TestWardenReadsNoTrapOfAMachine: nothing in a Machine's directory belongs to its
@@ -75,6 +78,39 @@ func TestWardenReadsNoTrapOfAMachine(t *testing.T) {
 	}
 	<-stop // the reader has gone
 	held.Close()
+}
+
+// TestShimReplyIsBounded: who took a shim answers commands with as much as it likes;
+// the warden takes no more of it than a shim has to say.
+func TestShimReplyIsBounded(t *testing.T) {
+	w := newWorld(t).start()
+	spec := w.spec("sleep")
+	w.begin(spec)
+	path := filepath.Join(w.server.runDir(spec.Machine), controlFile)
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for size, ok := range map[int]bool{wire.MaxLog: true, wire.MaxLog + 1024: false, wire.MaxMessage - 1024: false} {
+		go func() {
+			c, err := l.AcceptUnix()
+			if err != nil {
+				return
+			}
+			defer c.Close()
+			if _, _, err := wire.Receive(client.Conn{UnixConn: c}); err == nil {
+				wire.Send(client.Conn{UnixConn: c}, wire.ShimReply{Status: 1<<32 - 1, Code: -1 << 31, Log: strings.Repeat("x", size)}.Marshal())
+			}
+		}()
+		r, err := w.server.ask(testContext(t), spec.Machine, []string{"kill"})
+		if (err == nil) != ok || len(r.Log) > wire.MaxLog {
+			t.Errorf("a reply of %d bytes: %d bytes were taken, %v", size, len(r.Log), err)
+		}
+	}
 }
 
 // TestCommandsAreBounded: no caller fills the host with processes that wait for

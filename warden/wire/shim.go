@@ -115,6 +115,9 @@ func (r ShimRequest) Marshal() []byte { return []byte(strings.Join(r.Args, "\x00
 // ParseShimRequest undoes Marshal.
 func ParseShimRequest(b []byte) ShimRequest { return ShimRequest{strings.Split(string(b), "\x00")} }
 
+// MaxShimReply bounds an encoded ShimReply, in bytes: who took a shim may send anything.
+const MaxShimReply = MaxLog + 64
+
 // ShimReply says how a request ended.
 type ShimReply struct {
 	// Status is the wait status of the process that was run in the sandbox; Known is

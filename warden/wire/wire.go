@@ -55,7 +55,10 @@ func Send(c Conn, body []byte, files ...*os.File) error {
 // Receive returns the body and the files of one frame; the files are the caller's to
 // close. At a clean end of the stream the error is io.EOF. After any other error
 // the connection is of no more use.
-func Receive(c Conn) (body []byte, files []*os.File, err error) {
+func Receive(c Conn) (body []byte, files []*os.File, err error) { return ReceiveAtMost(c, MaxMessage) }
+
+// ReceiveAtMost is Receive of a frame whose body has at most limit bytes.
+func ReceiveAtMost(c Conn, limit int) (body []byte, files []*os.File, err error) {
 	defer func() {
 		if err != nil {
 			for _, f := range files {
@@ -88,8 +91,8 @@ func Receive(c Conn) (body []byte, files []*os.File, err error) {
 		got += n
 	}
 	size := int(binary.BigEndian.Uint32(head[:]))
-	if size > MaxMessage {
-		return nil, files, fmt.Errorf("message of %d bytes is over the limit of %d", size, MaxMessage)
+	if size > limit {
+		return nil, files, fmt.Errorf("message of %d bytes is over the limit of %d", size, limit)
 	}
 	// Grow with what arrives, not with what the length claims.
 	body, err = io.ReadAll(io.LimitReader(c, int64(size)))
