@@ -95,8 +95,12 @@ func (w *waker) hold(ctx context.Context, s *Server, r *route.App, of func(*rout
 		w.mu.Unlock()
 		return nil
 	}
-	f := w.flights[app]
-	if w.held >= s.Limits.MaxHeldAll || f != nil && f.held >= s.Limits.MaxHeld {
+	f, held := w.flights[app], 0
+	if f != nil {
+		held = f.held
+	}
+	// No app takes more than it leaves: some place is always left for the next.
+	if held >= min(s.Limits.MaxHeld, s.Limits.MaxHeldAll-w.held) {
 		w.mu.Unlock()
 		return &failure{status: 503, code: "PL02", text: "too many requests wait for app " + app + " to start"}
 	}

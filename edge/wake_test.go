@@ -28,6 +28,7 @@ type sleeper struct {
 	awake  map[string]bool // by machine
 	seq    int64
 	took   time.Duration // of a waking
+	now    chan struct{} // closed: those that are under way end
 	err    error
 	wakes  atomic.Int64
 	idles  atomic.Int64
@@ -57,6 +58,7 @@ func (s *sleeper) Wake(ctx context.Context, r *internalpb.WakeRequest, _ ...grpc
 	s.mu.Unlock()
 	select {
 	case <-time.After(took):
+	case <-s.now:
 	case <-ctx.Done():
 		return nil, fault.Wrap(fault.Timeout, ctx.Err(), "too long")
 	}
@@ -143,6 +145,43 @@ func TestOneWakeForAll(t *testing.T) {
 			t.Errorf("%d answered, %d refused, %d wakings; want at least 20 answered, some refused, 1 waking", ok.Load(), full.Load(), s.wakes.Load())
 		}
 	})
+}
+
+// TestNoAppTakesAllPlaces: requests for apps that do not start leave places in which
+// another app's requests wait.
+func TestNoAppTakesAllPlaces(t *testing.T) {
+	w, s := newSleeper(t, edge.Limits{MaxHeld: 20, MaxHeldAll: 40, WakeTimeout: time.Minute, IdleAfter: time.Hour})
+	s.took, s.now = time.Minute, make(chan struct{})
+	apps := []string{"greedy1", "greedy2", "greedy3", "modest"}
+	for i, app := range apps {
+		w.route(app, web(sleepyAt(serve(t, hi), true, int64(i+1)))...)
+	}
+	c := w.client(false)
+	var all sync.WaitGroup
+	var refused atomic.Int64
+	for _, app := range apps[:3] {
+		for range 60 {
+			all.Go(func() {
+				if resp, _ := get(t, c, "https://"+app+"."+domain+"/"); resp.StatusCode == 503 {
+					refused.Add(1)
+				}
+			})
+		}
+	}
+	// 35 of them wait at most: the others were refused, and there is room for one more.
+	for deadline := time.Now().Add(40 * time.Second); refused.Load() < 145; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d requests were refused", refused.Load())
+		}
+	}
+	s.mu.Lock()
+	s.took = 0
+	s.mu.Unlock()
+	if resp, body := get(t, c, "https://modest."+domain+"/"); resp.StatusCode != 200 {
+		t.Errorf("the modest app: %d %s", resp.StatusCode, body)
+	}
+	close(s.now)
+	all.Wait()
 }
 
 // TestWakingThatFails: who waits is told, in time, and a Machine that does not come up
