@@ -35,7 +35,7 @@ demo: setup programs ## start a platform, deploy an app, show it answering over 
 	scripts/demo
 
 .PHONY: test
-test: setup programs failpoints cli-darwin-arm64 cli-windows-amd64 vet ## build and pass every test (root)
+test: setup programs failpoints clock cli-darwin-arm64 cli-windows-amd64 vet ## build and pass every test (root)
 	scripts/test
 
 .PHONY: setup
@@ -58,6 +58,16 @@ failpoints: programs ## build the programs with failpoints, for tests, into buil
 	mkdir -p build/failpoints
 	$(BUILD) -tags failpoints -o build/failpoints/ ./cmd/...
 	ln -sf ../bin/bulkhead-sandbox build/failpoints/bulkhead-sandbox
+
+# The same roles once more, with a clock that tests can set (internal/clockshift). Only the roles:
+# what is confined or runs inside a sandbox could not read the setting.
+CLOCK_ROLES := bulkheadd bulkhead-controller bulkhead-worker bulkhead-warden bulkhead-edge
+.PHONY: clock
+clock: programs ## build the roles with a clock that can be set, for tests, into build/clock
+	mkdir -p build/clock
+	$(GO) run ./internal/clockshift build/clock/_overlay
+	$(BUILD) -tags failpoints -overlay build/clock/_overlay/overlay.json -o build/clock/ $(CLOCK_ROLES:%=./cmd/%)
+	for p in build/bin/*; do test -e build/clock/$${p##*/} || ln -s ../bin/$${p##*/} build/clock/; done
 
 .PHONY: cli $(CLI_TARGETS:%=cli-%)
 cli: $(CLI_TARGETS:%=cli-%) ## build the CLI for Linux, macOS and Windows into build/cli

@@ -58,7 +58,8 @@ func (c *Controller) adminHandler() http.Handler {
 				return
 			}
 		}
-		writeError(w, c.log, fault.New(fault.Unavailable, "no worker is connected yet"))
+		// Not an error of a request's: bulkheadd asks many times a second while it starts.
+		writeJSON(w, http.StatusServiceUnavailable, errorBody{Error: "no worker is connected yet"})
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p, ok := pki.PeerOf(r.Context())

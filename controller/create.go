@@ -131,7 +131,7 @@ func (c *Controller) createMachine(r *call) (int, any, error) {
 	var l *lease
 	if in.LeaseTTL != 0 {
 		l = newLease(r.who, m, "", ttl)
-		m.LeaseUntil = l.ExpiresAt
+		m.hold(l)
 	}
 	if err := retry(ctx, func() error { return c.addMachine(ctx, a.ID, m, in.Name == "", l) }); err != nil {
 		return 0, nil, err

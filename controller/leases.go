@@ -76,13 +76,21 @@ func (c *Controller) checkLease(ctx context.Context, m *record, nonce string) (*
 
 // tellLease makes the changes by which a Machine's worker hears of its lease: traffic
 // must not start or stop what somebody holds. Others it does nothing to.
-func tellLease(m *record, until time.Time) []store.Op {
+func tellLease(m *record, l *lease) []store.Op {
 	if may := m.Config.Traffic(); m.Gone != nil || !may.Autostart && !may.Autostop {
 		return nil
 	}
-	m.LeaseUntil = until
+	m.hold(l)
 	m.Generation++
 	return []store.Op{put(machineKey(m.App, m.ID), m), put(nodeKey(m.Node, m.ID), m.assigned())}
+}
+
+// hold notes a lease in the Machine's record; nil notes that there is none.
+func (m *record) hold(l *lease) {
+	m.LeaseUntil, m.LeaseTTL = time.Time{}, 0
+	if l != nil {
+		m.LeaseUntil, m.LeaseTTL = l.ExpiresAt, l.TTL
+	}
 }
 
 func (c *Controller) showLease(r *call) (int, any, error) {
@@ -146,7 +154,7 @@ func (c *Controller) takeLease(r *call) (int, any, error) {
 		}
 		lk := leaseKey(m.App, m.ID)
 		conds := []store.Cond{at(lk, rev), at(machineKey(m.App, m.ID), mrev)}
-		told = tellLease(m, out.ExpiresAt)
+		told = tellLease(m, out)
 		_, err = c.store.Txn(r.Context(), conds, append(told, put(lk, out)))
 		return err
 	})
@@ -174,7 +182,7 @@ func (c *Controller) releaseLease(r *call) (int, any, error) {
 		}
 		lk := leaseKey(m.App, m.ID)
 		conds := []store.Cond{at(lk, rev), at(machineKey(m.App, m.ID), mrev)}
-		_, err = c.store.Txn(r.Context(), conds, append(tellLease(m, time.Time{}), store.Delete(lk)))
+		_, err = c.store.Txn(r.Context(), conds, append(tellLease(m, nil), store.Delete(lk)))
 		return err
 	})
 	if err != nil {

@@ -82,7 +82,8 @@ type record struct {
 	Cordoned     bool   `json:"cordoned,omitempty"`
 	// LeaseUntil repeats the lease's end for the worker, which lets traffic do nothing to
 	// the Machine before; it is kept up for those with autostart or autostop only.
-	LeaseUntil time.Time `json:"lease_until,omitzero"`
+	LeaseUntil time.Time     `json:"lease_until,omitzero"`
+	LeaseTTL   time.Duration `json:"lease_ttl,omitempty"` // of that lease
 
 	CreatedAt time.Time `json:"created_at"`
 	UpdatedAt time.Time `json:"updated_at"`
@@ -139,14 +140,8 @@ type lease struct {
 	TTL time.Duration `json:"ttl,omitempty"`
 }
 
-// leaseSkew is how far the clock may be set back without ending a lease.
-const leaseSkew = 10 * time.Second
-
 // live reports whether the lease holds.
-func (l *lease) live(now time.Time) bool {
-	left := l.ExpiresAt.Sub(now)
-	return left > 0 && (l.TTL == 0 || left <= l.TTL+leaseSkew)
-}
+func (l *lease) live(now time.Time) bool { return machine.LeaseHolds(l.ExpiresAt, l.TTL, now) }
 
 // host is what is kept of a node.
 type host struct {

@@ -447,7 +447,7 @@ func (c *Controller) assignment(r *record) (*internalpb.Assignment, error) {
 		Force: r.Force, Grant: encoded, GrantSignature: sig, Region: r.Region, Cordoned: r.Cordoned, Wish: r.Wish,
 	}
 	if !r.LeaseUntil.IsZero() {
-		as.LeaseUntilMs = r.LeaseUntil.UnixMilli()
+		as.LeaseUntilMs, as.LeaseTtlMs = r.LeaseUntil.UnixMilli(), r.LeaseTTL.Milliseconds()
 	}
 	return as, nil
 }

@@ -87,7 +87,7 @@ func TestWhoHearsOfALease(t *testing.T) {
 			t.Fatal(err)
 		}
 		m := &record{ID: "m1", App: "web", Node: "n1", Config: conf, Generation: 1, Wish: 1}
-		ops := tellLease(m, now())
+		ops := tellLease(m, &lease{ExpiresAt: now()})
 		if (len(ops) > 0) != told || (m.Generation == 2) != told || m.Wish != 1 {
 			t.Errorf("%s: %d changes, generation %d, wish %d", services, len(ops), m.Generation, m.Wish)
 		}

@@ -66,7 +66,7 @@ func (c *Controller) updateMachine(r *call) (int, any, error) {
 		ops := []store.Op{put(versionKey(m.App, m.ID, m.Instance), m.version())}
 		if in.LeaseTTL != 0 && r.nonce() == "" {
 			l = newLease(r.who, m, "", ttl)
-			m.LeaseUntil = l.ExpiresAt
+			m.hold(l)
 			ops = append(ops, put(leaseKey(m.App, m.ID), l))
 		}
 		return ops, nil

@@ -77,11 +77,14 @@ func (s *pipes) run(a, b net.Conn, idle time.Duration) {
 	b.Close()
 }
 
+// pipeEpoch is what piping counts from: a clock that is set does not make a pipe old.
+var pipeEpoch = time.Now()
+
 type piping struct {
 	a, b     net.Conn
 	limit    time.Duration
 	draining *atomic.Bool
-	last     atomic.Int64 // Unix ns of the last byte in any direction
+	last     atomic.Int64 // ns after pipeEpoch, of the last byte in any direction
 }
 
 // idle is how long the pipe may be still.
@@ -92,7 +95,7 @@ func (p *piping) idle() time.Duration {
 	return p.limit
 }
 
-func (p *piping) moved() { p.last.Store(time.Now().UnixNano()) }
+func (p *piping) moved() { p.last.Store(int64(time.Since(pipeEpoch))) }
 
 // run copies from src to dst; on anything but a clean end it closes both.
 func (p *piping) run(dst, src net.Conn) {
@@ -144,7 +147,7 @@ func (p *piping) copy(dst, src net.Conn) error {
 			return nil
 		case !upstream.IsTimeout(err) || !time.Now().Before(writeBy):
 			return err
-		case time.Now().UnixNano()-p.last.Load() >= int64(p.idle()):
+		case int64(time.Since(pipeEpoch))-p.last.Load() >= int64(p.idle()):
 			return errIdle
 		}
 	}

@@ -233,7 +233,7 @@ func cloneAsg(a *internalpb.Assignment) *internalpb.Assignment {
 		MachineId: a.MachineId, App: a.App, Name: a.Name, Generation: a.Generation, InstanceId: a.InstanceId, Config: a.Config,
 		ImageRef: a.ImageRef, Desired: a.Desired, StartNonce: a.StartNonce, RestartNonce: a.RestartNonce, StopSignal: a.StopSignal,
 		StopTimeoutMs: a.StopTimeoutMs, Force: a.Force, Grant: a.Grant, GrantSignature: a.GrantSignature, Region: a.Region, Cordoned: a.Cordoned,
-		Wish: a.Wish, LeaseUntilMs: a.LeaseUntilMs,
+		Wish: a.Wish, LeaseUntilMs: a.LeaseUntilMs, LeaseTtlMs: a.LeaseTtlMs,
 	}
 	return c
 }

@@ -220,6 +220,28 @@ func TestClockSetBackAtReboot(t *testing.T) {
 	n.state(a, machine.Started)
 }
 
+// TestNextStart: a wait goes on over a restart, and begins anew when the clock was set
+// back; it is never longer than it was.
+func TestNextStart(t *testing.T) {
+	decided := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+	for _, c := range []struct{ wait, later, left time.Duration }{
+		{30 * time.Second, 10 * time.Second, 20 * time.Second},
+		{30 * time.Second, time.Hour, 30*time.Second - time.Hour},
+		{30 * time.Second, -time.Hour, 30 * time.Second},
+		{time.Minute, -time.Second, time.Minute},
+		{failedRetryMax, -time.Hour, failedRetryMax},
+		{2 * time.Hour, 0, failedRetryMax},
+	} {
+		now := decided.Add(c.later)
+		if got := nextStart(&record{Since: decided, NextStart: decided.Add(c.wait)}, now).Sub(now); got != c.left {
+			t.Errorf("a wait of %v, %v later: %v left, want %v", c.wait, c.later, got, c.left)
+		}
+	}
+	if got := nextStart(&record{Since: decided}, decided.Add(-time.Hour)); !got.IsZero() {
+		t.Errorf("nothing to wait for became %v", got)
+	}
+}
+
 // TestImagesAreCollected: age and budget decide, what a machine needs stays.
 func TestImagesAreCollected(t *testing.T) {
 	n := newNode(t)

@@ -104,7 +104,8 @@ func mayWake(r *record, a *internalpb.Assignment, may machine.Traffic, now time.
 
 // notLeased refuses what traffic would do to a Machine that somebody holds.
 func notLeased(r *record, a *internalpb.Assignment, now time.Time) error {
-	if a.GetLeaseUntilMs() > now.UnixMilli() {
+	ttl := time.Duration(a.GetLeaseTtlMs()) * time.Millisecond
+	if machine.LeaseHolds(time.UnixMilli(a.GetLeaseUntilMs()), ttl, now) {
 		return fault.New(fault.Conflict, "machine %s is leased", r.Machine)
 	}
 	return nil

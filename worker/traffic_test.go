@@ -54,6 +54,9 @@ func TestWhatAnEdgeMayDo(t *testing.T) {
 	const start, stop = `{"image":"app","services":[{"internal_port":80,"autostart":true}]}`, `{"image":"app","services":[{"internal_port":80,"autostop":true}]}`
 	cordoned := func(a *internalpb.Assignment) { a.Cordoned = true }
 	leased := func(a *internalpb.Assignment) { a.LeaseUntilMs = time.Now().Add(time.Hour).UnixMilli() }
+	back := func(a *internalpb.Assignment) { // a lease of a minute, taken before the clock was set back an hour
+		a.LeaseUntilMs, a.LeaseTtlMs = time.Now().Add(time.Hour+time.Minute).UnixMilli(), time.Minute.Milliseconds()
+	}
 	over := func(a *internalpb.Assignment) { a.LeaseUntilMs = time.Now().Add(-time.Second).UnixMilli() }
 	for _, c := range []struct {
 		what, config string
@@ -74,6 +77,7 @@ func TestWhatAnEdgeMayDo(t *testing.T) {
 		{"leased, stopped", sleepy, machine.Stopped, leased, fault.Conflict, fault.Conflict},
 		{"leased, started", sleepy, machine.Started, leased, "", fault.Conflict},
 		{"a lease that is over", sleepy, machine.Stopped, over, "", ""},
+		{"a lease of another clock", sleepy, machine.Stopped, back, "", ""},
 		{"never started", sleepy, machine.Created, nil, fault.Conflict, fault.Conflict},
 		{"destroyed", sleepy, machine.Destroyed, nil, fault.Conflict, fault.Conflict},
 		{"at the minimum", `{"image":"app","services":[{"internal_port":80,"autostop":true,"min_machines_running":1}]}`, machine.Started, nil, fault.Denied, fault.Precondition},

@@ -249,12 +249,9 @@ func (w *Worker) takeUpAll(entries []entry) {
 		return // the journal has them
 	}
 	for _, e := range entries {
+		e.rec.NextStart = nextStart(e.rec, w.now())
 		// The deadlines of passing states count the time that a worker was there for.
 		e.rec.Since = w.now()
-		// No wait is longer than the longest, also when the clock was set back meanwhile.
-		if latest := w.now().Add(failedRetryMax); e.rec.NextStart.After(latest) {
-			e.rec.NextStart = latest
-		}
 		if e.rec.Sandbox != "" {
 			w.capacity.hold(e.rec.Machine, guestMB(e.asg))
 		}
@@ -262,6 +259,20 @@ func (w *Worker) takeUpAll(entries []entry) {
 	}
 	close(w.whole)
 	w.log.Info("the worker carries on", "machines", len(entries))
+}
+
+// nextStart is a record's NextStart by the clock of now, which may have been set back
+// since the record was written: then the wait begins anew, since nobody knows how much
+// of it is over, and otherwise it would be longer by what the clock is back.
+func nextStart(r *record, now time.Time) time.Time {
+	wait := failedRetryMax // no wait is longer
+	if now.Before(r.Since) {
+		wait = min(wait, max(0, r.NextStart.Sub(r.Since)))
+	}
+	if latest := now.Add(wait); r.NextStart.After(latest) {
+		return latest
+	}
+	return r.NextStart
 }
 
 // Connected is closed when the controller has said for the first time what is assigned.

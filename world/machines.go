@@ -22,9 +22,10 @@ type Machine struct {
 	Cordoned   bool           `json:"cordoned"`
 	Config     map[string]any `json:"config"`
 	Events     []struct {
-		Type    string `json:"type"`
-		Status  string `json:"status"`
-		Request *struct {
+		Type      string `json:"type"`
+		Timestamp int64  `json:"timestamp"` // Unix milliseconds
+		Status    string `json:"status"`
+		Request   *struct {
 			Error      string              `json:"error"`
 			Reason     string              `json:"reason"`
 			LimitEvent *machine.LimitEvent `json:"limit_event"`

@@ -92,17 +92,20 @@ func StartAt(t testing.TB, dir, bin string, env []string, flags ...string) *Worl
 		"--data-dir", w.DataDir,
 		"--http-addr", w.HTTPAddr,
 		"--https-addr", "127.0.0.1:" + strconv.Itoa(freePort(t)),
-		"--ready-file", filepath.Join(w.DataDir, "ready.json"),
+		"--ready-file", w.readyFile(),
 	}, flags...)
 	t.Cleanup(w.down)
 	w.Up()
 	return w
 }
 
+// readyFile is beside the data directory, whose disk may be full.
+func (w *World) readyFile() string { return w.DataDir + "-ready.json" }
+
 // Up starts bulkheadd and waits until it is ready.
 func (w *World) Up() {
 	w.T.Helper()
-	ready := filepath.Join(w.DataDir, "ready.json")
+	ready := w.readyFile()
 	os.Remove(ready)
 	w.cmd = exec.Command(filepath.Join(w.Bin, "bulkheadd"), w.args...)
 	w.cmd.Env = append(os.Environ(), w.env...)

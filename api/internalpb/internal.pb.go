@@ -558,7 +558,10 @@ type Assignment struct {
 	Wish int64 `protobuf:"varint,18,opt,name=wish,proto3" json:"wish,omitempty"`
 	// lease_until_ms is until when somebody holds the Machine's lease: it is not woken
 	// before. 0 means nobody.
-	LeaseUntilMs  int64 `protobuf:"varint,19,opt,name=lease_until_ms,json=leaseUntilMs,proto3" json:"lease_until_ms,omitempty"`
+	LeaseUntilMs int64 `protobuf:"varint,19,opt,name=lease_until_ms,json=leaseUntilMs,proto3" json:"lease_until_ms,omitempty"`
+	// lease_ttl_ms is what the lease was taken for: with more than that to go the clock
+	// has been set back since, and the lease counts as over. 0 says that it is not known.
+	LeaseTtlMs    int64 `protobuf:"varint,20,opt,name=lease_ttl_ms,json=leaseTtlMs,proto3" json:"lease_ttl_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -722,6 +725,13 @@ func (x *Assignment) GetWish() int64 {
 func (x *Assignment) GetLeaseUntilMs() int64 {
 	if x != nil {
 		return x.LeaseUntilMs
+	}
+	return 0
+}
+
+func (x *Assignment) GetLeaseTtlMs() int64 {
+	if x != nil {
+		return x.LeaseTtlMs
 	}
 	return 0
 }
@@ -2479,7 +2489,7 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"\bobserved\x18\x03 \x03(\v2!.bulkhead.internal.v1.ObservationR\bobserved\"'\n" +
 	"\x06Forget\x12\x1d\n" +
 	"\n" +
-	"machine_id\x18\x01 \x01(\tR\tmachineId\"\xb3\x04\n" +
+	"machine_id\x18\x01 \x01(\tR\tmachineId\"\xd5\x04\n" +
 	"\n" +
 	"Assignment\x12\x1d\n" +
 	"\n" +
@@ -2507,7 +2517,9 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"\x06region\x18\x10 \x01(\tR\x06region\x12\x1a\n" +
 	"\bcordoned\x18\x11 \x01(\bR\bcordoned\x12\x12\n" +
 	"\x04wish\x18\x12 \x01(\x03R\x04wish\x12$\n" +
-	"\x0elease_until_ms\x18\x13 \x01(\x03R\fleaseUntilMs\"\xf6\x02\n" +
+	"\x0elease_until_ms\x18\x13 \x01(\x03R\fleaseUntilMs\x12 \n" +
+	"\flease_ttl_ms\x18\x14 \x01(\x03R\n" +
+	"leaseTtlMs\"\xf6\x02\n" +
 	"\vObservation\x12\x1d\n" +
 	"\n" +
 	"machine_id\x18\x01 \x01(\tR\tmachineId\x12\x10\n" +

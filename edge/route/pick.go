@@ -35,7 +35,7 @@ const (
 // best band (answering before not answering, below soft before above), never one
 // at its hard limit.
 func (s *Service) Pick(now time.Time, tried []*Backend) (Lease, Verdict) {
-	ns := now.UnixNano()
+	ns := clock(now)
 	if n := len(s.Targets); n > 0 && len(tried) == 0 {
 		t := &s.Targets[0]
 		if n > 1 {
@@ -111,7 +111,7 @@ func (t *Target) take() bool {
 
 // Release gives the lease back and lets one waiter look again.
 func (l Lease) Release() {
-	l.used.Store(time.Now().UnixNano())
+	l.used.Store(clock(time.Now()))
 	l.load.Add(-1)
 	l.gate.wakeOne()
 }

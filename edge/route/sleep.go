@@ -21,13 +21,13 @@ type rest struct {
 	asleep    atomic.Bool
 	draining  atomic.Bool  // it is being reported idle: no new requests
 	autostart atomic.Bool  // as in the newest route
-	used      atomic.Int64 // Unix ns at which its last request ended, or it came up
-	woken     atomic.Int64 // Unix ns of its last waking by this edge
-	doubted   atomic.Int64 // Unix ns at which it was last thought asleep unheard
+	used      atomic.Int64 // clock at which its last request ended, or it came up
+	woken     atomic.Int64 // clock at its last waking by this edge
+	doubted   atomic.Int64 // clock when it was last thought asleep unheard
 
-	wakeAfter  atomic.Int64 // Unix ns; not to be woken before, after failures
+	wakeAfter  atomic.Int64 // clock; not to be woken before, after failures
 	wakeFails  atomic.Int32
-	quietAfter atomic.Int64 // Unix ns; not to be reported idle before, after a refusal
+	quietAfter atomic.Int64 // clock; not to be reported idle before, after a refusal
 }
 
 // Backoff of waking a Machine that did not come up.
@@ -47,7 +47,7 @@ func (b *Backend) settle(p *internalpb.Backend) {
 		b.dropIdle() // nobody is at their other end any more
 		return
 	}
-	b.used.Store(time.Now().UnixNano())
+	b.used.Store(clock(time.Now()))
 	b.Worked()
 }
 
@@ -57,7 +57,7 @@ func (b *Backend) Autostart() bool { return b.autostart.Load() }
 // Woken returns when this edge last woke the Machine; zero for never.
 func (b *Backend) Woken() time.Time {
 	if ns := b.woken.Load(); ns != 0 {
-		return time.Unix(0, ns)
+		return epoch.Add(time.Duration(ns))
 	}
 	return time.Time{}
 }
@@ -66,27 +66,27 @@ func (b *Backend) Woken() time.Time {
 // this edge having heard of it; it says so at most once in every.
 func (b *Backend) Doubt(now time.Time, every time.Duration) bool {
 	last := b.doubted.Load()
-	return b.Autostart() && now.UnixNano()-max(last, b.woken.Load()) >= int64(every) && b.doubted.CompareAndSwap(last, now.UnixNano())
+	return b.Autostart() && clock(now)-max(last, b.woken.Load()) >= int64(every) && b.doubted.CompareAndSwap(last, clock(now))
 }
 
 // MayWake reports whether waking the Machine may be tried now.
-func (b *Backend) MayWake(now time.Time) bool { return now.UnixNano() >= b.wakeAfter.Load() }
+func (b *Backend) MayWake(now time.Time) bool { return clock(now) >= b.wakeAfter.Load() }
 
 // WakeFailed notes that the Machine did not come up: it is left alone for a while that
 // doubles.
 func (b *Backend) WakeFailed(now time.Time) {
 	n := min(b.wakeFails.Add(1)-1, 10)
-	b.wakeAfter.Store(now.Add(min(wakeBackoff<<n, wakeBackoffMax)).UnixNano())
+	b.wakeAfter.Store(clock(now.Add(min(wakeBackoff<<n, wakeBackoffMax))))
 }
 
 // Idle reports whether the Machine runs, may be reported idle, and has had no request
 // under way since before.
 func (t *Target) Idle(now, before time.Time) bool {
-	return t.Autostop && !t.asleep.Load() && t.load.Load() == 0 && t.used.Load() < before.UnixNano() && now.UnixNano() >= t.quietAfter.Load()
+	return t.Autostop && !t.asleep.Load() && t.load.Load() == 0 && t.used.Load() < clock(before) && clock(now) >= t.quietAfter.Load()
 }
 
 // KeepUp puts off the next report that the Machine is idle.
-func (b *Backend) KeepUp(until time.Time) { b.quietAfter.Store(until.UnixNano()) }
+func (b *Backend) KeepUp(until time.Time) { b.quietAfter.Store(clock(until)) }
 
 // Slept and Awoke note what the worker said of a Machine of app at seq; Unheard notes
 // that it may sleep. They report whether the Machine is known.
@@ -94,7 +94,7 @@ func (t *Table) Slept(app, machine string, seq int64) bool { return t.note(app, 
 
 // Awoke is Slept's opposite.
 func (t *Table) Awoke(app, machine string, seq int64) bool {
-	now := time.Now().UnixNano()
+	now := clock(time.Now())
 	return t.each(app, machine, func(b *Backend) {
 		b.woken.Store(now)
 		b.wakeFails.Store(0)

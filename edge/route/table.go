@@ -76,7 +76,7 @@ type Backend struct {
 	Aux atomic.Pointer[any]
 
 	load      atomic.Int64
-	downUntil atomic.Int64 // Unix ns
+	downUntil atomic.Int64 // clock
 	fails     atomic.Int32
 
 	rest // what it has to do with sleeping and waking
@@ -211,7 +211,7 @@ func (t *Table) backend(app, old *App, b *internalpb.Backend) *Backend {
 	}
 	if have == nil {
 		have = &Backend{Machine: k.id, Addr: k.addr, Pool: upstream.NewPool(k.addr, t.dial)}
-		have.used.Store(time.Now().UnixNano())
+		have.used.Store(clock(time.Now()))
 	}
 	app.backends[k] = have
 	return have
@@ -253,7 +253,7 @@ func (b *Backend) Load() int64 { return b.load.Load() }
 // that doubles from 100 ms to 5 s, unless there is no other.
 func (b *Backend) Failed(now time.Time) {
 	n := min(b.fails.Add(1), 7)
-	b.downUntil.Store(now.Add(min(50*time.Millisecond<<n, 5*time.Second)).UnixNano())
+	b.downUntil.Store(clock(now.Add(min(50*time.Millisecond<<n, 5*time.Second))))
 }
 
 // Worked notes that the Machine answers.
