@@ -139,6 +139,7 @@ func (n *node) begin(tm timing) *running {
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &running{node: n, s: New(n.config), cancel: cancel, ended: make(chan error, 1)}
 	r.s.Stdout, r.s.Stderr, r.s.timing = &n.stdout, &n.stderr, tm
+	r.s.probes = nil // TestPreflight tries the host, once for all
 	os.Remove(n.config.ReadyFile)
 	go func() { r.ended <- r.s.Up(ctx) }()
 	n.t.Cleanup(func() {
