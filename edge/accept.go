@@ -315,13 +315,16 @@ func (s *Server) lease(ctx context.Context, app string, tried []*route.Backend, 
 			return l, nil
 		}
 		if verdict == route.Full {
-			if len(svc.Asleep) > 0 {
+			limit, rising := s.Limits.QueueTimeout, s.rising(tried)
+			if rising { // it is asked again soon, and no other woken for it
+				limit = risingPause
+			} else if len(svc.Asleep) > 0 {
 				s.waker.begin(s, app, of) // one more, unless a place gets free before
 			}
 			if wait == nil {
 				s.m.queued.Inc()
 				var cancel context.CancelFunc
-				wait, cancel = context.WithTimeout(ctx, s.Limits.QueueTimeout)
+				wait, cancel = context.WithTimeout(ctx, limit)
 				defer cancel()
 			}
 			full := func() bool {
@@ -330,6 +333,9 @@ func (s *Server) lease(ctx context.Context, app string, tried []*route.Backend, 
 			}
 			if svc.Wait(wait, full) {
 				continue
+			}
+			if rising {
+				return route.Lease{}, atLimit(app)
 			}
 		}
 		if held == nil {
@@ -340,11 +346,15 @@ func (s *Server) lease(ctx context.Context, app string, tried []*route.Backend, 
 		switch fail := s.waker.hold(held, s, r, of); {
 		case fail == nil:
 		case verdict == route.Full:
-			return route.Lease{}, &failure{status: 503, code: "PL02", text: "all machines of app " + app + " are at their limit"}
+			return route.Lease{}, atLimit(app)
 		default:
 			return route.Lease{}, fail
 		}
 	}
+}
+
+func atLimit(app string) *failure {
+	return &failure{status: 503, code: "PL02", text: "all machines of app " + app + " are at their limit"}
 }
 
 // tell logs, a bounded number of times a second, what went wrong for an app.

@@ -233,3 +233,17 @@ func (s *Server) patience(until time.Time, b *route.Backend) time.Time {
 	}
 	return until
 }
+
+// risingPause is how long a request waits for a place at other Machines before it asks
+// one again that has just been woken.
+const risingPause = 50 * time.Millisecond
+
+// rising reports whether one of the Machines was woken a moment ago: it may not listen yet.
+func (s *Server) rising(tried []*route.Backend) bool {
+	for _, b := range tried {
+		if woken := b.Woken(); !woken.IsZero() && time.Since(woken) < s.Limits.WakeTimeout {
+			return true
+		}
+	}
+	return false
+}

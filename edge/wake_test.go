@@ -366,3 +366,48 @@ func TestAFloodWakesOneOfTwo(t *testing.T) {
 		t.Errorf("%d wakings; want 1", n)
 	}
 }
+
+// TestAWokenMachineThatDoesNotListenYet: it is asked again while all others are full.
+func TestAWokenMachineThatDoesNotListenYet(t *testing.T) {
+	w, s := newSleeper(t, edge.Limits{IdleAfter: time.Hour, QueueTimeout: 20 * time.Second})
+	began, release := make(chan struct{}), make(chan struct{})
+	busy := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		close(began)
+		<-release
+		hi(w, r)
+	})
+	s.awake["m-"+busy] = true
+	l := listen(t)
+	late := l.Addr().String()
+	l.Close()
+	var on []*internalpb.Backend
+	for i, addr := range []string{busy, late} {
+		b := sleepyAt(addr, i > 0, 1)
+		b.SoftLimit, b.HardLimit = 1, 1
+		on = append(on, b)
+	}
+	w.route("app", web(on...)...)
+	c := w.client(false)
+	var all sync.WaitGroup
+	all.Go(func() { get(t, c, "https://app."+domain+"/slow") })
+	<-began
+	all.Go(func() {
+		eventually(t, "it is woken", func() bool { return s.wakes.Load() > 0 })
+		time.Sleep(300 * time.Millisecond)
+		l, err := net.Listen("tcp", late)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		srv := &http.Server{Handler: http.HandlerFunc(hi)}
+		t.Cleanup(func() { srv.Close() })
+		go srv.Serve(l)
+	})
+	asked := time.Now()
+	resp, body := get(t, c, "https://app."+domain+"/")
+	if took := time.Since(asked); resp.StatusCode != 200 || took > 10*time.Second || s.wakes.Load() != 1 {
+		t.Errorf("%d %q after %v, %d wakings", resp.StatusCode, body, took, s.wakes.Load())
+	}
+	close(release)
+	all.Wait()
+}
