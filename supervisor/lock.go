@@ -42,11 +42,15 @@ func takeLock(dataDir string, create bool) (*os.File, error) {
 		}
 		return nil, fmt.Errorf("bulkheadd runs on %s already, as process %s; stop it first, or choose another data directory with --data-dir", dataDir, pid)
 	}
-	if err := f.Truncate(0); err != nil {
-		f.Close()
-		return nil, err
+	// The number is advice. It is written over the old one, which on a disk that is
+	// full takes no room, and a lock without it is a lock all the same: what makes room
+	// again may well be the platform.
+	pid := []byte(strconv.Itoa(os.Getpid()) + "\n")
+	_, err = f.WriteAt(pid, 0)
+	if err == nil {
+		err = f.Truncate(int64(len(pid)))
 	}
-	if _, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0); err != nil {
+	if err != nil && !errors.Is(err, syscall.ENOSPC) {
 		f.Close()
 		return nil, err
 	}

@@ -18,6 +18,7 @@ import (
 
 	"bulkhead/notice"
 	"bulkhead/role"
+	"bulkhead/room"
 )
 
 // timing holds every wait of the supervisor, so that tests can be fast.
@@ -59,20 +60,23 @@ type runner struct {
 
 	quit    chan struct{} // closed: stop
 	once    sync.Once
+	waits   sync.Once
 	ended   chan struct{} // closed: the role does not run and will not be started
 	first   chan struct{} // closed: it was ready once
+	stuck   chan struct{} // closed: it was not, and is tried until the disk has room
 	failure error         // set before ended is closed, when it never became ready
 }
 
 func (r *runner) init() {
-	r.quit, r.ended, r.first = make(chan struct{}), make(chan struct{}), make(chan struct{})
+	r.quit, r.ended, r.first, r.stuck = make(chan struct{}), make(chan struct{}), make(chan struct{}), make(chan struct{})
 }
 
 // configFile is where the role finds its configuration.
 func (r *runner) configFile() string { return filepath.Join(r.runDir, "roles", r.name+".json") }
 
 // loop starts the role again and again until stop is called, or until it failed
-// too often to become ready for the first time.
+// too often to become ready for the first time. While the disk is full it is given
+// more tries: that bulkheadd ends makes no room.
 func (r *runner) loop() {
 	defer close(r.ended)
 	wait, wasReady, began, inRow := r.timing.min, false, time.Now(), 0
@@ -82,7 +86,12 @@ func (r *runner) loop() {
 		if r.stopping() {
 			return
 		}
-		if !wasReady && (attempt >= r.timing.attempts || time.Since(began) >= r.timing.ready) {
+		enough := !wasReady && (attempt >= r.timing.attempts || time.Since(began) >= r.timing.ready)
+		if enough && room.Check(r.config.DataDir, 0, room.Records) != nil {
+			enough, attempt, began = false, 0, time.Now()
+			r.waits.Do(func() { close(r.stuck) })
+		}
+		if enough {
 			r.failure = fmt.Errorf("the %s does not start: %w", r.name, err)
 			return
 		}

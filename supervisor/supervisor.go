@@ -113,6 +113,18 @@ func (s *Supervisor) Up(ctx context.Context) error {
 		return err
 	}
 	defer s.close()
+	var disks sync.WaitGroup
+	defer disks.Wait()
+	look, blind := context.WithCancel(ctx)
+	defer blind()
+	disks.Go(func() { room.Watch(look, s.in.dir, s.board) }) // also while roles start
+	watch, cancel := context.WithCancel(ctx)
+	watched := make(chan struct{})
+	defer func() { cancel(); <-watched }()
+	go func() {
+		s.notify.watchdog(watch, func() { s.spawner.do(func() {}) })
+		close(watched)
+	}()
 	if err := s.start(ctx); err != nil {
 		s.stop()
 		if ctx.Err() != nil {
@@ -121,18 +133,6 @@ func (s *Supervisor) Up(ctx context.Context) error {
 		return err
 	}
 	s.notify.send("READY=1")
-	var disks sync.WaitGroup
-	defer disks.Wait()
-	look, blind := context.WithCancel(ctx)
-	defer blind()
-	disks.Go(func() { room.Watch(look, s.in.dir, s.board) })
-	watch, cancel := context.WithCancel(ctx)
-	defer cancel()
-	watched := make(chan struct{})
-	go func() {
-		s.notify.watchdog(watch, func() { s.spawner.do(func() {}) })
-		close(watched)
-	}()
 	<-ctx.Done()
 	<-watched
 	s.notify.send("STOPPING=1")
@@ -274,8 +274,8 @@ func (s *Supervisor) close() {
 	}
 }
 
-// start starts the roles, each when the one before is ready, and waits until the
-// platform answers.
+// start starts the roles, each when the one before is ready or waits for room on the
+// disk, and waits until the platform answers.
 func (s *Supervisor) start(ctx context.Context) error {
 	for _, name := range []string{role.Warden, role.Controller, role.Worker, role.Edge} {
 		r, err := s.newRunner(name)
@@ -286,6 +286,8 @@ func (s *Supervisor) start(ctx context.Context) error {
 		go r.loop()
 		select {
 		case <-r.first:
+		case <-r.stuck: // the others may run
+			s.waitForRoom(fmt.Errorf("the %s does not start", name))
 		case <-r.ended:
 			return s.explain(r, r.failure)
 		case <-ctx.Done():
@@ -421,9 +423,47 @@ func (s *Supervisor) announce(ctx context.Context) error {
 	return writeFile(s.fault, s.in.path(tokenMark), nil, 0o600, root)
 }
 
+// noPlatform is what the board calls a start that a full disk holds up.
+const noPlatform = "the platform does not answer as a whole, and waits for room on the disk"
+
 // awaitPlatform returns when the controller says that it and its worker serve, and
-// the API answers a client through the edge.
+// the API answers a client through the edge. Too late is an error, but not while the
+// disk is full: what runs is of use, and ending it, over and over, makes no room.
 func (s *Supervisor) awaitPlatform(ctx context.Context, a *admin) (login, error) {
+	for {
+		l, err := s.awaitOnce(ctx, a)
+		if err == nil {
+			s.board.Over(noPlatform)
+			return l, nil
+		}
+		if ctx.Err() != nil || s.gaveUp() != nil || room.Check(s.in.dir, 0, room.Records) == nil {
+			return l, err
+		}
+		s.waitForRoom(err)
+	}
+}
+
+// waitForRoom says once that the start goes on when the disk has room, and tells a
+// service manager not to wait: it would begin it anew, over and over.
+func (s *Supervisor) waitForRoom(why error) {
+	s.board.Trouble(noPlatform, why)
+	s.notify.send("READY=1\nSTATUS=" + noPlatform)
+}
+
+// gaveUp is the failure of a role that is not tried any more.
+func (s *Supervisor) gaveUp() error {
+	for _, r := range s.runners {
+		select {
+		case <-r.ended:
+			return s.explain(r, r.failure)
+		default:
+		}
+	}
+	return nil
+}
+
+// awaitOnce is awaitPlatform for as long as that should take.
+func (s *Supervisor) awaitOnce(ctx context.Context, a *admin) (login, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, s.timing.platform, errors.New("too late"))
 	defer cancel()
 	var last error
@@ -441,6 +481,9 @@ func (s *Supervisor) awaitPlatform(ctx context.Context, a *admin) (login, error)
 		}
 		if ctx.Err() == nil {
 			last = err
+		}
+		if err := s.gaveUp(); err != nil {
+			return login{}, err
 		}
 		select {
 		case <-ctx.Done():

@@ -34,6 +34,8 @@ import (
 //	<MachineDir>/<id>/
 //	    image.erofs   a hard link to the sealed image, so that nobody can delete it
 //	                  from under a running Machine
+//	<MachineDir>/.spare-<id>/
+//	    empty; there only while the disk is low, see removeDisk
 func (s *Server) runDir(id key.MachineID) string {
 	return filepath.Join(s.config.RunDir, "machines", string(id))
 }

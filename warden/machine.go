@@ -185,7 +185,7 @@ func (s *Server) removeLocked(ctx context.Context, id key.MachineID) error {
 			}
 		}
 	}
-	if err := failpoint.Write("warden/remove/disk", func() error { return os.RemoveAll(s.diskDir(id)) }); err != nil {
+	if err := failpoint.Write("warden/remove/disk", func() error { return s.removeDisk(id) }); err != nil {
 		return err
 	}
 	if err := failpoint.Write("warden/remove/directory", func() error { return s.removeRunDir(id) }); err != nil {

@@ -187,7 +187,7 @@ func (st *starter) makeDirs() error {
 		unix.Mkfifo(filepath.Join(dir, stderrFile), 0o600),
 		os.WriteFile(filepath.Join(dir, exitFile), nil, 0o600),
 		os.WriteFile(filepath.Join(dir, meterFile), nil, 0o600),
-		ownedDir(s.diskDir(id), 0, base, 0o710),
+		s.makeDisk(id, base),
 	)
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 
 	"go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"bulkhead/api/internalpb"
@@ -66,6 +68,7 @@ type journal struct {
 	point func(name string) error
 	// skip is a seeded fault for tests: writes that it names are not made.
 	skip func(name string) bool
+	held int64 // bytes of the file that the disk's blocks are given to; see hold
 }
 
 // entry is a record and its assignment.
@@ -116,6 +119,7 @@ func openJournal(dir string) (j *journal, err error) {
 		}
 		return nil, err
 	}
+	j.db.View(func(tx *bbolt.Tx) error { j.hold(tx.Size()); return nil }) // nobody else has it yet
 	return j, nil
 }
 
@@ -128,28 +132,34 @@ func wordOf(err error) string {
 	return ""
 }
 
-// prepare makes the buckets of a new journal and checks those of an old one.
+// prepare makes the buckets of a new journal and checks those of an old one. One that
+// has them all is not written to: the disk may be full.
 func (j *journal) prepare() error {
+	has := true
+	err := j.db.View(func(tx *bbolt.Tx) error {
+		for _, b := range [][]byte{bucketMeta, bucketMachines, bucketAssignments, bucketSlots} {
+			has = has && tx.Bucket(b) != nil
+		}
+		if has = has && tx.Bucket(bucketMeta).Get(keyVersion) != nil; !has {
+			return nil
+		}
+		return j.readMeta(tx.Bucket(bucketMeta))
+	})
+	if err != nil || has {
+		return err
+	}
 	return j.db.Update(func(tx *bbolt.Tx) error {
 		meta, err := tx.CreateBucketIfNotExists(bucketMeta)
 		if err != nil {
 			return err
 		}
-		switch v := meta.Get(keyVersion); {
-		case v == nil:
+		if meta.Get(keyVersion) == nil {
 			if err := j.prepareNew(meta); err != nil {
 				return err
 			}
-		case len(v) != 4:
-			return fault.New(fault.Internal, "its version is %x", v)
-		case binary.BigEndian.Uint32(v) != journalVersion:
-			return fault.New(fault.Precondition, "the worker's journal %s has version %x, this worker reads version %d; run the version of Bulkhead that wrote it, or a newer one", j.path, v, journalVersion)
 		}
-		if b := meta.Get(keyMark); b != nil {
-			j.mark = new(mark)
-			if err := json.Unmarshal(b, j.mark); err != nil {
-				return fault.Wrap(fault.Internal, err, "its mark cannot be read")
-			}
+		if err := j.readMeta(meta); err != nil {
+			return err
 		}
 		for _, b := range [][]byte{bucketMachines, bucketAssignments, bucketSlots} {
 			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
@@ -158,6 +168,44 @@ func (j *journal) prepare() error {
 		}
 		return nil
 	})
+}
+
+// readMeta checks the version and reads the mark.
+func (j *journal) readMeta(meta *bbolt.Bucket) error {
+	switch v := meta.Get(keyVersion); {
+	case len(v) != 4:
+		return fault.New(fault.Internal, "its version is %x", v)
+	case binary.BigEndian.Uint32(v) != journalVersion:
+		return fault.New(fault.Precondition, "the worker's journal %s has version %x, this worker reads version %d; run the version of Bulkhead that wrote it, or a newer one", j.path, v, journalVersion)
+	}
+	if b := meta.Get(keyMark); b != nil {
+		j.mark = new(mark)
+		if err := json.Unmarshal(b, j.mark); err != nil {
+			return fault.Wrap(fault.Internal, err, "its mark cannot be read")
+		}
+	}
+	return nil
+}
+
+// ahead is how many bytes of the disk beyond what is in use the journal holds.
+const ahead = 4 << 20
+
+// hold has the disk's blocks given to the journal's first n bytes and some more. So
+// what runs can be started again, stopped and watched on a disk that is full: what is
+// written for it goes to pages that are there. Where no more can be had the writes
+// themselves will tell. It is called within a transaction that writes.
+func (j *journal) hold(n int64) {
+	if n+ahead <= j.held {
+		return
+	}
+	f, err := os.OpenFile(j.path, os.O_RDWR, 0)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, n+2*ahead) == nil {
+		j.held = n + 2*ahead
+	}
 }
 
 // load reads everything, and sees whether it fits together.
@@ -213,7 +261,12 @@ func (j *journal) write(name string, fn func(tx *bbolt.Tx) error) error {
 	if j.skip != nil && j.skip(name) {
 		return j.point("after " + name)
 	}
-	err := failpoint.Write("worker/journal/"+strings.ReplaceAll(name, " ", "-"), func() error { return j.db.Update(fn) })
+	err := failpoint.Write("worker/journal/"+strings.ReplaceAll(name, " ", "-"), func() error {
+		return j.db.Update(func(tx *bbolt.Tx) error {
+			j.hold(tx.Size())
+			return fn(tx)
+		})
+	})
 	if err != nil {
 		err = fault.System(fmt.Errorf("%w: %w", errJournal, err), "the worker's journal %s cannot be written", j.path)
 		j.board.Trouble(journalStands, err)

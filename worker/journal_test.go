@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 
 	"bulkhead/api/internalpb"
 	"bulkhead/fault"
@@ -206,5 +207,75 @@ func TestJournalHasOneWorker(t *testing.T) {
 	defer j.close()
 	if _, err := openJournal(dir); !fault.Is(err, fault.Conflict) {
 		t.Fatalf("%v", err)
+	}
+}
+
+// TestJournalOnAFullDisk: a journal is opened on a disk that is full without a write,
+// and the records of Machines that it has can be changed again and again, because it
+// holds blocks of the disk. Control: one that gave them back cannot.
+func TestJournalOnAFullDisk(t *testing.T) {
+	for _, holds := range []bool{true, false} {
+		dir := t.TempDir()
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=32m"); err != nil {
+			t.Fatalf("mount a file system: %v (run the tests as root)", err)
+		}
+		t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+		j, err := openJournal(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var all []*record
+		for range 100 {
+			r := &record{Machine: key.NewMachineID(), State: machine.Created}
+			if err := j.create(r, &internalpb.Assignment{MachineId: string(r.Machine), Config: bytes.Repeat([]byte("x"), 2000)}); err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, r)
+		}
+		if err := j.close(); err != nil {
+			t.Fatal(err)
+		}
+		if !holds {
+			b, err := os.ReadFile(j.path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(os.Remove(j.path), os.WriteFile(j.path, b, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f, err := os.Create(filepath.Join(dir, "fill"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for chunk := 1 << 20; chunk > 0; {
+			if _, err := f.Write(make([]byte, chunk)); err != nil {
+				chunk /= 2
+			}
+		}
+		f.Close()
+		was, err := os.ReadFile(j.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if j, err = openJournal(dir); err != nil {
+			t.Fatal(err)
+		}
+		defer j.close()
+		if is, err := os.ReadFile(j.path); err != nil || !bytes.Equal(is, was) {
+			t.Errorf("opening it changed it (%v)", err)
+		}
+		var full error
+		for n := range 20 {
+			for _, r := range all {
+				r.Error = strings.Repeat("e", 100*n) // they grow
+				if err := j.put("up", r, r.Slot, nil); err != nil && full == nil {
+					full = err
+				}
+			}
+		}
+		if holds != (full == nil) || full != nil && !fault.Is(full, fault.Full) {
+			t.Errorf("held %v: %v", holds, full)
+		}
 	}
 }

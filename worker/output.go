@@ -2,12 +2,16 @@ package worker
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
+	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/logs"
 	"bulkhead/machine"
@@ -102,6 +106,9 @@ func (w *Worker) kept(err error) {
 	const what = "output of machines is lost; they run on"
 	if err != nil {
 		w.lostAt.Store(time.Now().UnixNano())
+		if no := syscall.Errno(0); errors.As(err, &no) { // without the Machine's name: once for all
+			err = fault.System(no, "a machine's log in %s cannot be written", filepath.Join(w.opt.Dir, "logs"))
+		}
 		w.board.Trouble(what, err)
 		return
 	}

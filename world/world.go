@@ -125,6 +125,7 @@ func (w *World) Up() {
 		}
 		select {
 		case err := <-exited:
+			w.cmd = nil
 			w.T.Fatalf("bulkheadd ended before it was ready: %v\n%s", err, w.log.tail(8000))
 		case <-deadline:
 			w.T.Fatalf("bulkheadd was not ready in time\n%s", w.log.tail(8000))
