@@ -26,7 +26,7 @@ func TestAFullDiskEndsNoStart(t *testing.T) {
 	}
 	t.Cleanup(func() { unix.Unmount(n.config.DataDir, unix.MNT_DETACH) })
 	tm := fastTiming
-	tm.platform = 300 * time.Millisecond
+	tm.platform = 3 * time.Second
 	first := n.begin(tm)
 	if err := first.await(); err != nil {
 		t.Fatal(err)
@@ -47,8 +47,9 @@ func TestAFullDiskEndsNoStart(t *testing.T) {
 	n.behave(role.Controller, behaviour{NotReady: true})
 	before, starts := len(n.stderr.String()), startCount(n, role.Worker)
 	r := n.begin(tm)
-	n.eventually("the worker was tried a dozen times, and the edge runs", func() bool {
-		return startCount(n, role.Worker) >= starts+4*tm.attempts && strings.Count(n.stderr.String()[before:], `"what":"edge"`) > 0
+	n.eventually("the worker was tried a dozen times, the edge runs and the platform is late", func() bool {
+		log := n.stderr.String()[before:]
+		return startCount(n, role.Worker) >= starts+4*tm.attempts && strings.Contains(log, `"what":"edge"`) && strings.Contains(log, "does not answer after 3s")
 	})
 	log := n.stderr.String()[before:]
 	for _, said := range []string{`"the disk is low, and something is refused"`, `"` + noPlatform + `"`, "the worker's journal cannot be made"} {

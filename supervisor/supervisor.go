@@ -60,6 +60,7 @@ type Supervisor struct {
 	fault   hook
 	spawner *spawner
 	notify  notify
+	ready   func(status string) // tells a service manager not to wait any longer
 
 	in      *installation
 	sockets *sockets
@@ -113,18 +114,18 @@ func (s *Supervisor) Up(ctx context.Context) error {
 		return err
 	}
 	defer s.close()
-	var disks sync.WaitGroup
-	defer disks.Wait()
-	look, blind := context.WithCancel(ctx)
-	defer blind()
-	disks.Go(func() { room.Watch(look, s.in.dir, s.board) }) // also while roles start
+	var aside sync.WaitGroup
+	defer aside.Wait()
 	watch, cancel := context.WithCancel(ctx)
-	watched := make(chan struct{})
-	defer func() { cancel(); <-watched }()
-	go func() {
-		s.notify.watchdog(watch, func() { s.spawner.do(func() {}) })
-		close(watched)
-	}()
+	defer cancel()
+	aside.Go(func() { room.Watch(watch, s.in.dir, s.board) }) // also while roles start
+	pet := sync.OnceFunc(func() {
+		aside.Go(func() { s.notify.watchdog(watch, func() { s.spawner.do(func() {}) }) })
+	})
+	s.ready = func(status string) {
+		s.notify.send("READY=1" + status)
+		pet()
+	}
 	if err := s.start(ctx); err != nil {
 		s.stop()
 		if ctx.Err() != nil {
@@ -132,9 +133,9 @@ func (s *Supervisor) Up(ctx context.Context) error {
 		}
 		return err
 	}
-	s.notify.send("READY=1")
+	s.ready("")
 	<-ctx.Done()
-	<-watched
+	aside.Wait()
 	s.notify.send("STOPPING=1")
 	s.log.Info("stopping; Machines keep running until \"bulkheadd down\" or a restart of this machine")
 	s.stop()
@@ -421,77 +422,4 @@ func (s *Supervisor) announce(ctx context.Context) error {
 		return err
 	}
 	return writeFile(s.fault, s.in.path(tokenMark), nil, 0o600, root)
-}
-
-// noPlatform is what the board calls a start that a full disk holds up.
-const noPlatform = "the platform does not answer as a whole, and waits for room on the disk"
-
-// awaitPlatform returns when the controller says that it and its worker serve, and
-// the API answers a client through the edge. Too late is an error, but not while the
-// disk is full: what runs is of use, and ending it, over and over, makes no room.
-func (s *Supervisor) awaitPlatform(ctx context.Context, a *admin) (login, error) {
-	for {
-		l, err := s.awaitOnce(ctx, a)
-		if err == nil {
-			s.board.Over(noPlatform)
-			return l, nil
-		}
-		if ctx.Err() != nil || s.gaveUp() != nil || room.Check(s.in.dir, 0, room.Records) == nil {
-			return l, err
-		}
-		s.waitForRoom(err)
-	}
-}
-
-// waitForRoom says once that the start goes on when the disk has room, and tells a
-// service manager not to wait: it would begin it anew, over and over.
-func (s *Supervisor) waitForRoom(why error) {
-	s.board.Trouble(noPlatform, why)
-	s.notify.send("READY=1\nSTATUS=" + noPlatform)
-}
-
-// gaveUp is the failure of a role that is not tried any more.
-func (s *Supervisor) gaveUp() error {
-	for _, r := range s.runners {
-		select {
-		case <-r.ended:
-			return s.explain(r, r.failure)
-		default:
-		}
-	}
-	return nil
-}
-
-// awaitOnce is awaitPlatform for as long as that should take.
-func (s *Supervisor) awaitOnce(ctx context.Context, a *admin) (login, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, s.timing.platform, errors.New("too late"))
-	defer cancel()
-	var last error
-	for {
-		err := a.ready(ctx)
-		var l login
-		if err == nil {
-			l, err = a.login(ctx)
-		}
-		if err == nil {
-			err = probeAPI(ctx, s.state.HTTPSAddr, s.state.Domain, l)
-		}
-		if err == nil {
-			return l, nil
-		}
-		if ctx.Err() == nil {
-			last = err
-		}
-		if err := s.gaveUp(); err != nil {
-			return login{}, err
-		}
-		select {
-		case <-ctx.Done():
-			if last == nil {
-				last = ctx.Err()
-			}
-			return login{}, fmt.Errorf("the roles run, but the API does not answer after %s: %w", s.timing.platform, last)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
 }
