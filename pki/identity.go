@@ -32,6 +32,7 @@ type Identity struct {
 	log    *slog.Logger
 	file   string // "" keeps nothing on disk
 	state  atomic.Pointer[identityState]
+	unkept func() error // writes the file with the newest certificate, when that failed
 	cancel context.CancelFunc
 	done   chan struct{}
 }
@@ -109,7 +110,11 @@ func (i *Identity) keepFresh(ctx context.Context, due bool) {
 		}
 		// The wall clock may jump: never sleep long on its word.
 		wait := min(max(time.Until(half), 5*time.Second), time.Minute)
-		if due {
+		if i.unkept != nil && i.unkept() == nil {
+			i.log.Info("over: a certificate is not kept on disk", "file", i.file)
+			i.unkept = nil
+		}
+		if due || i.unkept != nil {
 			wait = 5 * time.Second
 		}
 		select {
@@ -149,8 +154,11 @@ func (i *Identity) renew(ctx context.Context) error {
 		return err
 	}
 	i.state.Store(s)
-	if err := i.remember(k, chain, rootDER); err != nil {
-		i.log.Warn("a certificate is not kept on disk", "file", i.file, "err", err)
+	i.unkept = nil
+	keep := func() error { return i.remember(k, chain, rootDER) }
+	if err := keep(); err != nil { // it serves all the same
+		i.log.Warn("a certificate is not kept on disk; it is tried again", "file", i.file, "err", err)
+		i.unkept = keep
 	}
 	return nil
 }

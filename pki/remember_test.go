@@ -64,3 +64,26 @@ func TestIdentityOutlivesARestart(t *testing.T) {
 		}
 	}
 }
+
+// TestIdentityIsKeptLater: a certificate that cannot be written serves, and is on disk
+// as soon as it can be: a disk that is full gets room.
+func TestIdentityIsKeptLater(t *testing.T) {
+	ca := pkitest.CA(t, "c-1", "apps.test")
+	file := filepath.Join(t.TempDir(), "later", "identity.pem")
+	id := must(pki.OpenIdentity(t.Context(), file, pkitest.Signer(ca, pki.ID{Cluster: "c-1", Role: "edge", Node: "n1"}), slog.New(slog.DiscardHandler)))
+	defer id.Close()
+	if got := id.ID().String(); got != "spiffe://c-1/edge/n1" {
+		t.Errorf("it is %s", got)
+	}
+	if err := os.Mkdir(filepath.Dir(file), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := os.Stat(file); err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("the certificate is not kept")
+		}
+	}
+}
