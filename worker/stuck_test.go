@@ -324,10 +324,11 @@ func plant(t *testing.T, j *journal, tr *trouble) {
 	if tr.held {
 		r.Sandbox, r.Ran, r.Launched, r.Image, r.StartedAt = inst, state != machine.Starting, true, digestA, now
 	}
+	was := r.Slot
 	if state == machine.Destroyed {
 		r.Slot = 0
 	}
-	if err := j.put("plant", r, r.Slot, tr.asg); err != nil {
+	if err := j.put("plant", r, was, tr.asg); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -358,10 +359,13 @@ func newBrokenWorld(t *testing.T, dir, how string, depth int) *brokenWorld {
 		t.Fatal(err)
 	}
 	b := &brokenWorld{t: t, rt: newBrokenRuntime(how), stays: newStays(), all: troubles(depth)}
+	if err := j.rebuild(nil); err != nil { // what is planted is all of it
+		t.Fatal(err)
+	}
 	for _, tr := range b.all {
 		plant(t, j, tr)
 	}
-	if err := j.rebuild(nil); err != nil {
+	if _, err := j.load(); err != nil {
 		t.Fatal(err)
 	}
 	if err := j.close(); err != nil {
@@ -401,7 +405,7 @@ func (b *brokenWorld) assign(tr *trouble, w wish) {
 func (b *brokenWorld) state(tr *trouble) machine.State {
 	s, err := b.w.get(key.MachineID(tr.asg.MachineId))
 	if err != nil {
-		b.t.Fatal(err)
+		b.t.Fatalf("%s: %v", tr.what, err)
 	}
 	return s.rec.State
 }
