@@ -17,7 +17,9 @@ import (
 
 // soak is what the clients of a random run share.
 type soak struct {
-	w        *world.World
+	w        *world.World // to break; what the clients need of it is below
+	api      string
+	token    string
 	rec      *history.Recorder
 	http     *http.Client
 	image    string
@@ -61,11 +63,11 @@ func (s *soak) call(ctx context.Context, method, path string, in, out any, heade
 	}
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, s.w.Ready.APIURL+"/v1"+path, body)
+	req, err := http.NewRequestWithContext(ctx, method, s.api+"/v1"+path, body)
 	if err != nil {
 		panic(err)
 	}
-	req.Header.Set("Authorization", "Bearer "+s.w.Ready.Token)
+	req.Header.Set("Authorization", "Bearer "+s.token)
 	for i := 0; i+1 < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}

@@ -65,7 +65,8 @@ func TestSoak(t *testing.T) {
 		all[i] = &soaker{soak: s, id: i, rng: rand.New(rand.NewPCG(seed, uint64(i+1)))}
 		clients.Go(func() { all[i].run(ctx) })
 	}
-	clients.Go(func() { s.countSandboxes(ctx) })
+	view := w.In(t) // shims are found by the runtime directory, whichever bulkheadd runs
+	clients.Go(func() { s.countSandboxes(ctx, view) })
 	faults := s.breakThings(t, rand.New(rand.NewPCG(seed, 0)), length)
 	stop()
 	clients.Wait()
@@ -90,7 +91,7 @@ func TestSoak(t *testing.T) {
 
 // newSoak makes the apps and Machines that the clients use.
 func newSoak(t *testing.T, w *world.World) *soak {
-	s := &soak{w: w, rec: history.NewRecorder(), apps: []string{"come-0", "come-1", "come-2"}, wanted: map[string]string{}}
+	s := &soak{w: w, api: w.Ready.APIURL, token: w.Ready.Token, rec: history.NewRecorder(), apps: []string{"come-0", "come-1", "come-2"}, wanted: map[string]string{}}
 	// The transport of now: a platform that comes back gets a new one.
 	s.http = &http.Client{Transport: w.Client().Transport}
 	for _, app := range []string{"reg", "churn", "web"} {
@@ -152,10 +153,10 @@ func (s *soak) breakThings(t *testing.T, rng *rand.Rand, length time.Duration) m
 }
 
 // countSandboxes looks for two sandboxes of one Machine all the time.
-func (s *soak) countSandboxes(ctx context.Context) {
+func (s *soak) countSandboxes(ctx context.Context, w *world.World) {
 	for ctx.Err() == nil {
 		shims, seen := map[int]bool{}, map[string]bool{}
-		for _, p := range s.w.Processes() {
+		for _, p := range w.Processes() {
 			// A child of a shim is a shim too, between its fork and its exec.
 			if p.Name != "bulkhead-shim" || len(p.Args) < 3 || shims[p.PPID] {
 				continue
@@ -235,7 +236,7 @@ func TestSoakSeesALostWrite(t *testing.T) {
 	d := startDying(t)
 	w := d.w
 	w.CreateApp("reg", "")
-	s := &soak{w: w, rec: history.NewRecorder(), http: w.Client()}
+	s := &soak{w: w, api: w.Ready.APIURL, token: w.Ready.Token, rec: history.NewRecorder(), http: w.Client()}
 	var m world.Machine
 	w.Must("POST", "/apps/reg/machines", map[string]any{"skip_launch": true, "config": soakConfig(w.Push("reg", fixture.StaticGo(t)), "")}, &m)
 	c := &soaker{soak: s}
