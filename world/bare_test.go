@@ -32,7 +32,6 @@ import (
 // started without a platform, in a network namespace that is ready.
 type bare struct {
 	dir   string
-	env   []string
 	ns    *os.File // of the next start
 	count int
 }

@@ -1,7 +1,6 @@
 package world
 
 import (
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -123,7 +122,7 @@ func (d *Disk) Fill() (free func()) {
 		}
 	}
 	if err := f.Sync(); err != nil {
-		d.T.Log(fmt.Sprintf("fill %s: %v", d.Dir, err))
+		d.T.Logf("fill %s: %v", d.Dir, err)
 	}
 	return func() {
 		d.T.Helper()
