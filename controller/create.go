@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -8,6 +9,7 @@ import (
 	"math/big"
 	"net/http"
 	"regexp"
+	"strings"
 	"time"
 
 	"bulkhead/controller/schedule"
@@ -57,6 +59,15 @@ func (in *machineInput) config() (*machine.Config, error) {
 	for _, name := range []string{"cache_drive", "spot"} {
 		if v, ok := others[name]; ok && string(v) != "null" {
 			return nil, fault.New(fault.Invalid, "config.%s is not supported by this version of Bulkhead; leave it out", name)
+		}
+	}
+	// An extension has no clients that know more fields than we do: one that is unknown
+	// is a slip, and a limit that is not there.
+	if raw := others["bulkhead_limits"]; raw != nil {
+		d := json.NewDecoder(bytes.NewReader(raw))
+		d.DisallowUnknownFields()
+		if err := d.Decode(new(machine.Limits)); err != nil {
+			return nil, fault.New(fault.Invalid, "config.bulkhead_limits: %s; docs/api.md lists its fields", strings.TrimPrefix(jsonProblem(err), "json: "))
 		}
 	}
 	if in.LSVD {
