@@ -98,13 +98,19 @@ func (w *Worker) fits(id key.MachineID, mb int64) error {
 	return nil
 }
 
-// running finds a Machine that has a process.
-func (s *service) running(id string) (*seen, key.MachineID, error) {
+// known finds a Machine of this node.
+func (s *service) known(id string) (*seen, key.MachineID, error) {
 	m, err := key.ParseMachineID(id)
 	if err != nil {
 		return nil, "", err
 	}
 	k, err := s.w.get(m)
+	return k, m, err
+}
+
+// running finds a Machine that has a process.
+func (s *service) running(id string) (*seen, key.MachineID, error) {
+	k, m, err := s.known(id)
 	if err != nil {
 		return nil, "", err
 	}
@@ -205,11 +211,8 @@ func (s *service) Processes(ctx context.Context, req *internalpb.ProcessesReques
 // Logs streams the Machine's output. A follower's stream ends when the Machine is
 // forgotten or the caller leaves.
 func (s *service) Logs(req *internalpb.LogsRequest, out grpc.ServerStreamingServer[internalpb.LogLine]) error {
-	id, err := key.ParseMachineID(req.GetMachineId())
+	_, id, err := s.known(req.GetMachineId())
 	if err != nil {
-		return err
-	}
-	if _, err := s.w.get(id); err != nil {
 		return err
 	}
 	send := func(l logs.Line) error {

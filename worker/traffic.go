@@ -226,11 +226,7 @@ func (a *actor) wish(name string, want machine.Desired) (int64, error) {
 func (s *service) Wake(ctx context.Context, req *internalpb.WakeRequest) (*internalpb.WakeResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, wakeLimit)
 	defer cancel()
-	id, err := key.ParseMachineID(req.GetMachineId())
-	if err != nil {
-		return nil, err
-	}
-	k, err := s.w.get(id)
+	k, id, err := s.known(req.GetMachineId())
 	if err != nil {
 		return nil, err
 	}
@@ -291,11 +287,7 @@ func (w *Worker) untilUp(ctx context.Context, id key.MachineID, seq int64) (*see
 func (s *service) Idle(ctx context.Context, req *internalpb.IdleRequest) (*internalpb.IdleResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, idleLimit)
 	defer cancel()
-	id, err := key.ParseMachineID(req.GetMachineId())
-	if err != nil {
-		return nil, err
-	}
-	k, err := s.w.get(id)
+	k, id, err := s.known(req.GetMachineId())
 	if err != nil {
 		return nil, err
 	}
