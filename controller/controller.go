@@ -38,6 +38,7 @@ import (
 	"bulkhead/pki"
 	"bulkhead/registry"
 	"bulkhead/role"
+	"bulkhead/secret"
 	"bulkhead/store"
 	"bulkhead/store/etcd"
 )
@@ -69,7 +70,8 @@ type Controller struct {
 	cert     *apiCert
 	registry *registry.Registry
 	grantKey ed25519.PrivateKey
-	tmp      string // directory of the store's sockets, when DataDir is too deep
+	ring     *secret.Ring // wraps what is secret in the store
+	tmp      string       // directory of the store's sockets, when DataDir is too deep
 
 	view     *view
 	routes   *routes
@@ -134,6 +136,9 @@ func (c *Controller) Open(ctx context.Context) (err error) {
 		sockets = c.tmp
 	}
 	if c.store, err = openStore(ctx, etcd.Config{Dir: filepath.Join(rc.DataDir, "store"), SocketDir: sockets, Log: c.log}); err != nil {
+		return err
+	}
+	if err := c.openRing(ctx); err != nil {
 		return err
 	}
 	if err := c.ensureOrg(ctx); err != nil {

@@ -15,6 +15,7 @@ import (
 //	/org/<slug>                        org
 //	/counter/<name>                    counter
 //	/token/admin                       adminToken
+//	/cluster-key                       clusterKey: by which the right cluster key is known
 //	/network/<org>/<name>              network: the number of a private network, for ever
 //	/app/<name>                        app
 //	/machine/<app>/<id>                record
@@ -34,6 +35,7 @@ const (
 	prefixHost    = "/host/"
 	prefixRemoved = "/removed/"
 	keyAdminToken = "/token/admin"
+	keyClusterKey = "/cluster-key"
 )
 
 func orgKey(slug string) string              { return "/org/" + slug }

@@ -78,6 +78,9 @@ type Config struct {
 	// GrantKeyFile is the private (controller) or public (warden) half of the key
 	// that signs grants: 64 or 32 raw bytes.
 	GrantKeyFile string `json:"grant_key_file,omitempty"`
+	// ClusterKeyFile is where the controller keeps the key that wraps what is secret in
+	// the store; empty: cluster.key in DataDir.
+	ClusterKeyFile string `json:"cluster_key_file,omitempty"`
 	// ImageDir is where the worker keeps sealed images, for the warden.
 	ImageDir string `json:"image_dir,omitempty"`
 	// MachineDir is the warden's directory for what Machines hold on disk.

@@ -35,12 +35,16 @@ const (
 	clusterFile = "cluster.json" // Identity, 0644
 	grantKey    = "grant.key"    // ed25519 private key, 64 bytes, of the controller, 0600
 	grantPub    = "grant.pub"    // its public half, 32 bytes, 0644
-	caFile      = "ca.crt"       // root of the cluster's CA, PEM, 0644; a copy for clients
-	stateFile   = "up.json"      // State of the last start, 0600
-	tokenMark   = "token.given"  // the first admin token has been shown
-	programDir  = "programs"     // copies of the programs when lib_dir is closed to the roles
-	imageDir    = "images"       // sealed images, of the worker, 0700
-	machineDir  = "machines"     // the warden's, 0711
+	// clusterKeyDir is the controller's, 0700: what it holds, the cluster key, is not to
+	// be copied to where the rest is.
+	clusterKeyDir  = "cluster-key"
+	clusterKeyFile = "cluster.key"
+	caFile         = "ca.crt"      // root of the cluster's CA, PEM, 0644; a copy for clients
+	stateFile      = "up.json"     // State of the last start, 0600
+	tokenMark      = "token.given" // the first admin token has been shown
+	programDir     = "programs"    // copies of the programs when lib_dir is closed to the roles
+	imageDir       = "images"      // sealed images, of the worker, 0700
+	machineDir     = "machines"    // the warden's, 0711
 )
 
 // installation is an opened data directory.
@@ -90,6 +94,7 @@ func (in *installation) dirs() []dir {
 		out = append(out, dir{in.path(r), 0o700, in.users.of(r)})
 	}
 	return append(out,
+		dir{in.path(clusterKeyDir), 0o700, in.users.of(role.Controller)},
 		dir{in.path(imageDir), 0o700, in.users.of(role.Worker)},
 		dir{in.path(machineDir), 0o711, root})
 }

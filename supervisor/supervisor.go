@@ -331,7 +331,7 @@ func (s *Supervisor) newRunner(name string) (*runner, error) {
 	}
 	switch name {
 	case role.Controller:
-		rc.GrantKeyFile = in.path(grantKey)
+		rc.GrantKeyFile, rc.ClusterKeyFile = in.path(grantKey), filepath.Join(in.path(clusterKeyDir), clusterKeyFile)
 	case role.Warden:
 		rc.GrantKeyFile, rc.ImageDir, rc.MachineDir = in.path(grantPub), in.path(imageDir), in.path(machineDir)
 	case role.Worker:

@@ -100,6 +100,7 @@ func checkFiles(t *testing.T, r *running) {
 		d + "/worker":                   {os.ModeDir | 0o700, wrk},
 		d + "/warden":                   {os.ModeDir | 0o700, root},
 		d + "/edge":                     {os.ModeDir | 0o700, edge},
+		d + "/cluster-key":              {os.ModeDir | 0o700, ctl},
 		d + "/images":                   {os.ModeDir | 0o700, wrk},
 		d + "/machines":                 {os.ModeDir | 0o711, root},
 		run:                             {os.ModeDir | 0o711, root},

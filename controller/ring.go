@@ -1,0 +1,48 @@
+package controller
+
+import (
+	"context"
+	"path/filepath"
+
+	"bulkhead/secret"
+	"bulkhead/store"
+)
+
+// clusterKey is what the store keeps to know the right cluster key by.
+type clusterKey struct {
+	Check []byte `json:"check"` // see secret.OpenRing
+}
+
+// keeper is where the cluster key lies.
+func (c *Controller) keeper() secret.Keeper {
+	path := c.cfg.Role.ClusterKeyFile
+	if path == "" {
+		path = filepath.Join(c.cfg.Role.DataDir, "cluster.key")
+	}
+	return secret.FileKeeper{Path: path}
+}
+
+// openRing opens the ring of cluster keys; the first time it makes one. The key is on
+// the disk before the record that asks for it: killed in between, the next start
+// takes up the key that is there.
+func (c *Controller) openRing(ctx context.Context) error {
+	rec, rev, err := get[clusterKey](ctx, c.store, keyClusterKey)
+	if err != nil {
+		return err
+	}
+	var check []byte
+	if rec != nil {
+		check = rec.Check
+	}
+	ring, check, err := secret.OpenRing(ctx, c.cfg.Role.Cluster, c.keeper(), check)
+	if err != nil {
+		return err
+	}
+	if rec == nil {
+		if _, err := c.store.Txn(ctx, []store.Cond{at(keyClusterKey, rev)}, []store.Op{put(keyClusterKey, clusterKey{Check: check})}); err != nil {
+			return err
+		}
+	}
+	c.ring = ring
+	return nil
+}
