@@ -88,6 +88,11 @@ lint: vet ## vet, staticcheck, and govulncheck where its database can be reached
 	cd cmd/bulkhead-sandbox && $(GO) run $(STATICCHECK) ./...
 	GOVULNCHECK=$(GOVULNCHECK) scripts/vulncheck
 
+# make test ends with the same check, of what it ran: FROM=build/test reads that again.
+.PHONY: claims
+claims: setup programs failpoints clock ## run the tests that the threat model names, print claim, test, pass or fail
+	$(GO) run ./internal/claims $(if $(FROM),-results $(FROM)/*.json)
+
 .PHONY: bench-edge
 bench-edge: ## processor time per request of the edge, against nginx in the same run
 	scripts/setup nghttp2-client

@@ -66,3 +66,11 @@ func TestDocsNameThingsThatExist(t *testing.T) {
 		t.Errorf("only %d names were found in the documents: the patterns do not match what is written", named)
 	}
 }
+
+// TestThreatModel: it can be read by the program that holds it against the tests, and
+// each claim has tests that exist. That they pass is for make test to say at its end.
+func TestThreatModel(t *testing.T) {
+	if out := run(t, "go", "run", "./internal/claims", "-list", "-failures"); !strings.Contains(out, " 0 with tests that do not exist") {
+		t.Error(out)
+	}
+}

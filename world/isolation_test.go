@@ -163,6 +163,7 @@ func TestMachineIsInGVisor(t *testing.T) {
 
 	t.Run("TestSandboxProcessesFromOutside", func(t *testing.T) { auditProcesses(t, w) })
 	t.Run("TestAuditSeesWhatIsWrong", func(t *testing.T) { auditOfTheWeak(t, w, m.ID) })
+	t.Run("TestNoCredentialInAnEnvironment", func(t *testing.T) { noCredentials(t, w, "a", m.ID) })
 	t.Run("TestEdgeRunsInTheRouterNamespace", func(t *testing.T) {
 		host, _ := os.Readlink("/proc/self/ns/net")
 		edge, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", w.Role("edge")))

@@ -1,8 +1,10 @@
 package world_test
 
 import (
+	"bytes"
 	"crypto/tls"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -82,6 +84,28 @@ func TestNothingAnswersWithoutCredentials(t *testing.T) {
 		resp.Body.Close()
 		if resp.StatusCode != http.StatusUnauthorized {
 			t.Errorf("it answers %d", resp.StatusCode)
+		}
+	})
+
+	t.Run("TestPlainPortOffersNoCertificate", func(t *testing.T) {
+		plain := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+		for _, host := range []string{w.HTTPAddr, "api." + w.Ready.Domain, "registry." + w.Ready.Domain, w.Ready.Domain, "ca." + w.Ready.Domain} {
+			for _, path := range []string{"/", "/ca-cert", "/ca.pem", "/ca.crt", "/v1/ca"} {
+				req, err := http.NewRequest("GET", "http://"+w.HTTPAddr+path, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				req.Host = host
+				resp, err := plain.Do(req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+				resp.Body.Close()
+				if resp.StatusCode < 300 || bytes.Contains(body, []byte("CERTIFICATE")) || strings.Contains(resp.Header.Get("Content-Type"), "x509") {
+					t.Errorf("http://%s%s answers %d with %.100q", host, path, resp.StatusCode, body)
+				}
+			}
 		}
 	})
 
