@@ -29,7 +29,7 @@ const layers = `
 	notice
 	room
 	boltcheck
-	role, pki, secret, api/internalpb, logs, registry, sandbox
+	role, pki, secret, token, api/internalpb, logs, registry, sandbox
 	image/wire, image/confine, image/erofs
 	image/tree
 	image/unpack, image

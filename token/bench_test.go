@@ -1,0 +1,46 @@
+package token
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/superfly/macaroon"
+	"github.com/superfly/macaroon/flyio"
+	"github.com/superfly/macaroon/resset"
+)
+
+var noonAddr = netip.MustParseAddr("198.51.100.7")
+
+// BenchmarkVerify is all that a request costs for a token of six caveats: the header
+// read, the signature checked, every caveat asked. Nothing is cached.
+func BenchmarkVerify(b *testing.B) {
+	r := ring(b)
+	m, err := r.Mint(noon.Add(-time.Hour), noon.Add(time.Hour), []macaroon.Caveat{
+		&flyio.Organization{ID: 7, Mask: resset.ActionAll},
+		&flyio.Apps{Apps: resset.New[uint64](resset.ActionAll, 3)},
+		&resset.IfPresent{Ifs: macaroon.NewCaveatSet(&flyio.Commands{{Args: []string{"ls"}}}), Else: resset.ActionAll},
+		&FromAddress{Networks: []string{"198.51.100.0/24"}},
+		ptr(resset.ActionRead | resset.ActionControl),
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	header := "FlyV1 " + m.Text
+	b.ReportAllocs()
+	for b.Loop() {
+		p, err := Parse(header)
+		if err != nil {
+			b.Fatal(err)
+		}
+		v, err := r.Verify(p, noon)
+		if err != nil {
+			b.Fatal(err)
+		}
+		a := on(3, "r")
+		a.At, a.From = noon, noonAddr
+		if err := v[0].Allows(a); err != nil || len(v[0].Own) != 6 {
+			b.Fatal(err, len(v[0].Own))
+		}
+	}
+}

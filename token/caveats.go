@@ -1,0 +1,85 @@
+package token
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/superfly/macaroon"
+	"github.com/superfly/macaroon/resset"
+)
+
+// Bulkhead's own caveats. This is the registry of their numbers: the next one takes
+// the next number, and none is ever used again. They start 256 behind the first number
+// that is free for all (2^48), because the library's test vectors use those.
+const (
+	CavSession     = macaroon.CavMinUserDefined + 256 + iota // of a live session only
+	CavFromAddress                                           // from certain networks only
+)
+
+func init() {
+	macaroon.RegisterCaveatType(&Session{})
+	macaroon.RegisterCaveatType(&FromAddress{})
+}
+
+// Session holds a token to a session of single sign-on: it ends with it. Discharges carry it.
+type Session struct {
+	ID string `json:"id"`
+}
+
+// CaveatType is the registered number.
+func (c *Session) CaveatType() macaroon.CaveatType { return CavSession }
+
+// Name is for JSON and people.
+func (c *Session) Name() string { return "BulkheadSession" }
+
+// Prohibits refuses unless the Access says that the session lives, now.
+func (c *Session) Prohibits(a macaroon.Access) error {
+	if s, ok := a.(interface{ SessionLives(id string) bool }); ok && c.ID != "" && s.SessionLives(c.ID) {
+		return nil
+	}
+	return refuse(SessionEnded, "the session that this token belongs to is over; log in again")
+}
+
+// FromAddress holds a token to networks that it may be used from.
+type FromAddress struct {
+	Networks []string `json:"networks"`
+}
+
+// CaveatType is the registered number.
+func (c *FromAddress) CaveatType() macaroon.CaveatType { return CavFromAddress }
+
+// Name is for JSON and people.
+func (c *FromAddress) Name() string { return "BulkheadFromAddress" }
+
+// Prohibits refuses a request from an address outside every network, or from one that
+// is not known.
+func (c *FromAddress) Prohibits(a macaroon.Access) error {
+	f, ok := a.(interface{ FromAddr() netip.Addr })
+	if !ok || !f.FromAddr().IsValid() {
+		return fmt.Errorf("%w: the address that it is used from is not known", macaroon.ErrInvalidAccess)
+	}
+	from := f.FromAddr().Unmap()
+	for _, text := range c.Networks {
+		n, err := ParseNetwork(text)
+		if err != nil {
+			return fmt.Errorf("%w: %w", macaroon.ErrBadCaveat, err)
+		}
+		if n.Contains(from) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w address %s (only %v)", resset.ErrUnauthorizedForResource, from, c.Networks)
+}
+
+// ParseNetwork reads a network ("10.0.0.0/8") or a single address.
+func ParseNetwork(text string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(text); err == nil {
+		a = a.Unmap().WithZone("")
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	n, err := netip.ParsePrefix(text)
+	if err != nil || n.Addr().Is4In6() {
+		return netip.Prefix{}, fmt.Errorf("%q is neither an address nor a network such as 10.0.0.0/8", text)
+	}
+	return n.Masked(), nil
+}
