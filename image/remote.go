@@ -21,6 +21,7 @@ import (
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/machine"
+	"bulkhead/privnet"
 )
 
 // Remote fetches images from registries elsewhere, without credentials, over HTTPS;
@@ -64,34 +65,10 @@ func (r *Remote) checkAddress(_, address string, _ syscall.RawConn) error {
 	if err != nil {
 		return err
 	}
-	if !public(ap.Addr().Unmap()) {
+	if !privnet.Public(ap.Addr()) {
 		return fmt.Errorf("%w: %s", errPrivate, ap.Addr())
 	}
 	return nil
-}
-
-// notPublic are ranges that netip's predicates do not name: shared and protocol
-// addresses, benchmarks, documentation, and IPv6 forms that carry an IPv4 address.
-var notPublic = []netip.Prefix{
-	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("192.0.0.0/24"),
-	netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.18.0.0/15"), netip.MustParsePrefix("198.51.100.0/24"),
-	netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("240.0.0.0/4"),
-	netip.MustParsePrefix("::/96"), netip.MustParsePrefix("64:ff9b::/96"), netip.MustParsePrefix("64:ff9b:1::/48"),
-	netip.MustParsePrefix("100::/64"), netip.MustParsePrefix("2001::/23"), netip.MustParsePrefix("2001:db8::/32"),
-	netip.MustParsePrefix("2002::/16"), netip.MustParsePrefix("fec0::/10"),
-}
-
-// public reports whether a is an address on the internet.
-func public(a netip.Addr) bool {
-	if !a.IsGlobalUnicast() || a.IsPrivate() || a.IsLoopback() || a.IsLinkLocalUnicast() {
-		return false
-	}
-	for _, p := range notPublic {
-		if p.Contains(a) {
-			return false
-		}
-	}
-	return true
 }
 
 // httpsOnly refuses plain HTTP to anything but loopback, redirects included.

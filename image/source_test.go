@@ -31,6 +31,7 @@ import (
 	"bulkhead/image/imagetest"
 	"bulkhead/key"
 	"bulkhead/machine"
+	"bulkhead/privnet"
 )
 
 // platformIndex is an index of img for this platform, one of another, and an
@@ -214,7 +215,7 @@ func TestPublicAddresses(t *testing.T) {
 		"100.64.0.1": false, "0.0.0.0": false, "255.255.255.255": false, "224.0.0.1": false, "fe80::1": false, "fdaa::3": false,
 		"::ffff:10.0.0.1": false, "64:ff9b::a00:1": false, "2002:a00:1::": false, "::": false,
 	} {
-		if got := public(netip.MustParseAddr(addr).Unmap()); got != want {
+		if got := privnet.Public(netip.MustParseAddr(addr)); got != want {
 			t.Errorf("%s: public is %v", addr, got)
 		}
 	}
