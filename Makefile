@@ -35,12 +35,16 @@ demo: setup programs ## start a platform, deploy an app, show it answering over 
 	scripts/demo
 
 .PHONY: test
-test: setup programs failpoints clock cli-darwin-arm64 cli-windows-amd64 vet ## build and pass every test (root)
+test: setup setup-tests programs failpoints clock cli-darwin-arm64 cli-windows-amd64 vet ## build and pass every test (root)
 	scripts/test
 
 .PHONY: setup
 setup: ## install the Debian packages that are missing
 	scripts/setup
+
+.PHONY: setup-tests
+setup-tests: ## install what only tests need: an identity provider, a browser
+	scripts/setup-tests
 
 .PHONY: build
 build: programs cli ## build all programs into build/bin, the CLI for all systems into build/cli

@@ -29,12 +29,12 @@ const layers = `
 	notice
 	room
 	boltcheck
-	role, pki, secret, token, api/internalpb, logs, registry, sandbox
+	role, pki, secret, token, api/internalpb, logs, registry, sandbox, sso, passkey
 	image/wire, image/confine, image/erofs
 	image/tree
 	image/unpack, image
 	api/rpc: api/internalpb pki role
-	image/imagetest, pki/pkitest, registry/registrytest, sandbox/fake, sandbox/sandboxtest, store
+	image/imagetest, sso/ssotest, passkey/passkeytest, pki/pkitest, registry/registrytest, sandbox/fake, sandbox/sandboxtest, store
 
 	# Ports' adapters.
 	store/etcd, store/fake, store/storetest: store
