@@ -364,7 +364,7 @@ func (c *Controller) finishApp(ctx context.Context, name key.AppName) error {
 	if err := c.registry.Remove(ctx, string(name)); err != nil {
 		return fmt.Errorf("remove the images of app %s: %w", name, err)
 	}
-	_, err = c.store.Txn(ctx, []store.Cond{still}, []store.Op{store.Delete(appKey(name))})
+	_, err = c.store.Txn(ctx, []store.Cond{still}, []store.Op{store.Delete(appKey(name)), store.Delete(secretsKey(name))})
 	if err == nil {
 		c.log.Info("app deleted", "app", name)
 	}

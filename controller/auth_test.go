@@ -204,7 +204,6 @@ func TestBadRequests(t *testing.T) {
 		{400, "DELETE", base + "?force=maybe", "force", nil},
 		{400, "PUT", base + "/metadata", "metadata is missing", config{}},
 		{501, "GET", "/v1/apps/web/volumes", "not supported", nil},
-		{501, "POST", "/v1/apps/web/secrets", "not supported", config{}},
 		{501, "GET", "/v1/apps/web/certificates/a.example", "not supported", nil},
 		{501, "POST", "/v1/apps/web/deploy_token", "not supported", config{}},
 		{501, "POST", "/v1/apps/web/ip_assignments", "not supported", config{}},

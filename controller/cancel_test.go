@@ -74,6 +74,21 @@ func cuts() map[string]cut {
 		"DELETE " + m + "/metadata/{key}": {path: M + "/metadata/k", changes: true, prepare: func(e *env, id string) {
 			e.want(204, "POST", "/v1/apps/cut/machines/"+id+"/metadata/k", config{"value": "v"}, nil)
 		}},
+		"GET /v1/apps/{app}/secrets":                       reads("/v1/apps/{a}/secrets"),
+		"POST /v1/apps/{app}/secrets":                      changes("/v1/apps/{a}/secrets", config{"values": config{"A": "v", "B": "w"}}),
+		"GET /v1/apps/{app}/secrets/{secret}":              {path: "/v1/apps/{a}/secrets/A", prepare: someSecrets},
+		"POST /v1/apps/{app}/secrets/{secret}":             changes("/v1/apps/{a}/secrets/A", config{"value": "v"}),
+		"DELETE /v1/apps/{app}/secrets/{secret}":           {path: "/v1/apps/{a}/secrets/A", changes: true, prepare: someSecrets},
+		"GET /v1/apps/{app}/secretkeys":                    reads("/v1/apps/{a}/secretkeys"),
+		"GET /v1/apps/{app}/secretkeys/{secret}":           {path: "/v1/apps/{a}/secretkeys/k", prepare: someSecrets},
+		"POST /v1/apps/{app}/secretkeys/{secret}":          changes("/v1/apps/{a}/secretkeys/k", config{"type": "hs256", "value": make([]byte, 32)}),
+		"DELETE /v1/apps/{app}/secretkeys/{secret}":        {path: "/v1/apps/{a}/secretkeys/k", changes: true, prepare: someSecrets},
+		"POST /v1/apps/{app}/secretkeys/{secret}/generate": changes("/v1/apps/{a}/secretkeys/k/generate", config{"type": "hs256"}),
+		"POST /v1/apps/{app}/secretkeys/{secret}/encrypt":  {path: "/v1/apps/{a}/secretkeys/k/encrypt", body: config{"plaintext": "aGk="}, prepare: someSecrets},
+		"POST /v1/apps/{app}/secretkeys/{secret}/decrypt":  {path: "/v1/apps/{a}/secretkeys/k/decrypt", body: config{"ciphertext": "aGk="}, prepare: someSecrets},
+		"POST /v1/apps/{app}/secretkeys/{secret}/sign":     {path: "/v1/apps/{a}/secretkeys/k/sign", body: config{"plaintext": "aGk="}, prepare: someSecrets},
+		"POST /v1/apps/{app}/secretkeys/{secret}/verify":   {path: "/v1/apps/{a}/secretkeys/k/verify", body: config{"plaintext": "aGk="}, prepare: someSecrets},
+
 		"GET " + m + "/memory":             reads(M + "/memory"),
 		"GET /v1/orgs/{org}/machines":      reads("/v1/orgs/personal/machines"),
 		"GET /v1/platform/regions":         reads("/v1/platform/regions"),
@@ -85,6 +100,12 @@ func cuts() map[string]cut {
 		}},
 	}
 	return rows
+}
+
+// someSecrets gives the app a secret and a secret key.
+func someSecrets(e *env, _ string) {
+	e.want(200, "POST", "/v1/apps/cut/secrets", config{"values": config{"A": "v"}}, nil)
+	e.want(201, "POST", "/v1/apps/cut/secretkeys/k/generate", config{"type": "nacl_auth"}, nil)
 }
 
 // takeBack lets the second node in again.

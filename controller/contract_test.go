@@ -36,6 +36,8 @@ var deviations = []deviation{
 	{"name_taken", regexp.MustCompile(`^POST /apps 422: .*status.*`), "a status that newer clients read"},
 	{"fields that clients read", regexp.MustCompile(`: .*property "(version|cordoned)" is unsupported`), "the Go client reads version and cordoned of a Machine"},
 	{"why a deletion lasts", regexp.MustCompile(`^GET /apps.*: .*property "status_reason" is unsupported`), "an app that is being deleted says what it waits for"},
+	{"bytes in base64", regexp.MustCompile(`/secretkeys.* (200|201): .*/(public_key|ciphertext|plaintext|signature)"`), "the file has arrays of integers, the Go client sends and reads base64; both are taken"},
+	{"secrets' version and status", regexp.MustCompile(`/secrets 200: .*property "(version|status)" is unsupported`), "whether a secret is staged or deployed, and the version to ask for"},
 	{"lease envelope", regexp.MustCompile(`/lease (200|201): .*property "(status|data)" is unsupported`), "the file has a bare Lease, documents and clients an envelope: both are sent"},
 	{"autostop as old clients read it", regexp.MustCompile(`: .*/autostop".*`), "false, true or \"suspend\" in place of the words"},
 }

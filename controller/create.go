@@ -37,6 +37,7 @@ type machineInput struct {
 	SkipLaunch     bool            `json:"skip_launch"`
 	SkipServices   bool            `json:"skip_service_registration"`
 	MinSecrets     *uint64         `json:"min_secrets_version"`
+	SkipSecrets    bool            `json:"skip_secrets"`
 	LeaseTTL       int             `json:"lease_ttl"` // seconds
 	LSVD           bool            `json:"lsvd"`
 	CurrentVersion string          `json:"current_version"` // update only
@@ -130,6 +131,9 @@ func (c *Controller) createMachine(r *call) (int, any, error) {
 		ID: key.NewMachineID(), App: a.Name, Name: in.Name, Org: a.Org, Network: a.NetworkNumber, Region: c.cfg.Role.Region,
 		Node: node, Instance: key.NewInstanceID(), Config: conf, Desired: machine.WantStarted, Generation: 1,
 		Cordoned: in.SkipServices, CreatedAt: t, UpdatedAt: t,
+	}
+	if err := c.useSecrets(ctx, a, &in, m); err != nil {
+		return 0, nil, err
 	}
 	if in.SkipLaunch {
 		m.Desired = machine.WantStopped

@@ -5,6 +5,7 @@ import "net/http"
 // endpoints lists every route of the API, with what it does to its object.
 func (c *Controller) endpoints() []endpoint {
 	const m = "/v1/apps/{app}/machines/{machine}"
+	const k = "/v1/apps/{app}/secretkeys/{secret}"
 	es := []endpoint{
 		{"GET /healthz", actRead, c.healthz},
 		{"GET /metrics", actRead, c.metricsPage},
@@ -45,6 +46,21 @@ func (c *Controller) endpoints() []endpoint {
 		{"DELETE " + m + "/metadata/{key}", actWrite, c.deleteMetadata},
 		{"GET " + m + "/memory", actRead, c.memory},
 
+		{"GET /v1/apps/{app}/secrets", actRead, c.listSecrets},
+		{"POST /v1/apps/{app}/secrets", actWrite, c.updateSecrets},
+		{"GET /v1/apps/{app}/secrets/{secret}", actRead, c.showSecret},
+		{"POST /v1/apps/{app}/secrets/{secret}", actWrite, c.setSecret},
+		{"DELETE /v1/apps/{app}/secrets/{secret}", actDelete, c.unsetSecret},
+		{"GET /v1/apps/{app}/secretkeys", actRead, c.listSecretKeys},
+		{"GET " + k, actRead, c.showSecretKey},
+		{"POST " + k, actWrite, c.setSecretKey},
+		{"DELETE " + k, actDelete, c.deleteSecretKey},
+		{"POST " + k + "/generate", actWrite, c.generateSecretKey},
+		{"POST " + k + "/encrypt", actControl, c.useSecretKey(encryptWith)},
+		{"POST " + k + "/decrypt", actControl, c.useSecretKey(decryptWith)},
+		{"POST " + k + "/sign", actControl, c.useSecretKey(signWith)},
+		{"POST " + k + "/verify", actControl, c.useSecretKey(verifyWith)},
+
 		{"GET /v1/orgs/{org}/machines", actRead, c.orgMachines},
 		{"GET /v1/platform/nodes", actRead, c.listNodes},
 		{"DELETE /v1/platform/nodes/{node}", actDelete, c.removeNode},
@@ -58,10 +74,6 @@ func (c *Controller) endpoints() []endpoint {
 		"/v1/apps/{app}/volumes":                    "volumes",
 		"/v1/apps/{app}/volumes/{rest...}":          "volumes",
 		"/v1/orgs/{org}/volumes":                    "volumes",
-		"/v1/apps/{app}/secrets":                    "secrets",
-		"/v1/apps/{app}/secrets/{rest...}":          "secrets",
-		"/v1/apps/{app}/secretkeys":                 "secret keys",
-		"/v1/apps/{app}/secretkeys/{rest...}":       "secret keys",
 		"/v1/apps/{app}/certificates":               "certificates for own host names",
 		"/v1/apps/{app}/certificates/{rest...}":     "certificates for own host names",
 		"/v1/apps/{app}/network_policies":           "network policies",

@@ -131,6 +131,15 @@ func (c *Controller) State(ctx context.Context) ([]string, error) {
 				return nil, err
 			}
 			k += fmt.Sprintf(" readmit=%v", r.Readmit)
+		case strings.HasPrefix(k, "/secret/"):
+			s, err := decode[appSecrets](kv)
+			if err != nil {
+				return nil, err
+			}
+			for name := range s.Secrets {
+				k += " " + name
+			}
+			k += fmt.Sprintf(" version=%d keys=%d", s.Version, len(s.Keys))
 		case strings.HasPrefix(k, "/counter/"), strings.HasPrefix(k, prefixHost):
 			continue
 		}

@@ -26,6 +26,7 @@ import (
 //	/node/<node>/<id>                  assigned: changes whenever the assignment does
 //	/host/<node>                       host: when a node was last there
 //	/removed/<node>                    removal: the node was removed and is refused
+//	/secret/<app>                      appSecrets: the app's wrapped key, its secrets and secret keys
 //	/tomb/<unix seconds>/<app>/<id>    when a destroyed Machine may be forgotten
 const (
 	prefixApp     = "/app/"
@@ -47,6 +48,7 @@ func versionsOfApp(a key.AppName) string     { return "/version/" + string(a) + 
 func leasesOf(app key.AppName) string        { return "/lease/" + string(app) + "/" }
 func namesOf(app key.AppName) string         { return "/name/" + string(app) + "/" }
 func idKey(id key.MachineID) string          { return "/id/" + string(id) }
+func secretsKey(app key.AppName) string      { return "/secret/" + string(app) }
 func nodePrefix(n key.Node) string           { return prefixNode + string(n) + "/" }
 func hostKey(n key.Node) string              { return prefixHost + string(n) }
 func removedKey(n key.Node) string           { return prefixRemoved + string(n) }

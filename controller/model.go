@@ -80,6 +80,10 @@ type record struct {
 	StopTimeout  int64  `json:"stop_timeout_ms,omitempty"`
 	Force        bool   `json:"force,omitempty"`
 	Cordoned     bool   `json:"cordoned,omitempty"`
+	// MinSecrets is the oldest version of the app's secrets that a start may use;
+	// SkipSecrets says that it gets none.
+	MinSecrets  uint64 `json:"min_secrets,omitempty"`
+	SkipSecrets bool   `json:"skip_secrets,omitempty"`
 	// LeaseUntil repeats the lease's end for the worker, which lets traffic do nothing to
 	// the Machine before; it is kept up for those with autostart or autostop only.
 	LeaseUntil time.Time     `json:"lease_until,omitzero"`

@@ -1,6 +1,8 @@
 package controller
 
 import (
+	"context"
+
 	"google.golang.org/protobuf/proto"
 
 	"bulkhead/api/internalpb"
@@ -28,13 +30,13 @@ func (s *session) remember(h *internalpb.Hello, mine map[key.MachineID]*record) 
 }
 
 // sendSnapshot sends everything that is assigned, in as many messages as it needs.
-func (s *session) sendSnapshot(mine map[key.MachineID]*record, remembered map[key.MachineID]*seen) error {
+func (s *session) sendSnapshot(ctx context.Context, mine map[key.MachineID]*record, remembered map[key.MachineID]*seen) error {
 	snap, size := &internalpb.Snapshot{}, 0
 	send := func() error {
 		return s.stream.Send(&internalpb.ToWorker{Kind: &internalpb.ToWorker_Snapshot{Snapshot: snap}})
 	}
 	for _, r := range mine {
-		a, err := s.c.assignment(r)
+		a, err := s.c.assignment(ctx, r)
 		if err != nil {
 			return err
 		}

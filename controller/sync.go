@@ -180,7 +180,7 @@ func (s *session) run(ctx context.Context, hello *internalpb.Hello) error {
 	s.c.log.Info("worker connected", "worker", s.node, "machines", len(mine), "observations", len(hello.Observations))
 	defer func() { s.c.log.Info("worker disconnected", "worker", s.node) }()
 
-	if err := s.sendSnapshot(mine, remembered); err != nil {
+	if err := s.sendSnapshot(ctx, mine, remembered); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -319,7 +319,7 @@ func (s *session) message(ctx context.Context, id key.MachineID, forget bool) (*
 	if err != nil || r == nil {
 		return nil, err
 	}
-	as, err := s.c.assignment(r)
+	as, err := s.c.assignment(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -422,7 +422,7 @@ func newest(events []machine.Event) []machine.Event {
 }
 
 // assignment is what a worker is told of a Machine.
-func (c *Controller) assignment(r *record) (*internalpb.Assignment, error) {
+func (c *Controller) assignment(ctx context.Context, r *record) (*internalpb.Assignment, error) {
 	config, err := json.Marshal(r.Config)
 	if err != nil {
 		return nil, err
@@ -449,7 +449,7 @@ func (c *Controller) assignment(r *record) (*internalpb.Assignment, error) {
 	if !r.LeaseUntil.IsZero() {
 		as.LeaseUntilMs, as.LeaseTtlMs = r.LeaseUntil.UnixMilli(), r.LeaseTTL.Milliseconds()
 	}
-	return as, nil
+	return as, c.assignSecrets(ctx, r, as)
 }
 
 // awaitWorker waits until the worker has taken up a record's generation, at most

@@ -44,6 +44,9 @@ func (c *Controller) updateMachine(r *call) (int, any, error) {
 	if _, _, err := c.checkLease(ctx, m, r.nonce()); err != nil {
 		return 0, nil, err
 	}
+	if err := c.useSecrets(ctx, a, &in, m); err != nil {
+		return 0, nil, err
+	}
 	ref, err := c.reserve(ctx, m.Node, m.ID, a, conf)
 	if err != nil {
 		return 0, nil, err
@@ -57,6 +60,7 @@ func (c *Controller) updateMachine(r *call) (int, any, error) {
 		m.Generation++
 		m.Wish++
 		m.StopSignal, m.StopTimeout = "", 0
+		in.secrets(m)
 		if in.SkipLaunch {
 			m.Desired = machine.WantStopped
 		} else {

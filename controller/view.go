@@ -29,6 +29,8 @@ type seen struct {
 	// Local is what traffic made of the user's wish numbered Wish; see wants.
 	Local machine.Desired
 	Wish  int64
+	// Secrets is the version of the app's secrets that it was started with.
+	Secrets uint64
 }
 
 // Bounds of what is kept of an observation: a worker that is in other hands must not
@@ -46,7 +48,7 @@ func seenOf(node key.Node, o *internalpb.Observation) *seen {
 		Machine: key.MachineID(o.MachineId), Node: node, Seq: o.Seq, Generation: o.Generation,
 		Instance: key.InstanceID(o.InstanceId), State: machine.State(o.State), PrivateIP: o.PrivateIp,
 		UpdatedAt: time.UnixMilli(o.UpdatedAtMs).UTC(), Error: strings.ToValidUTF8(o.Error[:min(len(o.Error), maxSeenError)], "\uFFFD"),
-		StartNonce: o.StartNonce, RestartNonce: o.RestartNonce,
+		StartNonce: o.StartNonce, RestartNonce: o.RestartNonce, Secrets: o.SecretsVersion,
 	}
 	if l := machine.Desired(o.Local); l == machine.WantStarted || l == machine.WantStopped {
 		s.Local, s.Wish = l, o.Wish
@@ -65,7 +67,7 @@ func (s *seen) observation() *internalpb.Observation {
 	o := &internalpb.Observation{
 		MachineId: string(s.Machine), Seq: s.Seq, Generation: s.Generation, InstanceId: string(s.Instance), State: string(s.State),
 		PrivateIp: s.PrivateIP, UpdatedAtMs: s.UpdatedAt.UnixMilli(), Error: s.Error,
-		StartNonce: s.StartNonce, RestartNonce: s.RestartNonce, Local: string(s.Local), Wish: s.Wish,
+		StartNonce: s.StartNonce, RestartNonce: s.RestartNonce, Local: string(s.Local), Wish: s.Wish, SecretsVersion: s.Secrets,
 	}
 	for _, e := range s.Events {
 		if b, err := json.Marshal(e); err == nil {

@@ -561,7 +561,15 @@ type Assignment struct {
 	LeaseUntilMs int64 `protobuf:"varint,19,opt,name=lease_until_ms,json=leaseUntilMs,proto3" json:"lease_until_ms,omitempty"`
 	// lease_ttl_ms is what the lease was taken for: with more than that to go the clock
 	// has been set back since, and the lease counts as over. 0 says that it is not known.
-	LeaseTtlMs    int64 `protobuf:"varint,20,opt,name=lease_ttl_ms,json=leaseTtlMs,proto3" json:"lease_ttl_ms,omitempty"`
+	LeaseTtlMs int64 `protobuf:"varint,20,opt,name=lease_ttl_ms,json=leaseTtlMs,proto3" json:"lease_ttl_ms,omitempty"`
+	// secrets_version is the version that the app's secrets had when this was sent; 0 when
+	// it had none, or the Machine gets none. The worker asks for them at each start, and
+	// without a controller starts what has none.
+	SecretsVersion uint64 `protobuf:"varint,21,opt,name=secrets_version,json=secretsVersion,proto3" json:"secrets_version,omitempty"`
+	// min_secrets_version is the oldest version that a start may use.
+	MinSecretsVersion uint64 `protobuf:"varint,22,opt,name=min_secrets_version,json=minSecretsVersion,proto3" json:"min_secrets_version,omitempty"`
+	// skip_secrets says that the Machine is started without the app's secrets.
+	SkipSecrets   bool `protobuf:"varint,23,opt,name=skip_secrets,json=skipSecrets,proto3" json:"skip_secrets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -736,6 +744,141 @@ func (x *Assignment) GetLeaseTtlMs() int64 {
 	return 0
 }
 
+func (x *Assignment) GetSecretsVersion() uint64 {
+	if x != nil {
+		return x.SecretsVersion
+	}
+	return 0
+}
+
+func (x *Assignment) GetMinSecretsVersion() uint64 {
+	if x != nil {
+		return x.MinSecretsVersion
+	}
+	return 0
+}
+
+func (x *Assignment) GetSkipSecrets() bool {
+	if x != nil {
+		return x.SkipSecrets
+	}
+	return false
+}
+
+type FetchSecretsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	MachineId     string                 `protobuf:"bytes,1,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
+	InstanceId    string                 `protobuf:"bytes,2,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	PublicKey     []byte                 `protobuf:"bytes,3,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"` // of package secret's Recipient
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchSecretsRequest) Reset() {
+	*x = FetchSecretsRequest{}
+	mi := &file_api_internalpb_internal_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchSecretsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchSecretsRequest) ProtoMessage() {}
+
+func (x *FetchSecretsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_internalpb_internal_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchSecretsRequest.ProtoReflect.Descriptor instead.
+func (*FetchSecretsRequest) Descriptor() ([]byte, []int) {
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *FetchSecretsRequest) GetMachineId() string {
+	if x != nil {
+		return x.MachineId
+	}
+	return ""
+}
+
+func (x *FetchSecretsRequest) GetInstanceId() string {
+	if x != nil {
+		return x.InstanceId
+	}
+	return ""
+}
+
+func (x *FetchSecretsRequest) GetPublicKey() []byte {
+	if x != nil {
+		return x.PublicKey
+	}
+	return nil
+}
+
+type FetchSecretsResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Version uint64                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	// sealed is a JSON object of names and values, sealed for public_key and bound to
+	// cluster, node, machine and instance; empty when there are no secrets.
+	Sealed        []byte `protobuf:"bytes,2,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchSecretsResponse) Reset() {
+	*x = FetchSecretsResponse{}
+	mi := &file_api_internalpb_internal_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchSecretsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchSecretsResponse) ProtoMessage() {}
+
+func (x *FetchSecretsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_internalpb_internal_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchSecretsResponse.ProtoReflect.Descriptor instead.
+func (*FetchSecretsResponse) Descriptor() ([]byte, []int) {
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *FetchSecretsResponse) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *FetchSecretsResponse) GetSealed() []byte {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
 // Observation is what a worker sees of one Machine. Each is the whole truth at its
 // time: a later one replaces an earlier one.
 type Observation struct {
@@ -759,15 +902,18 @@ type Observation struct {
 	// local is what traffic made of the user's wish: "started" since a request woke the
 	// Machine, "stopped" since it was idle, empty while the user's word counts. It holds
 	// for the wish of that number and is void with a newer one.
-	Local         string `protobuf:"bytes,12,opt,name=local,proto3" json:"local,omitempty"`
-	Wish          int64  `protobuf:"varint,13,opt,name=wish,proto3" json:"wish,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Local string `protobuf:"bytes,12,opt,name=local,proto3" json:"local,omitempty"`
+	Wish  int64  `protobuf:"varint,13,opt,name=wish,proto3" json:"wish,omitempty"`
+	// secrets_version is the version of the app's secrets that the sandbox was started
+	// with; 0 without secrets.
+	SecretsVersion uint64 `protobuf:"varint,14,opt,name=secrets_version,json=secretsVersion,proto3" json:"secrets_version,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Observation) Reset() {
 	*x = Observation{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[9]
+	mi := &file_api_internalpb_internal_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -779,7 +925,7 @@ func (x *Observation) String() string {
 func (*Observation) ProtoMessage() {}
 
 func (x *Observation) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[9]
+	mi := &file_api_internalpb_internal_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -792,7 +938,7 @@ func (x *Observation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observation.ProtoReflect.Descriptor instead.
 func (*Observation) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{9}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Observation) GetMachineId() string {
@@ -886,6 +1032,13 @@ func (x *Observation) GetWish() int64 {
 	return 0
 }
 
+func (x *Observation) GetSecretsVersion() uint64 {
+	if x != nil {
+		return x.SecretsVersion
+	}
+	return 0
+}
+
 type FetchManifestRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	MachineId     string                 `protobuf:"bytes,1,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
@@ -897,7 +1050,7 @@ type FetchManifestRequest struct {
 
 func (x *FetchManifestRequest) Reset() {
 	*x = FetchManifestRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[10]
+	mi := &file_api_internalpb_internal_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -909,7 +1062,7 @@ func (x *FetchManifestRequest) String() string {
 func (*FetchManifestRequest) ProtoMessage() {}
 
 func (x *FetchManifestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[10]
+	mi := &file_api_internalpb_internal_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -922,7 +1075,7 @@ func (x *FetchManifestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchManifestRequest.ProtoReflect.Descriptor instead.
 func (*FetchManifestRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{10}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *FetchManifestRequest) GetMachineId() string {
@@ -956,7 +1109,7 @@ type FetchManifestResponse struct {
 
 func (x *FetchManifestResponse) Reset() {
 	*x = FetchManifestResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[11]
+	mi := &file_api_internalpb_internal_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -968,7 +1121,7 @@ func (x *FetchManifestResponse) String() string {
 func (*FetchManifestResponse) ProtoMessage() {}
 
 func (x *FetchManifestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[11]
+	mi := &file_api_internalpb_internal_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -981,7 +1134,7 @@ func (x *FetchManifestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchManifestResponse.ProtoReflect.Descriptor instead.
 func (*FetchManifestResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{11}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *FetchManifestResponse) GetMediaType() string {
@@ -1010,7 +1163,7 @@ type FetchBlobRequest struct {
 
 func (x *FetchBlobRequest) Reset() {
 	*x = FetchBlobRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[12]
+	mi := &file_api_internalpb_internal_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1022,7 +1175,7 @@ func (x *FetchBlobRequest) String() string {
 func (*FetchBlobRequest) ProtoMessage() {}
 
 func (x *FetchBlobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[12]
+	mi := &file_api_internalpb_internal_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1035,7 +1188,7 @@ func (x *FetchBlobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchBlobRequest.ProtoReflect.Descriptor instead.
 func (*FetchBlobRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{12}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *FetchBlobRequest) GetMachineId() string {
@@ -1075,7 +1228,7 @@ type BlobChunk struct {
 
 func (x *BlobChunk) Reset() {
 	*x = BlobChunk{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[13]
+	mi := &file_api_internalpb_internal_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1087,7 +1240,7 @@ func (x *BlobChunk) String() string {
 func (*BlobChunk) ProtoMessage() {}
 
 func (x *BlobChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[13]
+	mi := &file_api_internalpb_internal_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1100,7 +1253,7 @@ func (x *BlobChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlobChunk.ProtoReflect.Descriptor instead.
 func (*BlobChunk) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{13}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *BlobChunk) GetData() []byte {
@@ -1118,7 +1271,7 @@ type WatchRoutesRequest struct {
 
 func (x *WatchRoutesRequest) Reset() {
 	*x = WatchRoutesRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[14]
+	mi := &file_api_internalpb_internal_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1283,7 @@ func (x *WatchRoutesRequest) String() string {
 func (*WatchRoutesRequest) ProtoMessage() {}
 
 func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[14]
+	mi := &file_api_internalpb_internal_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1296,7 @@ func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRoutesRequest.ProtoReflect.Descriptor instead.
 func (*WatchRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{14}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{16}
 }
 
 // RouteUpdate changes the edge's table: one of its fields is set.
@@ -1158,7 +1311,7 @@ type RouteUpdate struct {
 
 func (x *RouteUpdate) Reset() {
 	*x = RouteUpdate{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[15]
+	mi := &file_api_internalpb_internal_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1170,7 +1323,7 @@ func (x *RouteUpdate) String() string {
 func (*RouteUpdate) ProtoMessage() {}
 
 func (x *RouteUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[15]
+	mi := &file_api_internalpb_internal_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1183,7 +1336,7 @@ func (x *RouteUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteUpdate.ProtoReflect.Descriptor instead.
 func (*RouteUpdate) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{15}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RouteUpdate) GetRoute() *Route {
@@ -1221,7 +1374,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[16]
+	mi := &file_api_internalpb_internal_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1233,7 +1386,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[16]
+	mi := &file_api_internalpb_internal_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1246,7 +1399,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{16}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Route) GetApp() string {
@@ -1284,7 +1437,7 @@ type ServiceRoute struct {
 
 func (x *ServiceRoute) Reset() {
 	*x = ServiceRoute{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[17]
+	mi := &file_api_internalpb_internal_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1296,7 +1449,7 @@ func (x *ServiceRoute) String() string {
 func (*ServiceRoute) ProtoMessage() {}
 
 func (x *ServiceRoute) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[17]
+	mi := &file_api_internalpb_internal_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1309,7 +1462,7 @@ func (x *ServiceRoute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceRoute.ProtoReflect.Descriptor instead.
 func (*ServiceRoute) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{17}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ServiceRoute) GetPort() int32 {
@@ -1369,7 +1522,7 @@ type Backend struct {
 
 func (x *Backend) Reset() {
 	*x = Backend{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[18]
+	mi := &file_api_internalpb_internal_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1381,7 +1534,7 @@ func (x *Backend) String() string {
 func (*Backend) ProtoMessage() {}
 
 func (x *Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[18]
+	mi := &file_api_internalpb_internal_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1394,7 +1547,7 @@ func (x *Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backend.ProtoReflect.Descriptor instead.
 func (*Backend) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{18}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Backend) GetMachineId() string {
@@ -1477,7 +1630,7 @@ type IssueServerCertificateRequest struct {
 
 func (x *IssueServerCertificateRequest) Reset() {
 	*x = IssueServerCertificateRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[19]
+	mi := &file_api_internalpb_internal_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1489,7 +1642,7 @@ func (x *IssueServerCertificateRequest) String() string {
 func (*IssueServerCertificateRequest) ProtoMessage() {}
 
 func (x *IssueServerCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[19]
+	mi := &file_api_internalpb_internal_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1502,7 +1655,7 @@ func (x *IssueServerCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueServerCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueServerCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{19}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *IssueServerCertificateRequest) GetApp() string {
@@ -1528,7 +1681,7 @@ type IssueServerCertificateResponse struct {
 
 func (x *IssueServerCertificateResponse) Reset() {
 	*x = IssueServerCertificateResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[20]
+	mi := &file_api_internalpb_internal_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +1693,7 @@ func (x *IssueServerCertificateResponse) String() string {
 func (*IssueServerCertificateResponse) ProtoMessage() {}
 
 func (x *IssueServerCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[20]
+	mi := &file_api_internalpb_internal_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +1706,7 @@ func (x *IssueServerCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueServerCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueServerCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{20}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *IssueServerCertificateResponse) GetChainDer() [][]byte {
@@ -1579,7 +1732,7 @@ type ReserveRequest struct {
 
 func (x *ReserveRequest) Reset() {
 	*x = ReserveRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[21]
+	mi := &file_api_internalpb_internal_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1591,7 +1744,7 @@ func (x *ReserveRequest) String() string {
 func (*ReserveRequest) ProtoMessage() {}
 
 func (x *ReserveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[21]
+	mi := &file_api_internalpb_internal_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1604,7 +1757,7 @@ func (x *ReserveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReserveRequest.ProtoReflect.Descriptor instead.
 func (*ReserveRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{21}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ReserveRequest) GetMachineId() string {
@@ -1658,7 +1811,7 @@ type ReserveResponse struct {
 
 func (x *ReserveResponse) Reset() {
 	*x = ReserveResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[22]
+	mi := &file_api_internalpb_internal_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1670,7 +1823,7 @@ func (x *ReserveResponse) String() string {
 func (*ReserveResponse) ProtoMessage() {}
 
 func (x *ReserveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[22]
+	mi := &file_api_internalpb_internal_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1683,7 +1836,7 @@ func (x *ReserveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReserveResponse.ProtoReflect.Descriptor instead.
 func (*ReserveResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{22}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ReserveResponse) GetImageRef() []byte {
@@ -1702,7 +1855,7 @@ type WakeRequest struct {
 
 func (x *WakeRequest) Reset() {
 	*x = WakeRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[23]
+	mi := &file_api_internalpb_internal_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1714,7 +1867,7 @@ func (x *WakeRequest) String() string {
 func (*WakeRequest) ProtoMessage() {}
 
 func (x *WakeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[23]
+	mi := &file_api_internalpb_internal_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1727,7 +1880,7 @@ func (x *WakeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WakeRequest.ProtoReflect.Descriptor instead.
 func (*WakeRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{23}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WakeRequest) GetMachineId() string {
@@ -1746,7 +1899,7 @@ type WakeResponse struct {
 
 func (x *WakeResponse) Reset() {
 	*x = WakeResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[24]
+	mi := &file_api_internalpb_internal_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1758,7 +1911,7 @@ func (x *WakeResponse) String() string {
 func (*WakeResponse) ProtoMessage() {}
 
 func (x *WakeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[24]
+	mi := &file_api_internalpb_internal_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1771,7 +1924,7 @@ func (x *WakeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WakeResponse.ProtoReflect.Descriptor instead.
 func (*WakeResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{24}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WakeResponse) GetSeq() int64 {
@@ -1790,7 +1943,7 @@ type IdleRequest struct {
 
 func (x *IdleRequest) Reset() {
 	*x = IdleRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[25]
+	mi := &file_api_internalpb_internal_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1802,7 +1955,7 @@ func (x *IdleRequest) String() string {
 func (*IdleRequest) ProtoMessage() {}
 
 func (x *IdleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[25]
+	mi := &file_api_internalpb_internal_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1815,7 +1968,7 @@ func (x *IdleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdleRequest.ProtoReflect.Descriptor instead.
 func (*IdleRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{25}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *IdleRequest) GetMachineId() string {
@@ -1834,7 +1987,7 @@ type IdleResponse struct {
 
 func (x *IdleResponse) Reset() {
 	*x = IdleResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[26]
+	mi := &file_api_internalpb_internal_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1846,7 +1999,7 @@ func (x *IdleResponse) String() string {
 func (*IdleResponse) ProtoMessage() {}
 
 func (x *IdleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[26]
+	mi := &file_api_internalpb_internal_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1859,7 +2012,7 @@ func (x *IdleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdleResponse.ProtoReflect.Descriptor instead.
 func (*IdleResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{26}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *IdleResponse) GetSeq() int64 {
@@ -1879,7 +2032,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[27]
+	mi := &file_api_internalpb_internal_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1891,7 +2044,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[27]
+	mi := &file_api_internalpb_internal_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1904,7 +2057,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{27}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SignalRequest) GetMachineId() string {
@@ -1929,7 +2082,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[28]
+	mi := &file_api_internalpb_internal_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1941,7 +2094,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[28]
+	mi := &file_api_internalpb_internal_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1954,7 +2107,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{28}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{30}
 }
 
 type ExecRequest struct {
@@ -1969,7 +2122,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[29]
+	mi := &file_api_internalpb_internal_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1981,7 +2134,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[29]
+	mi := &file_api_internalpb_internal_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1994,7 +2147,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{29}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ExecRequest) GetMachineId() string {
@@ -2037,7 +2190,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[30]
+	mi := &file_api_internalpb_internal_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2049,7 +2202,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[30]
+	mi := &file_api_internalpb_internal_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2062,7 +2215,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{30}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ExecResponse) GetExitCode() int32 {
@@ -2102,7 +2255,7 @@ type ProcessesRequest struct {
 
 func (x *ProcessesRequest) Reset() {
 	*x = ProcessesRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[31]
+	mi := &file_api_internalpb_internal_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2114,7 +2267,7 @@ func (x *ProcessesRequest) String() string {
 func (*ProcessesRequest) ProtoMessage() {}
 
 func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[31]
+	mi := &file_api_internalpb_internal_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2127,7 +2280,7 @@ func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{31}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ProcessesRequest) GetMachineId() string {
@@ -2146,7 +2299,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[32]
+	mi := &file_api_internalpb_internal_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2158,7 +2311,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[32]
+	mi := &file_api_internalpb_internal_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2171,7 +2324,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{32}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -2197,7 +2350,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[33]
+	mi := &file_api_internalpb_internal_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2209,7 +2362,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[33]
+	mi := &file_api_internalpb_internal_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2222,7 +2375,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{33}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Process) GetPid() int32 {
@@ -2291,7 +2444,7 @@ type ListenSocket struct {
 
 func (x *ListenSocket) Reset() {
 	*x = ListenSocket{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[34]
+	mi := &file_api_internalpb_internal_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2303,7 +2456,7 @@ func (x *ListenSocket) String() string {
 func (*ListenSocket) ProtoMessage() {}
 
 func (x *ListenSocket) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[34]
+	mi := &file_api_internalpb_internal_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2316,7 +2469,7 @@ func (x *ListenSocket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListenSocket.ProtoReflect.Descriptor instead.
 func (*ListenSocket) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{34}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListenSocket) GetProto() string {
@@ -2344,7 +2497,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[35]
+	mi := &file_api_internalpb_internal_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2356,7 +2509,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[35]
+	mi := &file_api_internalpb_internal_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2369,7 +2522,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{35}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *LogsRequest) GetMachineId() string {
@@ -2404,7 +2557,7 @@ type LogLine struct {
 
 func (x *LogLine) Reset() {
 	*x = LogLine{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[36]
+	mi := &file_api_internalpb_internal_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2416,7 +2569,7 @@ func (x *LogLine) String() string {
 func (*LogLine) ProtoMessage() {}
 
 func (x *LogLine) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[36]
+	mi := &file_api_internalpb_internal_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2429,7 +2582,7 @@ func (x *LogLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogLine.ProtoReflect.Descriptor instead.
 func (*LogLine) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{36}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *LogLine) GetTimeNs() int64 {
@@ -2489,7 +2642,7 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"\bobserved\x18\x03 \x03(\v2!.bulkhead.internal.v1.ObservationR\bobserved\"'\n" +
 	"\x06Forget\x12\x1d\n" +
 	"\n" +
-	"machine_id\x18\x01 \x01(\tR\tmachineId\"\xd5\x04\n" +
+	"machine_id\x18\x01 \x01(\tR\tmachineId\"\xd1\x05\n" +
 	"\n" +
 	"Assignment\x12\x1d\n" +
 	"\n" +
@@ -2519,7 +2672,20 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"\x04wish\x18\x12 \x01(\x03R\x04wish\x12$\n" +
 	"\x0elease_until_ms\x18\x13 \x01(\x03R\fleaseUntilMs\x12 \n" +
 	"\flease_ttl_ms\x18\x14 \x01(\x03R\n" +
-	"leaseTtlMs\"\xf6\x02\n" +
+	"leaseTtlMs\x12'\n" +
+	"\x0fsecrets_version\x18\x15 \x01(\x04R\x0esecretsVersion\x12.\n" +
+	"\x13min_secrets_version\x18\x16 \x01(\x04R\x11minSecretsVersion\x12!\n" +
+	"\fskip_secrets\x18\x17 \x01(\bR\vskipSecrets\"t\n" +
+	"\x13FetchSecretsRequest\x12\x1d\n" +
+	"\n" +
+	"machine_id\x18\x01 \x01(\tR\tmachineId\x12\x1f\n" +
+	"\vinstance_id\x18\x02 \x01(\tR\n" +
+	"instanceId\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x03 \x01(\fR\tpublicKey\"H\n" +
+	"\x14FetchSecretsResponse\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x16\n" +
+	"\x06sealed\x18\x02 \x01(\fR\x06sealed\"\x9f\x03\n" +
 	"\vObservation\x12\x1d\n" +
 	"\n" +
 	"machine_id\x18\x01 \x01(\tR\tmachineId\x12\x10\n" +
@@ -2540,7 +2706,8 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"startNonce\x12#\n" +
 	"\rrestart_nonce\x18\v \x01(\x03R\frestartNonce\x12\x14\n" +
 	"\x05local\x18\f \x01(\tR\x05local\x12\x12\n" +
-	"\x04wish\x18\r \x01(\x03R\x04wish\"m\n" +
+	"\x04wish\x18\r \x01(\x03R\x04wish\x12'\n" +
+	"\x0fsecrets_version\x18\x0e \x01(\x04R\x0esecretsVersion\"m\n" +
 	"\x14FetchManifestRequest\x12\x1d\n" +
 	"\n" +
 	"machine_id\x18\x01 \x01(\tR\tmachineId\x12\x1e\n" +
@@ -2666,12 +2833,13 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"\aLogLine\x12\x17\n" +
 	"\atime_ns\x18\x01 \x01(\x03R\x06timeNs\x12\x16\n" +
 	"\x06stream\x18\x02 \x01(\tR\x06stream\x12\x12\n" +
-	"\x04line\x18\x03 \x01(\fR\x04line2\x80\x04\n" +
+	"\x04line\x18\x03 \x01(\fR\x04line2\xe7\x04\n" +
 	"\n" +
 	"Controller\x12L\n" +
 	"\x04Sync\x12 .bulkhead.internal.v1.FromWorker\x1a\x1e.bulkhead.internal.v1.ToWorker(\x010\x01\x12h\n" +
 	"\rFetchManifest\x12*.bulkhead.internal.v1.FetchManifestRequest\x1a+.bulkhead.internal.v1.FetchManifestResponse\x12V\n" +
-	"\tFetchBlob\x12&.bulkhead.internal.v1.FetchBlobRequest\x1a\x1f.bulkhead.internal.v1.BlobChunk0\x01\x12\\\n" +
+	"\tFetchBlob\x12&.bulkhead.internal.v1.FetchBlobRequest\x1a\x1f.bulkhead.internal.v1.BlobChunk0\x01\x12e\n" +
+	"\fFetchSecrets\x12).bulkhead.internal.v1.FetchSecretsRequest\x1a*.bulkhead.internal.v1.FetchSecretsResponse\x12\\\n" +
 	"\vWatchRoutes\x12(.bulkhead.internal.v1.WatchRoutesRequest\x1a!.bulkhead.internal.v1.RouteUpdate0\x01\x12\x83\x01\n" +
 	"\x16IssueServerCertificate\x123.bulkhead.internal.v1.IssueServerCertificateRequest\x1a4.bulkhead.internal.v1.IssueServerCertificateResponse2\xcc\x04\n" +
 	"\x06Worker\x12V\n" +
@@ -2697,7 +2865,7 @@ func file_api_internalpb_internal_proto_rawDescGZIP() []byte {
 	return file_api_internalpb_internal_proto_rawDescData
 }
 
-var file_api_internalpb_internal_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_api_internalpb_internal_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_api_internalpb_internal_proto_goTypes = []any{
 	(*MetricsRequest)(nil),                 // 0: bulkhead.internal.v1.MetricsRequest
 	(*MetricsResponse)(nil),                // 1: bulkhead.internal.v1.MetricsResponse
@@ -2708,78 +2876,82 @@ var file_api_internalpb_internal_proto_goTypes = []any{
 	(*Snapshot)(nil),                       // 6: bulkhead.internal.v1.Snapshot
 	(*Forget)(nil),                         // 7: bulkhead.internal.v1.Forget
 	(*Assignment)(nil),                     // 8: bulkhead.internal.v1.Assignment
-	(*Observation)(nil),                    // 9: bulkhead.internal.v1.Observation
-	(*FetchManifestRequest)(nil),           // 10: bulkhead.internal.v1.FetchManifestRequest
-	(*FetchManifestResponse)(nil),          // 11: bulkhead.internal.v1.FetchManifestResponse
-	(*FetchBlobRequest)(nil),               // 12: bulkhead.internal.v1.FetchBlobRequest
-	(*BlobChunk)(nil),                      // 13: bulkhead.internal.v1.BlobChunk
-	(*WatchRoutesRequest)(nil),             // 14: bulkhead.internal.v1.WatchRoutesRequest
-	(*RouteUpdate)(nil),                    // 15: bulkhead.internal.v1.RouteUpdate
-	(*Route)(nil),                          // 16: bulkhead.internal.v1.Route
-	(*ServiceRoute)(nil),                   // 17: bulkhead.internal.v1.ServiceRoute
-	(*Backend)(nil),                        // 18: bulkhead.internal.v1.Backend
-	(*IssueServerCertificateRequest)(nil),  // 19: bulkhead.internal.v1.IssueServerCertificateRequest
-	(*IssueServerCertificateResponse)(nil), // 20: bulkhead.internal.v1.IssueServerCertificateResponse
-	(*ReserveRequest)(nil),                 // 21: bulkhead.internal.v1.ReserveRequest
-	(*ReserveResponse)(nil),                // 22: bulkhead.internal.v1.ReserveResponse
-	(*WakeRequest)(nil),                    // 23: bulkhead.internal.v1.WakeRequest
-	(*WakeResponse)(nil),                   // 24: bulkhead.internal.v1.WakeResponse
-	(*IdleRequest)(nil),                    // 25: bulkhead.internal.v1.IdleRequest
-	(*IdleResponse)(nil),                   // 26: bulkhead.internal.v1.IdleResponse
-	(*SignalRequest)(nil),                  // 27: bulkhead.internal.v1.SignalRequest
-	(*SignalResponse)(nil),                 // 28: bulkhead.internal.v1.SignalResponse
-	(*ExecRequest)(nil),                    // 29: bulkhead.internal.v1.ExecRequest
-	(*ExecResponse)(nil),                   // 30: bulkhead.internal.v1.ExecResponse
-	(*ProcessesRequest)(nil),               // 31: bulkhead.internal.v1.ProcessesRequest
-	(*ProcessesResponse)(nil),              // 32: bulkhead.internal.v1.ProcessesResponse
-	(*Process)(nil),                        // 33: bulkhead.internal.v1.Process
-	(*ListenSocket)(nil),                   // 34: bulkhead.internal.v1.ListenSocket
-	(*LogsRequest)(nil),                    // 35: bulkhead.internal.v1.LogsRequest
-	(*LogLine)(nil),                        // 36: bulkhead.internal.v1.LogLine
+	(*FetchSecretsRequest)(nil),            // 9: bulkhead.internal.v1.FetchSecretsRequest
+	(*FetchSecretsResponse)(nil),           // 10: bulkhead.internal.v1.FetchSecretsResponse
+	(*Observation)(nil),                    // 11: bulkhead.internal.v1.Observation
+	(*FetchManifestRequest)(nil),           // 12: bulkhead.internal.v1.FetchManifestRequest
+	(*FetchManifestResponse)(nil),          // 13: bulkhead.internal.v1.FetchManifestResponse
+	(*FetchBlobRequest)(nil),               // 14: bulkhead.internal.v1.FetchBlobRequest
+	(*BlobChunk)(nil),                      // 15: bulkhead.internal.v1.BlobChunk
+	(*WatchRoutesRequest)(nil),             // 16: bulkhead.internal.v1.WatchRoutesRequest
+	(*RouteUpdate)(nil),                    // 17: bulkhead.internal.v1.RouteUpdate
+	(*Route)(nil),                          // 18: bulkhead.internal.v1.Route
+	(*ServiceRoute)(nil),                   // 19: bulkhead.internal.v1.ServiceRoute
+	(*Backend)(nil),                        // 20: bulkhead.internal.v1.Backend
+	(*IssueServerCertificateRequest)(nil),  // 21: bulkhead.internal.v1.IssueServerCertificateRequest
+	(*IssueServerCertificateResponse)(nil), // 22: bulkhead.internal.v1.IssueServerCertificateResponse
+	(*ReserveRequest)(nil),                 // 23: bulkhead.internal.v1.ReserveRequest
+	(*ReserveResponse)(nil),                // 24: bulkhead.internal.v1.ReserveResponse
+	(*WakeRequest)(nil),                    // 25: bulkhead.internal.v1.WakeRequest
+	(*WakeResponse)(nil),                   // 26: bulkhead.internal.v1.WakeResponse
+	(*IdleRequest)(nil),                    // 27: bulkhead.internal.v1.IdleRequest
+	(*IdleResponse)(nil),                   // 28: bulkhead.internal.v1.IdleResponse
+	(*SignalRequest)(nil),                  // 29: bulkhead.internal.v1.SignalRequest
+	(*SignalResponse)(nil),                 // 30: bulkhead.internal.v1.SignalResponse
+	(*ExecRequest)(nil),                    // 31: bulkhead.internal.v1.ExecRequest
+	(*ExecResponse)(nil),                   // 32: bulkhead.internal.v1.ExecResponse
+	(*ProcessesRequest)(nil),               // 33: bulkhead.internal.v1.ProcessesRequest
+	(*ProcessesResponse)(nil),              // 34: bulkhead.internal.v1.ProcessesResponse
+	(*Process)(nil),                        // 35: bulkhead.internal.v1.Process
+	(*ListenSocket)(nil),                   // 36: bulkhead.internal.v1.ListenSocket
+	(*LogsRequest)(nil),                    // 37: bulkhead.internal.v1.LogsRequest
+	(*LogLine)(nil),                        // 38: bulkhead.internal.v1.LogLine
 }
 var file_api_internalpb_internal_proto_depIdxs = []int32{
 	4,  // 0: bulkhead.internal.v1.FromWorker.hello:type_name -> bulkhead.internal.v1.Hello
-	9,  // 1: bulkhead.internal.v1.FromWorker.observation:type_name -> bulkhead.internal.v1.Observation
+	11, // 1: bulkhead.internal.v1.FromWorker.observation:type_name -> bulkhead.internal.v1.Observation
 	6,  // 2: bulkhead.internal.v1.ToWorker.snapshot:type_name -> bulkhead.internal.v1.Snapshot
 	8,  // 3: bulkhead.internal.v1.ToWorker.assignment:type_name -> bulkhead.internal.v1.Assignment
 	7,  // 4: bulkhead.internal.v1.ToWorker.forget:type_name -> bulkhead.internal.v1.Forget
-	9,  // 5: bulkhead.internal.v1.Hello.observations:type_name -> bulkhead.internal.v1.Observation
+	11, // 5: bulkhead.internal.v1.Hello.observations:type_name -> bulkhead.internal.v1.Observation
 	5,  // 6: bulkhead.internal.v1.Hello.capacity:type_name -> bulkhead.internal.v1.Capacity
 	8,  // 7: bulkhead.internal.v1.Snapshot.assignments:type_name -> bulkhead.internal.v1.Assignment
-	9,  // 8: bulkhead.internal.v1.Snapshot.observed:type_name -> bulkhead.internal.v1.Observation
-	16, // 9: bulkhead.internal.v1.RouteUpdate.route:type_name -> bulkhead.internal.v1.Route
-	17, // 10: bulkhead.internal.v1.Route.services:type_name -> bulkhead.internal.v1.ServiceRoute
-	18, // 11: bulkhead.internal.v1.ServiceRoute.backends:type_name -> bulkhead.internal.v1.Backend
-	33, // 12: bulkhead.internal.v1.ProcessesResponse.processes:type_name -> bulkhead.internal.v1.Process
-	34, // 13: bulkhead.internal.v1.Process.listen_sockets:type_name -> bulkhead.internal.v1.ListenSocket
+	11, // 8: bulkhead.internal.v1.Snapshot.observed:type_name -> bulkhead.internal.v1.Observation
+	18, // 9: bulkhead.internal.v1.RouteUpdate.route:type_name -> bulkhead.internal.v1.Route
+	19, // 10: bulkhead.internal.v1.Route.services:type_name -> bulkhead.internal.v1.ServiceRoute
+	20, // 11: bulkhead.internal.v1.ServiceRoute.backends:type_name -> bulkhead.internal.v1.Backend
+	35, // 12: bulkhead.internal.v1.ProcessesResponse.processes:type_name -> bulkhead.internal.v1.Process
+	36, // 13: bulkhead.internal.v1.Process.listen_sockets:type_name -> bulkhead.internal.v1.ListenSocket
 	2,  // 14: bulkhead.internal.v1.Controller.Sync:input_type -> bulkhead.internal.v1.FromWorker
-	10, // 15: bulkhead.internal.v1.Controller.FetchManifest:input_type -> bulkhead.internal.v1.FetchManifestRequest
-	12, // 16: bulkhead.internal.v1.Controller.FetchBlob:input_type -> bulkhead.internal.v1.FetchBlobRequest
-	14, // 17: bulkhead.internal.v1.Controller.WatchRoutes:input_type -> bulkhead.internal.v1.WatchRoutesRequest
-	19, // 18: bulkhead.internal.v1.Controller.IssueServerCertificate:input_type -> bulkhead.internal.v1.IssueServerCertificateRequest
-	21, // 19: bulkhead.internal.v1.Worker.Reserve:input_type -> bulkhead.internal.v1.ReserveRequest
-	27, // 20: bulkhead.internal.v1.Worker.Signal:input_type -> bulkhead.internal.v1.SignalRequest
-	29, // 21: bulkhead.internal.v1.Worker.Exec:input_type -> bulkhead.internal.v1.ExecRequest
-	31, // 22: bulkhead.internal.v1.Worker.Processes:input_type -> bulkhead.internal.v1.ProcessesRequest
-	35, // 23: bulkhead.internal.v1.Worker.Logs:input_type -> bulkhead.internal.v1.LogsRequest
-	23, // 24: bulkhead.internal.v1.Worker.Wake:input_type -> bulkhead.internal.v1.WakeRequest
-	25, // 25: bulkhead.internal.v1.Worker.Idle:input_type -> bulkhead.internal.v1.IdleRequest
-	0,  // 26: bulkhead.internal.v1.Telemetry.Metrics:input_type -> bulkhead.internal.v1.MetricsRequest
-	3,  // 27: bulkhead.internal.v1.Controller.Sync:output_type -> bulkhead.internal.v1.ToWorker
-	11, // 28: bulkhead.internal.v1.Controller.FetchManifest:output_type -> bulkhead.internal.v1.FetchManifestResponse
-	13, // 29: bulkhead.internal.v1.Controller.FetchBlob:output_type -> bulkhead.internal.v1.BlobChunk
-	15, // 30: bulkhead.internal.v1.Controller.WatchRoutes:output_type -> bulkhead.internal.v1.RouteUpdate
-	20, // 31: bulkhead.internal.v1.Controller.IssueServerCertificate:output_type -> bulkhead.internal.v1.IssueServerCertificateResponse
-	22, // 32: bulkhead.internal.v1.Worker.Reserve:output_type -> bulkhead.internal.v1.ReserveResponse
-	28, // 33: bulkhead.internal.v1.Worker.Signal:output_type -> bulkhead.internal.v1.SignalResponse
-	30, // 34: bulkhead.internal.v1.Worker.Exec:output_type -> bulkhead.internal.v1.ExecResponse
-	32, // 35: bulkhead.internal.v1.Worker.Processes:output_type -> bulkhead.internal.v1.ProcessesResponse
-	36, // 36: bulkhead.internal.v1.Worker.Logs:output_type -> bulkhead.internal.v1.LogLine
-	24, // 37: bulkhead.internal.v1.Worker.Wake:output_type -> bulkhead.internal.v1.WakeResponse
-	26, // 38: bulkhead.internal.v1.Worker.Idle:output_type -> bulkhead.internal.v1.IdleResponse
-	1,  // 39: bulkhead.internal.v1.Telemetry.Metrics:output_type -> bulkhead.internal.v1.MetricsResponse
-	27, // [27:40] is the sub-list for method output_type
-	14, // [14:27] is the sub-list for method input_type
+	12, // 15: bulkhead.internal.v1.Controller.FetchManifest:input_type -> bulkhead.internal.v1.FetchManifestRequest
+	14, // 16: bulkhead.internal.v1.Controller.FetchBlob:input_type -> bulkhead.internal.v1.FetchBlobRequest
+	9,  // 17: bulkhead.internal.v1.Controller.FetchSecrets:input_type -> bulkhead.internal.v1.FetchSecretsRequest
+	16, // 18: bulkhead.internal.v1.Controller.WatchRoutes:input_type -> bulkhead.internal.v1.WatchRoutesRequest
+	21, // 19: bulkhead.internal.v1.Controller.IssueServerCertificate:input_type -> bulkhead.internal.v1.IssueServerCertificateRequest
+	23, // 20: bulkhead.internal.v1.Worker.Reserve:input_type -> bulkhead.internal.v1.ReserveRequest
+	29, // 21: bulkhead.internal.v1.Worker.Signal:input_type -> bulkhead.internal.v1.SignalRequest
+	31, // 22: bulkhead.internal.v1.Worker.Exec:input_type -> bulkhead.internal.v1.ExecRequest
+	33, // 23: bulkhead.internal.v1.Worker.Processes:input_type -> bulkhead.internal.v1.ProcessesRequest
+	37, // 24: bulkhead.internal.v1.Worker.Logs:input_type -> bulkhead.internal.v1.LogsRequest
+	25, // 25: bulkhead.internal.v1.Worker.Wake:input_type -> bulkhead.internal.v1.WakeRequest
+	27, // 26: bulkhead.internal.v1.Worker.Idle:input_type -> bulkhead.internal.v1.IdleRequest
+	0,  // 27: bulkhead.internal.v1.Telemetry.Metrics:input_type -> bulkhead.internal.v1.MetricsRequest
+	3,  // 28: bulkhead.internal.v1.Controller.Sync:output_type -> bulkhead.internal.v1.ToWorker
+	13, // 29: bulkhead.internal.v1.Controller.FetchManifest:output_type -> bulkhead.internal.v1.FetchManifestResponse
+	15, // 30: bulkhead.internal.v1.Controller.FetchBlob:output_type -> bulkhead.internal.v1.BlobChunk
+	10, // 31: bulkhead.internal.v1.Controller.FetchSecrets:output_type -> bulkhead.internal.v1.FetchSecretsResponse
+	17, // 32: bulkhead.internal.v1.Controller.WatchRoutes:output_type -> bulkhead.internal.v1.RouteUpdate
+	22, // 33: bulkhead.internal.v1.Controller.IssueServerCertificate:output_type -> bulkhead.internal.v1.IssueServerCertificateResponse
+	24, // 34: bulkhead.internal.v1.Worker.Reserve:output_type -> bulkhead.internal.v1.ReserveResponse
+	30, // 35: bulkhead.internal.v1.Worker.Signal:output_type -> bulkhead.internal.v1.SignalResponse
+	32, // 36: bulkhead.internal.v1.Worker.Exec:output_type -> bulkhead.internal.v1.ExecResponse
+	34, // 37: bulkhead.internal.v1.Worker.Processes:output_type -> bulkhead.internal.v1.ProcessesResponse
+	38, // 38: bulkhead.internal.v1.Worker.Logs:output_type -> bulkhead.internal.v1.LogLine
+	26, // 39: bulkhead.internal.v1.Worker.Wake:output_type -> bulkhead.internal.v1.WakeResponse
+	28, // 40: bulkhead.internal.v1.Worker.Idle:output_type -> bulkhead.internal.v1.IdleResponse
+	1,  // 41: bulkhead.internal.v1.Telemetry.Metrics:output_type -> bulkhead.internal.v1.MetricsResponse
+	28, // [28:42] is the sub-list for method output_type
+	14, // [14:28] is the sub-list for method input_type
 	14, // [14:14] is the sub-list for extension type_name
 	14, // [14:14] is the sub-list for extension extendee
 	0,  // [0:14] is the sub-list for field type_name
@@ -2805,7 +2977,7 @@ func file_api_internalpb_internal_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_internalpb_internal_proto_rawDesc), len(file_api_internalpb_internal_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -26,6 +26,7 @@ const (
 	Controller_Sync_FullMethodName                   = "/bulkhead.internal.v1.Controller/Sync"
 	Controller_FetchManifest_FullMethodName          = "/bulkhead.internal.v1.Controller/FetchManifest"
 	Controller_FetchBlob_FullMethodName              = "/bulkhead.internal.v1.Controller/FetchBlob"
+	Controller_FetchSecrets_FullMethodName           = "/bulkhead.internal.v1.Controller/FetchSecrets"
 	Controller_WatchRoutes_FullMethodName            = "/bulkhead.internal.v1.Controller/WatchRoutes"
 	Controller_IssueServerCertificate_FullMethodName = "/bulkhead.internal.v1.Controller/IssueServerCertificate"
 )
@@ -45,6 +46,10 @@ type ControllerClient interface {
 	FetchManifest(ctx context.Context, in *FetchManifestRequest, opts ...grpc.CallOption) (*FetchManifestResponse, error)
 	// FetchBlob streams a blob of the cluster's registry. Caller: as FetchManifest.
 	FetchBlob(ctx context.Context, in *FetchBlobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BlobChunk], error)
+	// FetchSecrets returns the secrets that a Machine is started with, sealed for a key of
+	// the worker's that lives for this call. Caller: a worker, for a Machine that is
+	// assigned to its node and is to run.
+	FetchSecrets(ctx context.Context, in *FetchSecretsRequest, opts ...grpc.CallOption) (*FetchSecretsResponse, error)
 	// WatchRoutes streams routes: first all (ending with synced), then changes.
 	// Caller: edge.
 	WatchRoutes(ctx context.Context, in *WatchRoutesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RouteUpdate], error)
@@ -103,6 +108,16 @@ func (c *controllerClient) FetchBlob(ctx context.Context, in *FetchBlobRequest, 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Controller_FetchBlobClient = grpc.ServerStreamingClient[BlobChunk]
 
+func (c *controllerClient) FetchSecrets(ctx context.Context, in *FetchSecretsRequest, opts ...grpc.CallOption) (*FetchSecretsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FetchSecretsResponse)
+	err := c.cc.Invoke(ctx, Controller_FetchSecrets_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *controllerClient) WatchRoutes(ctx context.Context, in *WatchRoutesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RouteUpdate], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Controller_ServiceDesc.Streams[2], Controller_WatchRoutes_FullMethodName, cOpts...)
@@ -147,6 +162,10 @@ type ControllerServer interface {
 	FetchManifest(context.Context, *FetchManifestRequest) (*FetchManifestResponse, error)
 	// FetchBlob streams a blob of the cluster's registry. Caller: as FetchManifest.
 	FetchBlob(*FetchBlobRequest, grpc.ServerStreamingServer[BlobChunk]) error
+	// FetchSecrets returns the secrets that a Machine is started with, sealed for a key of
+	// the worker's that lives for this call. Caller: a worker, for a Machine that is
+	// assigned to its node and is to run.
+	FetchSecrets(context.Context, *FetchSecretsRequest) (*FetchSecretsResponse, error)
 	// WatchRoutes streams routes: first all (ending with synced), then changes.
 	// Caller: edge.
 	WatchRoutes(*WatchRoutesRequest, grpc.ServerStreamingServer[RouteUpdate]) error
@@ -171,6 +190,9 @@ func (UnimplementedControllerServer) FetchManifest(context.Context, *FetchManife
 }
 func (UnimplementedControllerServer) FetchBlob(*FetchBlobRequest, grpc.ServerStreamingServer[BlobChunk]) error {
 	return status.Error(codes.Unimplemented, "method FetchBlob not implemented")
+}
+func (UnimplementedControllerServer) FetchSecrets(context.Context, *FetchSecretsRequest) (*FetchSecretsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method FetchSecrets not implemented")
 }
 func (UnimplementedControllerServer) WatchRoutes(*WatchRoutesRequest, grpc.ServerStreamingServer[RouteUpdate]) error {
 	return status.Error(codes.Unimplemented, "method WatchRoutes not implemented")
@@ -235,6 +257,24 @@ func _Controller_FetchBlob_Handler(srv interface{}, stream grpc.ServerStream) er
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Controller_FetchBlobServer = grpc.ServerStreamingServer[BlobChunk]
 
+func _Controller_FetchSecrets_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FetchSecretsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServer).FetchSecrets(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Controller_FetchSecrets_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServer).FetchSecrets(ctx, req.(*FetchSecretsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Controller_WatchRoutes_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(WatchRoutesRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -274,6 +314,10 @@ var Controller_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "FetchManifest",
 			Handler:    _Controller_FetchManifest_Handler,
+		},
+		{
+			MethodName: "FetchSecrets",
+			Handler:    _Controller_FetchSecrets_Handler,
 		},
 		{
 			MethodName: "IssueServerCertificate",

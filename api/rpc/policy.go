@@ -13,6 +13,7 @@ var Policy = map[string][]string{
 	internalpb.Controller_Sync_FullMethodName:                   {role.Worker},
 	internalpb.Controller_FetchManifest_FullMethodName:          {role.Worker},
 	internalpb.Controller_FetchBlob_FullMethodName:              {role.Worker},
+	internalpb.Controller_FetchSecrets_FullMethodName:           {role.Worker},
 	internalpb.Controller_WatchRoutes_FullMethodName:            {role.Edge},
 	internalpb.Controller_IssueServerCertificate_FullMethodName: {role.Edge},
 

@@ -37,6 +37,7 @@ func Run(t *testing.T, c Config) {
 	must(t, "make a client", err)
 	l := &life{t: t, ctx: ctx, f: f, c: c}
 	l.apps()
+	l.secrets()
 	l.launch()
 	l.leases()
 	l.update()

@@ -1,0 +1,161 @@
+package controller
+
+import (
+	"context"
+
+	"bulkhead/api/internalpb"
+	"bulkhead/api/rpc"
+	"bulkhead/fault"
+	"bulkhead/key"
+	"bulkhead/machine"
+	"bulkhead/secret"
+)
+
+// secrets takes over what a create or an update says of secrets.
+func (in *machineInput) secrets(m *record) {
+	m.MinSecrets, m.SkipSecrets = 0, in.SkipSecrets
+	if in.MinSecrets != nil {
+		m.MinSecrets = *in.MinSecrets
+	}
+}
+
+// useSecrets is secrets for a create, and refuses a version that there has never been.
+func (c *Controller) useSecrets(ctx context.Context, a *app, in *machineInput, m *record) error {
+	if in.MinSecrets != nil && *in.MinSecrets > 0 {
+		s, _, err := c.readSecrets(ctx, a)
+		if err != nil {
+			return err
+		}
+		if *in.MinSecrets > s.Version {
+			return tooNew(a.Name, *in.MinSecrets, s.Version)
+		}
+	}
+	in.secrets(m)
+	return nil
+}
+
+// assignSecrets tells the worker which version of its app's secrets there is.
+func (c *Controller) assignSecrets(ctx context.Context, r *record, as *internalpb.Assignment) error {
+	as.MinSecretsVersion, as.SkipSecrets = r.MinSecrets, r.SkipSecrets
+	if r.SkipSecrets {
+		return nil
+	}
+	s, _, err := get[appSecrets](ctx, c.store, secretsKey(r.App))
+	if err != nil || s == nil || len(s.Secrets) == 0 {
+		return err
+	}
+	as.SecretsVersion = s.Version
+	return nil
+}
+
+// FetchSecrets implements internalpb.ControllerServer.
+func (s internalServer) FetchSecrets(ctx context.Context, req *internalpb.FetchSecretsRequest) (*internalpb.FetchSecretsResponse, error) {
+	who, err := rpc.Peer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return s.c.fetchSecrets(ctx, who.Node, req)
+}
+
+// fetchSecrets opens an app's secrets for the worker that is about to start one of its
+// Machines. A worker gets those of Machines that are its own and are to run: that a user
+// wants running, or that requests may wake, which the worker decides alone.
+func (c *Controller) fetchSecrets(ctx context.Context, node key.Node, req *internalpb.FetchSecretsRequest) (*internalpb.FetchSecretsResponse, error) {
+	denied := fault.New(fault.Denied, "node %s has no machine %q that is to run", node, clip(req.GetMachineId()))
+	id, err := key.ParseMachineID(req.GetMachineId())
+	if err != nil {
+		return nil, denied
+	}
+	own, _, err := get[assigned](ctx, c.store, nodeKey(node, id))
+	if err != nil {
+		return nil, err
+	}
+	if own == nil {
+		c.log.Warn("a worker asked for the secrets of a machine that is not its own", "worker", node, "machine", id)
+		return nil, denied
+	}
+	r, _, err := get[record](ctx, c.store, machineKey(own.App, id))
+	if err != nil {
+		return nil, err
+	}
+	if r == nil || r.Node != node || r.Gone != nil || r.Desired == machine.WantDestroyed {
+		return nil, denied
+	}
+	if r.Instance != key.InstanceID(req.GetInstanceId()) {
+		return nil, fault.New(fault.Unavailable, "machine %s has a newer version than the one that is being started", id)
+	}
+	if wants(r, c.view.get(id)) != machine.WantStarted && !r.Config.Traffic().Autostart {
+		return nil, denied
+	}
+	if r.SkipSecrets {
+		return &internalpb.FetchSecretsResponse{}, nil
+	}
+	a, _, err := c.getApp(ctx, string(own.App))
+	if err != nil {
+		return nil, err
+	}
+	s, _, err := c.readSecrets(ctx, a)
+	if err != nil {
+		return nil, err
+	}
+	if len(s.Secrets) == 0 {
+		return &internalpb.FetchSecretsResponse{Version: s.Version}, nil
+	}
+	k, err := c.appKey(s)
+	if err != nil {
+		return nil, err
+	}
+	defer k.Clear()
+	values, err := s.environment(k)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(values)
+	sealed, err := secret.SealTo(req.GetPublicKey(), values, secretsPurpose(c.cfg.Role.Cluster, node, id, r.Instance)...)
+	if err != nil {
+		return nil, err
+	}
+	c.log.Info("secrets were opened for a machine", "worker", node, "machine", id, "app", own.App, "version", s.Version, "count", len(s.Secrets))
+	return &internalpb.FetchSecretsResponse{Version: s.Version, Sealed: sealed}, nil
+}
+
+// secretsPurpose is what sealed secrets are bound to. The worker has the same.
+func secretsPurpose(cluster string, n key.Node, id key.MachineID, v key.InstanceID) []string {
+	return []string{"machine secrets", cluster, string(n), string(id), string(v)}
+}
+
+// deployment says which versions of an app's secrets its Machines run with.
+type deployment []uint64
+
+// deployedSecrets collects them. Machines that do not run take the newest when they
+// start, and those that get no secrets do not count.
+func (c *Controller) deployedSecrets(ctx context.Context, a *app) (deployment, error) {
+	records, _, err := list[record](ctx, c.store, machinesOf(a.Name))
+	if err != nil {
+		return nil, err
+	}
+	var out deployment
+	for _, r := range records {
+		if s := c.view.get(r.ID); r.Gone == nil && !r.SkipSecrets && s != nil && s.State == machine.Started {
+			out = append(out, s.Secrets)
+		}
+	}
+	return out, nil
+}
+
+// status is what a secret set at a version is to those Machines.
+func (d deployment) status(version uint64) string {
+	have := 0
+	for _, v := range d {
+		if v >= version {
+			have++
+		}
+	}
+	switch {
+	case have == 0:
+		return "staged"
+	case have < len(d):
+		return "partly deployed"
+	}
+	return "deployed"
+}
