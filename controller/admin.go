@@ -29,6 +29,7 @@ type AdminLogin struct {
 //	POST /token             makes a new admin token; the old one is refused from then on
 //	POST /token?if_none=1   only if there is none yet, otherwise 409
 //	GET  /login             what is needed to log in, besides the token
+//	/ca, /ca/...            the certificate authority, see pki.CA.AdminHandler
 //	GET  /ready             200 once a worker is connected, 503 before
 func (c *Controller) adminHandler() http.Handler {
 	mux := http.NewServeMux()
@@ -61,6 +62,9 @@ func (c *Controller) adminHandler() http.Handler {
 		// Not an error of a request's: bulkheadd asks many times a second while it starts.
 		writeJSON(w, http.StatusServiceUnavailable, errorBody{Error: "no worker is connected yet"})
 	})
+	ca := c.ca.AdminHandler(c.noteAuthority, func(w http.ResponseWriter, err error) { writeError(w, c.log, err) })
+	mux.Handle("/ca", ca)
+	mux.Handle("/ca/", ca)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p, ok := pki.PeerOf(r.Context())
 		if !ok || p.UID != 0 {
@@ -74,3 +78,13 @@ func (c *Controller) adminHandler() http.Handler {
 }
 
 func portOf(addr string) string { return addr[strings.LastIndexByte(addr, ':')+1:] }
+
+// noteAuthority notes what root did with the certificate authority, and lets the
+// controller's own certificates follow at once.
+func (c *Controller) noteAuthority(r *http.Request, what string, err error) error {
+	c.log.Info("certificate authority: "+what, "by", "root", "err", err)
+	if err == nil {
+		c.identity.RenewSoon()
+	}
+	return nil
+}

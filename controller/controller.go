@@ -211,6 +211,9 @@ func (c *Controller) Serve(ctx context.Context, ls map[string]net.Listener, read
 			}
 		})
 	}
+	if st := c.ca.Status().RootKey.State; st == pki.RootKeyClear {
+		c.log.Info("the root key of the certificate authority lies on this machine; \"bulkheadd ca seal\" or \"bulkheadd ca discard\" takes it away")
+	}
 	loaded := make(chan struct{})
 	run("ledger", func() error { return c.ledger.run(ctx, c.store, loaded) })
 	run("routes", func() error { return c.routes.run(ctx) })

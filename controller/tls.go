@@ -4,8 +4,11 @@ import (
 	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
+	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -27,10 +30,11 @@ type apiCert struct {
 
 	mu  sync.Mutex
 	cur *tls.Certificate
+	gen int // of the authority that signed it
 }
 
 func openAPICert(ca *pki.CA, dir, domain string) (*apiCert, error) {
-	k, err := pki.OpenKey(filepath.Join(dir, "api.key"))
+	k, err := openPinned(filepath.Join(dir, "api.key"), filepath.Join(dir, "api.pin"))
 	if err != nil {
 		return nil, err
 	}
@@ -39,11 +43,42 @@ func openAPICert(ca *pki.CA, dir, domain string) (*apiCert, error) {
 	return a, err
 }
 
+// openPinned opens the key that every login pins, and refuses to make another in its place:
+// that would lock out everybody. Of a lost key the pin is left.
+//
+// Crash safety: the pin is written after the key, and again while it is missing.
+func openPinned(keyFile, pinFile string) (*ecdsa.PrivateKey, error) {
+	pinned, err := os.ReadFile(pinFile)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	if err == nil {
+		if _, err := os.Stat(keyFile); errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("%s is missing, and every login trusts that key alone (pin %s): restore it from a backup; or remove %s too, which makes another key, and then everybody must log in anew with a line of \"bulkheadd token\"",
+				keyFile, strings.TrimSpace(string(pinned)), pinFile)
+		}
+	}
+	k, err := pki.OpenKey(keyFile)
+	if err != nil {
+		return nil, err
+	}
+	pin, err := pki.PinOfKey(&k.PublicKey)
+	if err != nil || strings.TrimSpace(string(pinned)) == pin {
+		return k, err
+	}
+	if len(pinned) > 0 {
+		return nil, fmt.Errorf("%s is another key than the one that every login trusts (pin %s): restore that one from a backup; or remove %s, and then everybody must log in anew",
+			keyFile, strings.TrimSpace(string(pinned)), pinFile)
+	}
+	return k, pki.WriteFile(pinFile, []byte(pin+"\n"), 0o644)
+}
+
 // get is a tls.Config.GetCertificate.
 func (a *apiCert) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.cur != nil {
+	gen := a.ca.Generation()
+	if a.cur != nil && a.gen == gen {
 		l := a.cur.Leaf
 		if now := time.Now(); !now.Before(l.NotBefore) && now.Before(l.NotBefore.Add(l.NotAfter.Sub(l.NotBefore)/2)) {
 			return a.cur, nil
@@ -61,6 +96,7 @@ func (a *apiCert) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
+	a.gen = gen
 	a.cur = &tls.Certificate{Certificate: chain, PrivateKey: a.key, Leaf: leaf}
 	return a.cur, nil
 }

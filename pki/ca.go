@@ -12,17 +12,17 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
-	"net"
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"bulkhead/fault"
 )
 
-// Lifetimes. Intermediates are renewed with the root until rotation is built.
+// Lifetimes.
 const (
 	rootLife         = 20 * 365 * 24 * time.Hour
 	intermediateLife = 10 * 365 * 24 * time.Hour
@@ -38,22 +38,25 @@ const (
 	authoritySkew = 30 * 24 * time.Hour
 )
 
-// CA is the cluster's certificate authority: the root certificate and both
-// intermediates. It lives in the controller alone. Its methods may be called
-// concurrently.
+// CA is the cluster's certificate authority: the root certificates that count and the
+// intermediates with their keys. It lives in the controller alone, and has no use for
+// the root's key. Its methods may be called concurrently.
 type CA struct {
+	dir     string
 	cluster string
 	domain  string
-	root    *x509.Certificate
+	now     func() time.Time // for tests
+	overlap time.Duration    // see rotate.go
 
-	identity *issuer
-	server   *issuer
+	change sync.Mutex // held by what changes gens or the files
+	gens   atomic.Pointer[[]*generation]
 }
 
-// issuer is an intermediate and its key.
+// issuer is an intermediate and its key. cross is a certificate for the same key by the
+// root of before; nil without.
 type issuer struct {
-	cert *x509.Certificate
-	key  crypto.Signer
+	cert, cross *x509.Certificate
+	key         crypto.Signer
 }
 
 // OpenCA opens the authority in dir, or makes it when dir holds none. dir is the
@@ -74,81 +77,25 @@ func OpenCA(dir, cluster, domain string) (*CA, error) {
 	} else if err != nil {
 		return nil, err
 	}
-	ca := &CA{cluster: cluster, domain: domain}
-	var err error
-	if ca.root, err = readCert(filepath.Join(dir, "root.crt")); err != nil {
-		return nil, err
-	}
-	if ca.identity, err = readIssuer(dir, "identity"); err != nil {
-		return nil, err
-	}
-	if ca.server, err = readIssuer(dir, "server"); err != nil {
-		return nil, err
-	}
-	return ca, ca.belongs(dir)
-}
-
-// belongs refuses an authority of another cluster, and one put together from two.
-func (ca *CA) belongs(dir string) error {
-	if !slices.Equal(ca.root.PermittedURIDomains, []string{ca.cluster}) || !slices.Equal(ca.root.PermittedDNSDomains, []string{ca.domain}) {
-		return fmt.Errorf("the certificate authority in %s is that of cluster %v, domain %v, and this is cluster %s, domain %s; restore this cluster's own from a backup",
-			dir, ca.root.PermittedURIDomains, ca.root.PermittedDNSDomains, ca.cluster, ca.domain)
-	}
-	for name, i := range map[string]*issuer{"identity": ca.identity, "server": ca.server} {
-		if err := i.cert.CheckSignatureFrom(ca.root); err != nil {
-			return fmt.Errorf("%s was not signed by the root beside it (%w); restore both from one backup", filepath.Join(dir, name+".crt"), err)
-		}
-	}
-	return nil
+	ca := &CA{dir: dir, cluster: cluster, domain: domain, now: time.Now, overlap: defaultOverlap}
+	return ca, ca.load()
 }
 
 func createCA(dir, cluster, domain string) error {
-	rootKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	root, err := NewRoot(cluster, domain)
 	if err != nil {
 		return err
 	}
-	// The root may sign for this cluster's names only, so that importing it into a
-	// browser can harm nobody elsewhere.
-	rootTmpl := &x509.Certificate{
-		Subject:                     pkix.Name{CommonName: "Bulkhead root " + cluster},
-		IsCA:                        true,
-		BasicConstraintsValid:       true,
-		MaxPathLen:                  1,
-		KeyUsage:                    x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-		PermittedDNSDomainsCritical: true,
-		PermittedDNSDomains:         []string{domain},
-		PermittedURIDomains:         []string{cluster},
-		ExcludedIPRanges: []*net.IPNet{
-			{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)},
-			{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)},
-		},
-	}
-	rootDER, err := sign(rootTmpl, rootTmpl, rootKey.Public(), rootKey, rootLife)
-	if err != nil {
-		return err
-	}
-	root, err := x509.ParseCertificate(rootDER)
-	if err != nil {
-		return err
-	}
-	for _, name := range []string{"identity", "server"} {
+	return createUnder(root, dir, cluster)
+}
+
+func createUnder(root *Root, dir, cluster string) error {
+	for _, name := range []string{identityIssuer, serverIssuer} {
 		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 		if err != nil {
 			return err
 		}
-		usage := []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-		t := &x509.Certificate{
-			Subject:               pkix.Name{CommonName: "Bulkhead " + name + " " + cluster},
-			IsCA:                  true,
-			BasicConstraintsValid: true,
-			MaxPathLenZero:        true,
-			KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-		}
-		if name == "identity" {
-			usage = append(usage, x509.ExtKeyUsageClientAuth)
-		}
-		t.ExtKeyUsage = usage
-		der, err := sign(t, root, k.Public(), rootKey, intermediateLife)
+		der, err := root.issuer(name, cluster, k.Public())
 		if err != nil {
 			return err
 		}
@@ -159,10 +106,10 @@ func createCA(dir, cluster, domain string) error {
 			return err
 		}
 	}
-	if err := writeKey(filepath.Join(dir, "root.key"), rootKey); err != nil {
+	if err := writeKey(filepath.Join(dir, rootKeyFile), root.key); err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(dir, "root.crt"), certPEM(rootDER), 0o644); err != nil {
+	if err := writeFile(filepath.Join(dir, "root.crt"), certPEM(root.Cert.Raw), 0o644); err != nil {
 		return err
 	}
 	return writeFile(filepath.Join(dir, "complete"), []byte("1\n"), 0o600)
@@ -185,13 +132,19 @@ func sign(t, parent *x509.Certificate, pub crypto.PublicKey, key crypto.Signer, 
 	return x509.CreateCertificate(rand.Reader, t, parent, pub, key)
 }
 
-// RootPEM returns the root certificate, for clients that want to trust the
-// cluster's names.
-func (ca *CA) RootPEM() []byte { return certPEM(ca.root.Raw) }
+// RootPEM returns the root certificates that count now, for clients that want to trust
+// the cluster's names: one, and during a change of the root two, the newest last.
+func (ca *CA) RootPEM() []byte {
+	var out []byte
+	for _, r := range ca.roots() {
+		out = append(out, certPEM(r.Raw)...)
+	}
+	return out
+}
 
 // IssueIdentity signs an identity certificate for the key of a certificate
 // request in DER. Only the key is taken from the request. It returns the chain in
-// DER, leaf first, and the root.
+// DER, leaf first, and the roots to verify others by, one after the other.
 func (ca *CA) IssueIdentity(csrDER []byte, id ID) (chain [][]byte, root []byte, err error) {
 	if id.Cluster != ca.cluster {
 		return nil, nil, fault.New(fault.Denied, "identity %s is of another cluster than %s", id, ca.cluster)
@@ -202,8 +155,11 @@ func (ca *CA) IssueIdentity(csrDER []byte, id ID) (chain [][]byte, root []byte, 
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
-	chain, err = ca.issue(ca.identity, t, csrDER, IdentityLife)
-	return chain, ca.root.Raw, err
+	chain, err = ca.issue(ca.issuing().identity, t, csrDER, IdentityLife)
+	for _, r := range ca.roots() {
+		root = append(root, r.Raw...)
+	}
+	return chain, root, err
 }
 
 // IssueServer signs a server certificate for names below the cluster's domain,
@@ -216,26 +172,23 @@ func (ca *CA) IssueServer(csrDER []byte, names ...string) (chain [][]byte, err e
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
-	return ca.issue(ca.server, t, csrDER, ServerLife)
+	return ca.issue(ca.issuing().server, t, csrDER, ServerLife)
 }
 
 func (ca *CA) issue(by *issuer, t *x509.Certificate, csrDER []byte, life time.Duration) ([][]byte, error) {
-	csr, err := x509.ParseCertificateRequest(csrDER)
+	pub, err := requestedKey(csrDER)
 	if err != nil {
-		return nil, fault.Wrap(fault.Invalid, err, "the certificate request cannot be read")
-	}
-	if err := csr.CheckSignature(); err != nil {
-		return nil, fault.Wrap(fault.Invalid, err, "the certificate request is not signed by its own key")
-	}
-	pub, ok := csr.PublicKey.(*ecdsa.PublicKey)
-	if !ok || pub.Curve != elliptic.P256() {
-		return nil, fault.New(fault.Invalid, "the certificate request's key is not ECDSA P-256")
+		return nil, err
 	}
 	leaf, err := sign(t, by.cert, pub, by.key, life)
 	if err != nil {
 		return nil, err
 	}
-	return [][]byte{leaf, by.cert.Raw}, nil
+	chain := [][]byte{leaf, by.cert.Raw}
+	if by.cross != nil {
+		chain = append(chain, by.cross.Raw)
+	}
+	return chain, nil
 }
 
 func readIssuer(dir, name string) (*issuer, error) {
@@ -250,7 +203,11 @@ func readIssuer(dir, name string) (*issuer, error) {
 	if !key.PublicKey.Equal(cert.PublicKey) {
 		return nil, fmt.Errorf("%s: the key does not belong to the certificate beside it", filepath.Join(dir, name+".key"))
 	}
-	return &issuer{cert: cert, key: key}, nil
+	i := &issuer{cert: cert, key: key}
+	if i.cross, err = readCert(filepath.Join(dir, name+"-cross.crt")); errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	return i, err
 }
 
 func readCert(path string) (*x509.Certificate, error) {

@@ -11,6 +11,7 @@
 package pki
 
 import (
+	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
@@ -62,4 +63,13 @@ func IDOf(cert *x509.Certificate) (ID, error) {
 func Pin(cert *x509.Certificate) string {
 	sum := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
 	return base64.RawURLEncoding.EncodeToString(sum[:])
+}
+
+// PinOfKey is Pin for a key alone.
+func PinOfKey(pub crypto.PublicKey) (string, error) {
+	der, err := x509.MarshalPKIXPublicKey(pub)
+	if err != nil {
+		return "", err
+	}
+	return Pin(&x509.Certificate{RawSubjectPublicKeyInfo: der}), nil
 }

@@ -17,10 +17,10 @@ import (
 	"bulkhead/key"
 )
 
-// Signer gets a key's certificate: the chain in DER, leaf first, and the root to
-// verify others by. In a role it asks the controller (see Enroller); in the
+// Signer gets a key's certificate: the chain in DER, leaf first, and the roots to
+// verify others by, one after the other: two while the root changes. In a role it asks the controller (see Enroller); in the
 // controller it is the CA itself.
-type Signer func(ctx context.Context, csrDER []byte) (chain [][]byte, root []byte, err error)
+type Signer func(ctx context.Context, csrDER []byte) (chain [][]byte, roots []byte, err error)
 
 // Identity is a role's own certificate, renewed at half its life with a new key. An
 // Identity survives the controller's absence for as long as its certificate is good,
@@ -28,13 +28,15 @@ type Signer func(ctx context.Context, csrDER []byte) (chain [][]byte, root []byt
 // expired. It is held in memory, and with OpenIdentity in one file of the role's own
 // directory too, so that it also survives the role's restart meanwhile.
 type Identity struct {
-	signer Signer
-	log    *slog.Logger
-	file   string // "" keeps nothing on disk
-	state  atomic.Pointer[identityState]
-	unkept func() error // writes the file with the newest certificate, when that failed
-	cancel context.CancelFunc
-	done   chan struct{}
+	signer  Signer
+	log     *slog.Logger
+	file    string // "" keeps nothing on disk
+	state   atomic.Pointer[identityState]
+	unkept  func() error  // writes the file with the newest certificate, when that failed
+	doubted atomic.Int64  // when a peer's authority was last unknown, in Unix ns
+	soon    chan struct{} // holds one: the certificate is to be renewed at once
+	cancel  context.CancelFunc
+	done    chan struct{}
 }
 
 // identityState is one certificate; it is replaced whole.
@@ -55,7 +57,7 @@ func NewIdentity(ctx context.Context, signer Signer, log *slog.Logger) (*Identit
 // while the controller is away is known all the same. The first chance to renew is
 // taken, so that an authority that was made anew counts as soon as it answers.
 func OpenIdentity(ctx context.Context, file string, signer Signer, log *slog.Logger) (*Identity, error) {
-	i := &Identity{signer: signer, log: log, file: file, done: make(chan struct{})}
+	i := &Identity{signer: signer, log: log, file: file, soon: make(chan struct{}, 1), done: make(chan struct{})}
 	if s := i.recall(); s != nil {
 		i.state.Store(s)
 		i.begin(true)
@@ -121,7 +123,29 @@ func (i *Identity) keepFresh(ctx context.Context, due bool) {
 		case <-ctx.Done():
 			return
 		case <-time.After(wait):
+		case <-i.soon:
+			due = true
 		}
+	}
+}
+
+// RenewSoon gets a new certificate at once instead of at half life: the authority may
+// have changed.
+func (i *Identity) RenewSoon() {
+	select {
+	case i.soon <- struct{}{}:
+	default:
+	}
+}
+
+// doubtEvery is how often strangers can make this ask for another certificate.
+const doubtEvery = 10 * time.Second
+
+// doubt is RenewSoon with a bound.
+func (i *Identity) doubt() {
+	now, last := time.Now().UnixNano(), i.doubted.Load()
+	if d := time.Duration(now - last); (d > doubtEvery || d < 0) && i.doubted.CompareAndSwap(last, now) {
+		i.RenewSoon()
 	}
 }
 
@@ -164,16 +188,21 @@ func (i *Identity) renew(ctx context.Context) error {
 }
 
 func stateOf(k *ecdsa.PrivateKey, leaf *x509.Certificate, chain [][]byte, rootDER []byte) (*identityState, error) {
-	root, err := x509.ParseCertificate(rootDER)
+	all, err := x509.ParseCertificates(rootDER)
 	if err != nil {
 		return nil, err
+	}
+	if len(all) == 0 {
+		return nil, errors.New("the authority answered without a root")
 	}
 	id, err := IDOf(leaf)
 	if err != nil {
 		return nil, err
 	}
 	roots := x509.NewCertPool()
-	roots.AddCert(root)
+	for _, root := range all {
+		roots.AddCert(root)
+	}
 	return &identityState{id: id, cert: tls.Certificate{Certificate: chain, PrivateKey: k, Leaf: leaf}, roots: roots}, nil
 }
 
@@ -234,6 +263,9 @@ func (i *Identity) verify(cs tls.ConnectionState, usage x509.ExtKeyUsage) (ID, e
 	}
 	leaf := cs.PeerCertificates[0]
 	if _, err := leaf.Verify(x509.VerifyOptions{Roots: s.roots, Intermediates: inter, KeyUsages: []x509.ExtKeyUsage{usage}}); err != nil {
+		if unknown := (x509.UnknownAuthorityError{}); errors.As(err, &unknown) {
+			i.doubt() // or this one has missed a change of the root
+		}
 		return ID{}, fault.Wrap(fault.Unauthenticated, err, "the peer's certificate is not good")
 	}
 	id, err := IDOf(leaf)

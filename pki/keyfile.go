@@ -79,6 +79,9 @@ func writeFile(path string, b []byte, mode os.FileMode) error {
 	return failpoint.Write("pki/write/"+filepath.Base(path), func() error { return replace(path, b, mode) })
 }
 
+// WriteFile writes a file that a key depends on whole or not at all.
+func WriteFile(path string, b []byte, mode os.FileMode) error { return writeFile(path, b, mode) }
+
 func replace(path string, b []byte, mode os.FileMode) error {
 	f, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
 	if err != nil {
@@ -93,7 +96,11 @@ func replace(path string, b []byte, mode os.FileMode) error {
 	if err != nil {
 		return err
 	}
-	d, err := os.Open(filepath.Dir(path))
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
 	if err != nil {
 		return err
 	}

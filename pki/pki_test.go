@@ -45,8 +45,20 @@ func csr(t *testing.T) ([]byte, *ecdsa.PrivateKey) {
 // handshake connects client to server and returns both ends' errors.
 func handshake(t *testing.T, server, client *tls.Config) (serverErr, clientErr error) {
 	t.Helper()
-	c, s := net.Pipe()
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.Dial("unix", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
 	defer c.Close()
+	s, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
 	defer s.Close()
 	deadline := time.Now().Add(5 * time.Second)
 	c.SetDeadline(deadline)

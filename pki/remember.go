@@ -1,16 +1,18 @@
 package pki
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"os"
+	"slices"
 	"time"
 )
 
-// The file of an Identity: the key, the chain (leaf first) and, last, the root that
-// others are verified by, each a PEM block. It is written whole or not at all, and of
+// The file of an Identity: the key, the chain (leaf first) and, last, the roots that
+// others are verified by (self-signed, as no certificate of a chain is), each a PEM block. It is written whole or not at all, and of
 // no other use than to begin with: what is wrong with it costs a request for another.
 
 // remember writes the file.
@@ -23,7 +25,15 @@ func (i *Identity) remember(k *ecdsa.PrivateKey, chain [][]byte, root []byte) er
 		return err
 	}
 	out := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
-	for _, c := range append(append([][]byte{}, chain...), root) {
+	roots, err := x509.ParseCertificates(root)
+	if err != nil {
+		return err
+	}
+	all := slices.Clone(chain)
+	for _, r := range roots {
+		all = append(all, r.Raw)
+	}
+	for _, c := range all {
 		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c})...)
 	}
 	return writeFile(i.file, out, 0o600)
@@ -51,10 +61,19 @@ func (i *Identity) recall() *identityState {
 
 func parseRemembered(b []byte) (*identityState, error) {
 	var key *ecdsa.PrivateKey
-	var certs [][]byte
+	var chain [][]byte
+	var roots []byte
 	for block, rest := pem.Decode(b); block != nil; block, rest = pem.Decode(rest) {
 		if block.Type == "CERTIFICATE" {
-			certs = append(certs, block.Bytes)
+			c, err := x509.ParseCertificate(block.Bytes)
+			if err != nil {
+				return nil, err
+			}
+			if bytes.Equal(c.RawSubject, c.RawIssuer) {
+				roots = append(roots, c.Raw...)
+			} else {
+				chain = append(chain, c.Raw)
+			}
 			continue
 		}
 		k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
@@ -63,10 +82,9 @@ func parseRemembered(b []byte) (*identityState, error) {
 		}
 		key, _ = k.(*ecdsa.PrivateKey)
 	}
-	if key == nil || len(certs) < 2 {
+	if key == nil || len(chain) == 0 || roots == nil {
 		return nil, errors.New("it is not whole")
 	}
-	chain, root := certs[:len(certs)-1], certs[len(certs)-1]
 	leaf, err := x509.ParseCertificate(chain[0])
 	if err != nil {
 		return nil, err
@@ -77,5 +95,5 @@ func parseRemembered(b []byte) (*identityState, error) {
 	if now := time.Now(); now.After(leaf.NotAfter) || now.Before(leaf.NotBefore) {
 		return nil, errors.New("its certificate is not good now")
 	}
-	return stateOf(key, leaf, chain, root)
+	return stateOf(key, leaf, chain, roots)
 }

@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -74,7 +75,11 @@ func (a *admin) token(ctx context.Context) (string, error) {
 }
 
 func (a *admin) call(ctx context.Context, method, path string) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, method, "http://admin"+path, nil)
+	return a.send(ctx, method, path, nil)
+}
+
+func (a *admin) send(ctx context.Context, method, path string, body []byte) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://admin"+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}

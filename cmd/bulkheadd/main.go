@@ -36,6 +36,7 @@ Usage:
   bulkheadd up [flags]       run the platform until SIGTERM or Ctrl-C; Machines outlive it
   bulkheadd down [flags]     after "up" has ended: end the Machines, remove what they left on this machine
   bulkheadd token [flags]    make a new admin token of the running platform, print the line to log in with
+  bulkheadd ca ACTION        the cluster's certificate authority: status, seal, discard, rotate, finish
   bulkheadd version          print the version
 
 "bulkheadd COMMAND --help" lists the flags. All but version must run as root.
@@ -61,6 +62,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	switch name {
 	case "up", "down", "token":
 		return command(name, args, stdout, stderr)
+	case "ca":
+		return caCommand(args, stdout, stderr)
 	case "version", "--version":
 		fmt.Fprintf(stdout, "bulkheadd %s (%s, %s/%s)\n", versionText(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 		return exitOK
