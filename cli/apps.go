@@ -21,7 +21,7 @@ func (s *session) appsCommand() *cobra.Command {
 }
 
 func (s *session) appsCreateCommand() *cobra.Command {
-	var network string
+	var network, org string
 	c := &cobra.Command{
 		Use: "create NAME", Short: "Create an app", Args: exactly("NAME"),
 		Long: "Create an app. Its name is part of its address, https://NAME.<domain>, and is unique in the cluster.",
@@ -34,7 +34,7 @@ func (s *session) appsCreateCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := api.CreateApp(c.Context(), name, network); err != nil {
+			if err := api.CreateApp(c.Context(), name, org, network); err != nil {
 				if e := classify(err); e.exit == ExitConflict {
 					return hint(err, "choose another name, or deploy to the app that is there: bulkhead deploy --app %s", name)
 				}
@@ -45,18 +45,20 @@ func (s *session) appsCreateCommand() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&network, "network", "", "private network to join (default the organization's)")
+	c.Flags().StringVar(&org, "org", "", "organization it belongs to (default the only one you are a member of)")
 	return c
 }
 
 func (s *session) appsListCommand() *cobra.Command {
-	return &cobra.Command{
+	var org string
+	c := &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List the apps", Args: exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			api, err := s.client()
 			if err != nil {
 				return err
 			}
-			apps, err := api.Apps(c.Context())
+			apps, err := api.Apps(c.Context(), org)
 			if err != nil {
 				return err
 			}
@@ -66,12 +68,14 @@ func (s *session) appsListCommand() *cobra.Command {
 			return s.ui.result(apps, func(w io.Writer) {
 				var rows [][]string
 				for _, a := range apps {
-					rows = append(rows, []string{a.Name, a.Status, strconv.Itoa(a.MachineCount), api.AppURL(a.Name)})
+					rows = append(rows, []string{a.Name, a.Organization.Slug, a.Status, strconv.Itoa(a.MachineCount), api.AppURL(a.Name)})
 				}
-				table(w, []string{"NAME", "STATUS", "MACHINES", "URL"}, rows)
+				table(w, []string{"NAME", "ORGANIZATION", "STATUS", "MACHINES", "URL"}, rows)
 			})
 		},
 	}
+	c.Flags().StringVar(&org, "org", "", "one organization's alone")
+	return c
 }
 
 func (s *session) appsDestroyCommand() *cobra.Command {

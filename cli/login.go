@@ -11,10 +11,11 @@ import (
 
 	"bulkhead/client"
 	"bulkhead/fault"
+	"bulkhead/key"
 )
 
 func (s *session) loginCommand() *cobra.Command {
-	var pin, token, name string
+	var pin, token, name, as string
 	c := &cobra.Command{
 		Use:   "login URL --pin PIN --token TOKEN",
 		Short: "Log in to a cluster",
@@ -25,21 +26,25 @@ that key. The address, pin and token are kept in bulkhead/config.json in the use
 configuration directory, readable by the user alone. The cluster logged in to last
 is the default one.
 
+The token in that line, and that in an invitation, is good once: with it you become a
+user of the cluster, named by --as, and what is kept is your own token.
+
 In CI, set BULKHEAD_URL, BULKHEAD_PIN and BULKHEAD_TOKEN instead; nothing is stored.`,
 		Example: `  bulkhead login https://api.bulkhead.localhost:8443 --pin PIN --token bh_TOKEN
   bulkhead login https://api.example.com --pin PIN --token - < token.txt`,
 		Args: exactly("URL"),
 		RunE: func(c *cobra.Command, args []string) error {
-			return s.login(c.Context(), args[0], pin, token, name)
+			return s.login(c.Context(), args[0], pin, token, name, as)
 		},
 	}
 	c.Flags().StringVar(&pin, "pin", "", "pin of the server's public key, base64url SHA-256 (required)")
 	c.Flags().StringVar(&token, "token", "", "token; \"-\" reads it from standard input")
 	c.Flags().StringVar(&name, "name", "", "name for this cluster (default its domain)")
+	c.Flags().StringVar(&as, "as", "", "your user name, with a one-time token (default the name of the user on this machine)")
 	return c
 }
 
-func (s *session) login(ctx context.Context, url, pin, token, name string) error {
+func (s *session) login(ctx context.Context, url, pin, token, name, as string) error {
 	if pin == "" {
 		return hint(usagef("missing --pin"), "\"bulkheadd up\" prints the whole line; without the pin the server cannot be told from an impostor")
 	}
@@ -61,10 +66,11 @@ func (s *session) login(ctx context.Context, url, pin, token, name string) error
 	if err != nil {
 		return err
 	}
-	if _, err := api.Regions(ctx); err != nil {
+	who, err := s.enter(ctx, api, &token, as)
+	if err != nil {
 		if fault.Is(err, fault.Unauthenticated) {
 			return hint(&failure{msg: fmt.Sprintf("%s does not accept this token: %s", api.URL(), fault.MessageOf(err)), kind: string(fault.Unauthenticated), exit: ExitUnauthorized, cause: err},
-				"copy the whole line that \"bulkheadd up\" printed")
+				"copy the whole line; a one-time token is good once, and \"bulkheadd token\", run as root on the server, makes another")
 		}
 		return err
 	}
@@ -73,8 +79,39 @@ func (s *session) login(ctx context.Context, url, pin, token, name string) error
 	if err := writeConfig(path, cfg); err != nil {
 		return err
 	}
-	s.ui.progress("logged in to %s as cluster %q", api.URL(), name)
-	return s.ui.result(map[string]string{"cluster": name, "url": api.URL(), "config": path}, func(io.Writer) {})
+	s.ui.progress("logged in to %s as cluster %q, user %s", api.URL(), name, who)
+	return s.ui.result(map[string]string{"cluster": name, "url": api.URL(), "config": path, "user": who}, func(io.Writer) {})
+}
+
+// enter finds out who a token stands for. A one-time token it spends first: token is the
+// user's own then.
+func (s *session) enter(ctx context.Context, api *client.Client, token *string, as string) (string, error) {
+	if !client.IsClaim(*token) {
+		if as != "" {
+			return "", usagef("--as goes with a one-time token, and this is a user's own")
+		}
+		self, err := api.Self(ctx)
+		return self.Name, err
+	}
+	if as == "" {
+		as = userNameHere(s.env.Getenv)
+	}
+	done, err := api.Claim(ctx, as)
+	if fault.Is(err, fault.Invalid) || fault.Is(err, fault.Unprocessable) {
+		return "", hint(err, "choose another name with --as NAME")
+	}
+	*token = done.Token
+	return done.User.Name, err
+}
+
+// userNameHere makes a user name of what this machine calls the user.
+func userNameHere(getenv func(string) string) string {
+	for _, v := range []string{"USER", "LOGNAME", "USERNAME"} {
+		if name, err := key.ParseUserName(strings.ToLower(getenv(v))); err == nil {
+			return name
+		}
+	}
+	return "admin"
 }
 
 // usage marks an error of package client as one in what the user typed.

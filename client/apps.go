@@ -8,9 +8,6 @@ import (
 	"bulkhead/fault"
 )
 
-// Organization is the one organization there is.
-const Organization = "personal"
-
 // App is what the API says of an app.
 type App struct {
 	ID           string          `json:"id,omitempty"`
@@ -28,23 +25,27 @@ type AppOrganization struct {
 	Slug string `json:"slug,omitempty"`
 }
 
-// CreateApp makes an app. A name that is taken is fault.Unprocessable with status
+// CreateApp makes an app in an organization; an empty org is the caller's only one. A name that is taken is fault.Unprocessable with status
 // "name_taken".
-func (c *Client) CreateApp(ctx context.Context, name, network string) error {
+func (c *Client) CreateApp(ctx context.Context, name, org, network string) error {
 	in := struct {
 		Name    string `json:"name"`
-		Org     string `json:"org_slug"`
+		Org     string `json:"org_slug,omitempty"`
 		Network string `json:"network,omitempty"`
-	}{name, Organization, network}
+	}{name, org, network}
 	return c.do(ctx, call{method: http.MethodPost, path: []string{"apps"}, in: in})
 }
 
-// Apps lists the apps of the organization.
-func (c *Client) Apps(ctx context.Context) ([]App, error) {
+// Apps lists the apps of an organization; an empty org means all that the caller may see.
+func (c *Client) Apps(ctx context.Context, org string) ([]App, error) {
+	q := url.Values{}
+	if org != "" {
+		q.Set("org_slug", org)
+	}
 	var out struct {
 		Apps []App `json:"apps"`
 	}
-	err := c.do(ctx, call{method: http.MethodGet, path: []string{"apps"}, query: url.Values{"org_slug": {Organization}}, out: &out})
+	err := c.do(ctx, call{method: http.MethodGet, path: []string{"apps"}, query: q, out: &out})
 	return out.Apps, err
 }
 

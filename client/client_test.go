@@ -52,7 +52,7 @@ func TestRequestCarriesTokenAndName(t *testing.T) {
 		}
 		fmt.Fprint(w, `{"total_apps":1,"apps":[{"name":"a","machine_count":2,"future":null}]}`)
 	})
-	apps, err := c.Apps(t.Context())
+	apps, err := c.Apps(t.Context(), "personal")
 	if err != nil || len(apps) != 1 || apps[0].MachineCount != 2 {
 		t.Fatalf("%+v, %v", apps, err)
 	}
@@ -67,7 +67,7 @@ func TestWrongPinSendsNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = bad.Apps(t.Context())
+	_, err = bad.Apps(t.Context(), "personal")
 	var fe *fault.Error
 	if !errors.As(err, &fe) || fe.Kind != fault.Denied || fe.Status != PinMismatch {
 		t.Fatalf("error %v", err)
@@ -79,7 +79,7 @@ func TestWrongPinSendsNothing(t *testing.T) {
 		t.Fatalf("%d requests reached the wrong server", n)
 	}
 	// The control: the same server is reached with the right pin.
-	if _, err := good.Apps(t.Context()); err != nil || asked.Load() != 1 {
+	if _, err := good.Apps(t.Context(), "personal"); err != nil || asked.Load() != 1 {
 		t.Fatalf("right pin: %v, %d requests", err, asked.Load())
 	}
 }
@@ -94,7 +94,7 @@ func TestOldTLSIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Apps(t.Context()); !fault.Is(err, fault.Unavailable) {
+	if _, err := c.Apps(t.Context(), "personal"); !fault.Is(err, fault.Unavailable) {
 		t.Fatalf("error %v", err)
 	}
 }
@@ -115,7 +115,7 @@ func TestRedirectIsNotFollowed(t *testing.T) {
 		asked.Add(1)
 		http.Redirect(w, r, "https://elsewhere.localhost/", http.StatusFound)
 	})
-	if _, err := c.Apps(t.Context()); err == nil || asked.Load() != 1 {
+	if _, err := c.Apps(t.Context(), "personal"); err == nil || asked.Load() != 1 {
 		t.Fatalf("%v after %d requests", err, asked.Load())
 	}
 }
@@ -208,10 +208,10 @@ func TestRetries(t *testing.T) {
 		asked int32
 		ok    bool
 	}{
-		{"get, 503", 503, func(c *Client) error { _, err := c.Apps(context.Background()); return err }, 2, true},
+		{"get, 503", 503, func(c *Client) error { _, err := c.Apps(context.Background(), "personal"); return err }, 2, true},
 		{"post, 503", 503, func(c *Client) error { return c.StartMachine(context.Background(), "a", "m", "") }, 1, false},
 		{"post, 429", 429, func(c *Client) error { return c.StartMachine(context.Background(), "a", "m", "") }, 2, true},
-		{"get, 404", 404, func(c *Client) error { _, err := c.Apps(context.Background()); return err }, 1, false},
+		{"get, 404", 404, func(c *Client) error { _, err := c.Apps(context.Background(), "personal"); return err }, 1, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var asked atomic.Int32

@@ -9,7 +9,8 @@ import (
 	"bulkhead/pki"
 )
 
-// AdminToken is the answer to POST /token on the admin socket.
+// AdminToken is the answer to POST /token on the admin socket: a one-time token with
+// which an operator logs in, under a name of their own.
 type AdminToken struct {
 	Token string `json:"token"`
 }
@@ -26,7 +27,7 @@ type AdminLogin struct {
 // adminHandler serves the admin socket: for root of this machine alone, as the
 // kernel says, whatever the socket's file mode.
 //
-//	POST /token             makes a new admin token; the old one is refused from then on
+//	POST /token             makes a new one-time token; the one before is refused from then on
 //	POST /token?if_none=1   only if there is none yet, otherwise 409
 //	GET  /login             what is needed to log in, besides the token
 //	/ca, /ca/...            the certificate authority, see pki.CA.AdminHandler
@@ -34,12 +35,12 @@ type AdminLogin struct {
 func (c *Controller) adminHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /token", func(w http.ResponseWriter, r *http.Request) {
-		token, err := c.mintToken(r.Context(), r.URL.Query().Get("if_none") == "1")
+		token, err := c.mintClaim(r.Context(), r.URL.Query().Get("if_none") == "1")
 		if err != nil {
 			writeError(w, c.log, err)
 			return
 		}
-		c.log.Info("admin token made")
+		c.log.Info("one-time token of an operator made")
 		w.Header().Set("Content-Type", "application/json")
 		json.NewEncoder(w).Encode(AdminToken{Token: token})
 	})

@@ -49,7 +49,10 @@ func (c *Controller) appBody(ctx context.Context, a *app) (*App, error) {
 	}
 	out := &App{
 		ID: a.ID, InternalNumericID: a.Number, Name: string(a.Name), Network: a.Network, Status: "pending",
-		Organization: AppOrganization{Name: a.Org, Slug: a.Org, InternalNumericID: 1},
+		Organization: AppOrganization{Name: a.Org, Slug: a.Org},
+	}
+	if o := c.directory.org(a.Org); o != nil {
+		out.Organization.Name, out.Organization.InternalNumericID = o.Name, o.Number
 	}
 	for _, r := range records {
 		if r.Gone == nil {
@@ -91,22 +94,22 @@ func (c *Controller) waitsFor(records []*record) string {
 	return reason
 }
 
-// checkOrg refuses an organization that there is not.
-func checkOrg(slug string) error {
-	if slug != "" && slug != orgPersonal {
-		return fault.New(fault.NotFound, "organization %q not found; this cluster has one, %q", clip(slug), orgPersonal)
-	}
-	return nil
-}
-
+// listApps lists the apps that the caller may see: those of one organization, or of all.
 func (c *Controller) listApps(r *call) (int, any, error) {
 	q := r.URL.Query()
-	if err := checkOrg(q.Get("org_slug")); err != nil {
+	slugs := []string{q.Get("org_slug")}
+	if slugs[0] == "" {
+		slugs = c.orgsFor(r.who)
+	} else if err := c.mayLookInto(r.who, slugs[0]); err != nil {
 		return 0, nil, err
 	}
-	apps, _, err := list[app](r.Context(), c.store, prefixApp)
-	if err != nil {
-		return 0, nil, err
+	var apps []*app
+	for _, slug := range slugs {
+		for _, a := range c.directory.appsIn(slug) {
+			if c.authorize(r.who, access{Act: actRead, What: whatApp, Org: a.Org, App: a.Name}) == nil {
+				apps = append(apps, a)
+			}
+		}
 	}
 	out := struct {
 		TotalApps int    `json:"total_apps"`
@@ -153,7 +156,11 @@ func (c *Controller) createApp(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	if err := checkOrg(in.Org); err != nil {
+	slug, err := c.orgForNew(r.who, in.Org)
+	if err != nil {
+		return 0, nil, err
+	}
+	if err := c.authorize(r.who, access{Act: actCreate, What: whatApp, Org: slug}); err != nil {
 		return 0, nil, err
 	}
 	if in.Network == "" {
@@ -170,7 +177,7 @@ func (c *Controller) createApp(r *call) (int, any, error) {
 	}
 	var made *app
 	err = retry(r.Context(), func() (err error) {
-		made, err = c.addApp(r.Context(), app{Name: name, Org: orgPersonal, Network: in.Network, Role: in.Role, CreatedAt: now()})
+		made, err = c.addApp(r.Context(), app{Name: name, Org: slug, Network: in.Network, Role: in.Role, CreatedAt: now()})
 		return err
 	})
 	if err != nil {
@@ -182,6 +189,13 @@ func (c *Controller) createApp(r *call) (int, any, error) {
 
 // addApp writes a new app, and in the same transaction its network if that is new.
 func (c *Controller) addApp(ctx context.Context, a app) (*app, error) {
+	o, orgRev, err := get[org](ctx, c.store, orgKey(a.Org))
+	if err != nil {
+		return nil, err
+	}
+	if o == nil || o.Deleting {
+		return nil, noOrg(a.Org)
+	}
 	_, rev, err := get[app](ctx, c.store, appKey(a.Name))
 	if err != nil {
 		return nil, err
@@ -197,7 +211,7 @@ func (c *Controller) addApp(ctx context.Context, a app) (*app, error) {
 		ids = &counter{}
 	}
 	ids.Last++
-	conds := []store.Cond{at(appKey(a.Name), 0), at(counterKey("app"), idsRev)}
+	conds := []store.Cond{at(appKey(a.Name), 0), at(orgKey(a.Org), orgRev), at(counterKey("app"), idsRev)}
 	ops := []store.Op{put(counterKey("app"), ids)}
 
 	nk := networkKey(a.Org, a.Network)
@@ -224,8 +238,7 @@ func (c *Controller) addApp(ctx context.Context, a app) (*app, error) {
 	conds = append(conds, at(nk, nrev))
 	a.NetworkNumber, a.Number, a.ID = n.Number, ids.Last, newAppID()
 	ops = append(ops, put(appKey(a.Name), a))
-	_, err = c.store.Txn(ctx, conds, ops)
-	return &a, err
+	return &a, c.commit(ctx, &txn{conds: conds, ops: ops})
 }
 
 func newAppID() string {

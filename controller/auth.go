@@ -11,77 +11,97 @@ import (
 
 	"bulkhead/fault"
 	"bulkhead/key"
-	"bulkhead/store"
+)
+
+// callerKind is what sort of caller there is.
+type callerKind string
+
+const (
+	callerPerson  callerKind = "person"  // a user's token
+	callerMachine callerKind = "machine" // a Machine, over its own socket
+	callerClaim   callerKind = "claim"   // a one-time token, good for becoming a user
 )
 
 // caller is who makes a request.
 type caller struct {
-	// Name goes into leases and logs; it is no secret.
+	Kind callerKind
+	// Name goes into leases, logs and the audit log; it is no secret.
 	Name string
-	// Org is the organization the caller belongs to.
-	Org string
-}
-
-// action is what a caller wants to do to an object.
-type action string
-
-// The actions there are.
-const (
-	actRead    action = "read"    // see it
-	actWrite   action = "write"   // change it
-	actCreate  action = "create"  // make one inside it
-	actDelete  action = "delete"  // remove it
-	actControl action = "control" // start, stop, signal it, run commands in it
-)
-
-// object is what an action is about. Empty fields mean: not about one.
-type object struct {
-	Org     string
+	User key.UserID // of a person
+	// Token is the token's record, whose caveats narrow what the user may.
+	Token *tokenRecord
+	// App and Machine are those of a Machine.
 	App     key.AppName
 	Machine key.MachineID
-}
-
-// authorize is the only place that decides whether a known caller may do something.
-// Its refusal is Denied. The one caller there is, the admin, may do everything in
-// its own organization.
-func authorize(_ context.Context, who caller, act action, on object) error {
-	if who.Name == "" || who.Org == "" {
-		return fault.New(fault.Denied, "the token may do nothing")
-	}
-	if on.Org != "" && on.Org != who.Org {
-		return fault.New(fault.Denied, "the token may not %s in organization %q", act, on.Org)
-	}
-	return nil
+	Claim   *claim // of a claim
 }
 
 // errToken is the answer to every request without a good token.
 var errToken = fault.New(fault.Unauthenticated, "Authenticate: token validation error")
 
-// tokenPrefix starts every token, so that scanners for leaked secrets know it.
-const tokenPrefix = "bh_"
+// Prefixes of tokens, so that scanners for leaked secrets know them.
+const (
+	claimPrefix = "bh_"
+	userPrefix  = "bhu_"
+)
 
-// newToken returns a token of 256 random bits.
-func newToken() string {
+// newSecret returns 256 random bits as text.
+func newSecret() string {
 	var b [32]byte
 	rand.Read(b[:])
-	return tokenPrefix + base64.RawURLEncoding.EncodeToString(b[:])
+	return base64.RawURLEncoding.EncodeToString(b[:])
 }
 
-// authenticate says whose token it is. The comparison takes the same time whatever
-// the token is.
+// authenticate says whose token it is. Secrets are compared in the same time whatever
+// they are.
 func (c *Controller) authenticate(ctx context.Context, token string) (caller, error) {
 	if token == "" {
 		return caller{}, errToken
 	}
-	t, _, err := get[adminToken](ctx, c.store, keyAdminToken)
+	select {
+	case <-c.directory.loaded:
+	case <-ctx.Done():
+		return caller{}, ctx.Err()
+	}
+	if t, ok := strings.CutPrefix(token, claimPrefix); ok {
+		return c.authenticateClaim(ctx, t)
+	}
+	t, ok := strings.CutPrefix(token, userPrefix)
+	id, secret, ok2 := strings.Cut(t, ".")
+	if !ok || !ok2 {
+		return caller{}, errToken
+	}
+	tid, err := key.ParseTokenID(id)
+	if err != nil {
+		return caller{}, errToken
+	}
+	rec := c.directory.token(tid)
+	sum := sha256.Sum256([]byte(secret))
+	if rec == nil || subtle.ConstantTimeCompare(sum[:], rec.SHA256) != 1 || !now().Before(rec.ExpiresAt) {
+		return caller{}, errToken
+	}
+	u := c.directory.user(rec.User)
+	if u == nil {
+		return caller{}, errToken
+	}
+	return caller{Kind: callerPerson, Name: u.Name, User: u.ID, Token: rec}, nil
+}
+
+// authenticateClaim knows a one-time token: an invitation's or the installation's.
+func (c *Controller) authenticateClaim(ctx context.Context, t string) (caller, error) {
+	id, secret, ok := strings.Cut(t, ".")
+	if !ok || !claimRE.MatchString(id) {
+		return caller{}, errToken
+	}
+	cl, _, err := get[claim](ctx, c.store, claimKey(id))
 	if err != nil {
 		return caller{}, err
 	}
-	sum := sha256.Sum256([]byte(token))
-	if t == nil || subtle.ConstantTimeCompare(sum[:], t.SHA256) != 1 {
+	sum := sha256.Sum256([]byte(secret))
+	if cl == nil || subtle.ConstantTimeCompare(sum[:], cl.SHA256) != 1 || cl.expired(now()) {
 		return caller{}, errToken
 	}
-	return caller{Name: "admin", Org: orgPersonal}, nil
+	return caller{Kind: callerClaim, Name: "claim " + cl.ID, Claim: cl}, nil
 }
 
 // tokenOf takes the token from a request: "Bearer" or "FlyV1", as clients send it.
@@ -91,31 +111,6 @@ func tokenOf(r *http.Request) string {
 		return ""
 	}
 	return strings.TrimSpace(token)
-}
-
-// mintToken makes a new admin token and replaces the old one, which is refused from
-// then on. With onlyFirst it makes one only if there is none, and otherwise is a
-// Conflict.
-func (c *Controller) mintToken(ctx context.Context, onlyFirst bool) (string, error) {
-	token := newToken()
-	sum := sha256.Sum256([]byte(token))
-	err := retry(ctx, func() error {
-		t, rev, err := get[adminToken](ctx, c.store, keyAdminToken)
-		if err != nil {
-			return err
-		}
-		if t != nil && onlyFirst {
-			return fault.New(fault.Conflict, "there is an admin token already, and it cannot be shown again; ask for a new one without if_none, which replaces it")
-		}
-		_, err = c.store.Txn(ctx, []store.Cond{at(keyAdminToken, rev)}, []store.Op{
-			put(keyAdminToken, adminToken{SHA256: sum[:], CreatedAt: now()}),
-		})
-		return err
-	})
-	if err != nil {
-		return "", err
-	}
-	return token, nil
 }
 
 // authorizeRegistry is the registry's question: may the bearer of token pull from
@@ -140,5 +135,5 @@ func (c *Controller) authorizeRegistry(ctx context.Context, token, repo string, 
 	if push {
 		act = actWrite
 	}
-	return authorize(ctx, who, act, object{Org: a.Org, App: a.Name})
+	return c.authorize(who, access{Act: act, What: whatImage, Org: a.Org, App: a.Name})
 }

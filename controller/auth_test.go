@@ -1,10 +1,8 @@
 package controller_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"io"
 	"net"
 	"net/http"
@@ -15,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"bulkhead/controller"
 	"bulkhead/pki"
 	"bulkhead/role"
 )
@@ -40,23 +39,43 @@ func TestNothingAnswersWithoutAToken(t *testing.T) {
 	}
 }
 
-func TestAdminToken(t *testing.T) {
+// TestInstallationTokenForcesANamedUser follows the token that an installation prints: it
+// is good for becoming a user, once, and for nothing else.
+func TestInstallationTokenForcesANamedUser(t *testing.T) {
 	e := newEnv(t)
-	old := e.token
-	if len(old) != 46 || !strings.HasPrefix(old, "bh_") {
-		t.Errorf("token %q", old)
-	}
 	if code, b := e.admin("POST", "/token?if_none=1"); code != 409 {
-		t.Errorf("if_none with a token: %d %s", code, b)
+		t.Errorf("if_none with a user: %d %s", code, b)
 	}
-	e.token = e.mint("")
-	e.want(200, "GET", "/v1/apps", nil, nil)
-	e.want(401, "GET", "/v1/apps", nil, nil, "Authorization", "Bearer "+old)
+	old := e.mint("")
+	once := e.mint("")
+	if !strings.HasPrefix(once, "bh_c_installation.") {
+		t.Errorf("token %q", once)
+	}
+	for _, call := range []string{"GET /v1/apps", "POST /v1/apps", "GET /v1/user", "GET /v1/platform/nodes", "GET /healthz", "POST /v1/tokens/oidc"} {
+		method, path, _ := strings.Cut(call, " ")
+		if a := e.do(method, path, nil, "Authorization", "Bearer "+once); a.code != 403 || !strings.Contains(string(a.body), "become a named user") {
+			t.Errorf("%s with the installation's token: %d %s", call, a.code, a.body)
+		}
+	}
+	e.want(401, "POST", "/v1/claim", map[string]string{"name": "eve"}, nil, "Authorization", "Bearer "+old)
+	for _, name := range []string{"", "Eve", "-", "e v", strings.Repeat("x", 129), "a/b", "a\x00"} {
+		e.want(400, "POST", "/v1/claim", map[string]string{"name": name}, nil, "Authorization", "Bearer "+once)
+	}
+	second := e.claim(once, "second")
+	e.want(401, "POST", "/v1/claim", map[string]string{"name": "third"}, nil, "Authorization", "Bearer "+once)
+	e.want(403, "POST", "/v1/claim", map[string]string{"name": "third"}, nil, "Authorization", "Bearer "+second)
+	var self controller.Self
+	e.want(200, "GET", "/v1/user", nil, &self, "Authorization", "Bearer "+second)
+	if self.Name != "second" || !self.Operator || len(self.Organizations) != 1 || self.Organizations[0].Role != "owner" || self.Token.Kind != "login" {
+		t.Errorf("self: %+v", self)
+	}
 	if code, _ := e.admin("GET", "/token"); code == 200 {
 		t.Error("a token can be read")
 	}
-	if got, _ := json.Marshal(e.logs.String()); bytes.Contains(got, []byte(e.token)) {
-		t.Error("the token is in the log")
+	for _, secret := range []string{old, once, second} {
+		if strings.Contains(e.logs.String(), secret) {
+			t.Error("a token is in the log")
+		}
 	}
 }
 

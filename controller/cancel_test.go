@@ -89,7 +89,27 @@ func cuts() map[string]cut {
 		"POST /v1/apps/{app}/secretkeys/{secret}/sign":     {path: "/v1/apps/{a}/secretkeys/k/sign", body: config{"plaintext": "aGk="}, prepare: someSecrets},
 		"POST /v1/apps/{app}/secretkeys/{secret}/verify":   {path: "/v1/apps/{a}/secretkeys/k/verify", body: config{"plaintext": "aGk="}, prepare: someSecrets},
 
-		"GET " + m + "/memory":             reads(M + "/memory"),
+		"GET " + m + "/memory": reads(M + "/memory"),
+
+		"POST /v1/claim":              {path: "/v1/claim", body: config{"name": "x"}}, // refused: the caller is somebody already
+		"GET /v1/user":                reads("/v1/user"),
+		"POST /v1/invitations/accept": {path: "/v1/invitations/accept", body: config{"token": "bh_c_0000000000000000.x"}},
+		"GET /v1/users":               reads("/v1/users"),
+		"PATCH /v1/users/{user}":      {path: "/v1/users/admin", body: config{"operator": true}, changes: true},
+		"DELETE /v1/users/{user}":     changes("/v1/users/admin", nil), // refused: the last operator
+		"GET /v1/orgs":                reads("/v1/orgs"),
+		"POST /v1/orgs":               {path: "/v1/orgs", body: config{"slug": "cut"}, changes: true, undo: func(e *env, _ string) { e.do("DELETE", "/v1/orgs/cut", nil) }},
+		"GET /v1/orgs/{org}":          reads("/v1/orgs/personal"),
+		"DELETE /v1/orgs/{org}": {path: "/v1/orgs/cut", changes: true, prepare: func(e *env, _ string) {
+			e.want(201, "POST", "/v1/orgs", config{"slug": "cut"}, nil)
+		}, undo: func(e *env, _ string) { e.do("DELETE", "/v1/orgs/cut", nil) }},
+		"GET /v1/orgs/{org}/members":                     reads("/v1/orgs/personal/members"),
+		"PUT /v1/orgs/{org}/members/{user}":              changes("/v1/orgs/personal/members/admin", config{"role": "owner"}),
+		"DELETE /v1/orgs/{org}/members/{user}":           changes("/v1/orgs/personal/members/admin", nil), // refused: the last owner
+		"GET /v1/orgs/{org}/invitations":                 reads("/v1/orgs/personal/invitations"),
+		"POST /v1/orgs/{org}/invitations":                changes("/v1/orgs/personal/invitations", config{"role": "viewer"}),
+		"DELETE /v1/orgs/{org}/invitations/{invitation}": changes("/v1/orgs/personal/invitations/c_0000000000000000", nil),
+
 		"GET /v1/orgs/{org}/machines":      reads("/v1/orgs/personal/machines"),
 		"GET /v1/platform/regions":         reads("/v1/platform/regions"),
 		"GET /v1/platform/nodes":           reads("/v1/platform/nodes"),
@@ -134,10 +154,11 @@ func TestCallsThatAreCutOff(t *testing.T) {
 	}
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	rows, count := cuts(), 0
+	e.app("there") // what is not supported yet says so of an app that there is
 	for _, pattern := range e.ctl.Endpoints() {
 		row, ok := rows[pattern]
 		if !ok {
-			if unsupported(e, pattern) {
+			if unsupported(e, pattern, "there") {
 				continue
 			}
 			t.Errorf("%s has no row: say what a call that is cut off leaves", pattern)
@@ -154,12 +175,12 @@ func TestCallsThatAreCutOff(t *testing.T) {
 }
 
 // unsupported reports whether an endpoint only says that it is not there yet.
-func unsupported(e *env, pattern string) bool {
+func unsupported(e *env, pattern, app string) bool {
 	method, path, ok := strings.Cut(pattern, " ")
 	if !ok {
 		method, path = "GET", pattern
 	}
-	path = strings.NewReplacer("{rest...}", "x", "{app}", "cut", "{org}", "personal", "{machine}", "01234567890123", "{ip}", "x").Replace(path)
+	path = strings.NewReplacer("{rest...}", "x", "{app}", app, "{org}", "personal", "{machine}", "01234567890123", "{ip}", "x").Replace(path)
 	return e.do(method, path, nil).code == 501
 }
 

@@ -73,6 +73,8 @@ type Controller struct {
 	ring     *secret.Ring // wraps what is secret in the store
 	tmp      string       // directory of the store's sockets, when DataDir is too deep
 
+	directory *directory
+
 	view     *view
 	routes   *routes
 	ledger   *ledger
@@ -105,7 +107,7 @@ func New(cfg Config) *Controller {
 	if cfg.Role.Region == "" {
 		cfg.Role.Region = "local"
 	}
-	c := &Controller{cfg: cfg, log: cfg.Log, view: newView(), ledger: newLedger(), unfinished: make(chan struct{}, 1)}
+	c := &Controller{cfg: cfg, log: cfg.Log, directory: newDirectory(), view: newView(), ledger: newLedger(), unfinished: make(chan struct{}, 1)}
 	c.routes = newRoutes(c, cfg.RouteGrace)
 	c.metrics = newMetrics(c)
 	c.sessions.cur = map[key.Node]*sessionSlot{}
@@ -215,6 +217,7 @@ func (c *Controller) Serve(ctx context.Context, ls map[string]net.Listener, read
 		c.log.Info("the root key of the certificate authority lies on this machine; \"bulkheadd ca seal\" or \"bulkheadd ca discard\" takes it away")
 	}
 	loaded := make(chan struct{})
+	run("directory", func() error { return c.directory.run(ctx, c.store) })
 	run("ledger", func() error { return c.ledger.run(ctx, c.store, loaded) })
 	run("routes", func() error { return c.routes.run(ctx) })
 	run("collector", func() error { return c.collect(ctx) })
@@ -244,6 +247,10 @@ func (c *Controller) Serve(ctx context.Context, ls map[string]net.Listener, read
 	}
 	select {
 	case <-loaded:
+		select {
+		case <-c.directory.loaded:
+		case <-ctx.Done():
+		}
 		if err := ready(); err != nil {
 			cancel(err)
 		}

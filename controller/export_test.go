@@ -3,12 +3,14 @@ package controller
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	"bulkhead/api/rpc"
+	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/store"
 )
@@ -151,3 +153,32 @@ func (c *Controller) State(ctx context.Context) ([]string, error) {
 
 // random matches what differs between two runs: ids of Machines and versions, and times.
 var random = regexp.MustCompile(`[0-9a-f]{14}|[0-9A-HJKMNP-TV-Z]{26}|[0-9]{12}|[a-z]+-[a-z]+-[0-9]{4}$`)
+
+// MayCall is the decision about a call of an endpoint: by a user's token, by a Machine of
+// an app (by = "machine:<app>/<id>"), or by a claim's bearer (by = "claim").
+func (c *Controller) MayCall(pattern, by string, path map[string]string) error {
+	for _, e := range c.endpoints() {
+		if e.pattern != pattern {
+			continue
+		}
+		r := &call{Request: new(http.Request)}
+		for k, v := range path {
+			r.SetPathValue(k, v)
+		}
+		switch kind, rest, _ := strings.Cut(by, ":"); kind {
+		case "machine":
+			app, id, _ := strings.Cut(rest, "/")
+			r.who = caller{Kind: callerMachine, Name: by, App: key.AppName(app), Machine: key.MachineID(id)}
+		case "claim":
+			r.who = caller{Kind: callerClaim, Name: by}
+		default:
+			who, err := c.authenticate(context.Background(), by)
+			if err != nil {
+				return err
+			}
+			r.who = who
+		}
+		return c.mayCall(r, e)
+	}
+	return fault.New(fault.Internal, "no endpoint %s", pattern)
+}

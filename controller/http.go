@@ -105,6 +105,7 @@ type handler func(r *call) (int, any, error)
 type endpoint struct {
 	pattern string // of http.ServeMux
 	act     action
+	what    what
 	h       handler
 }
 
@@ -114,7 +115,7 @@ func (c *Controller) serveAPI() http.Handler {
 	for _, e := range c.endpoints() {
 		mux.Handle(e.pattern, c.handle(e))
 	}
-	mux.Handle("/", c.handle(endpoint{act: actRead, h: func(r *call) (int, any, error) {
+	mux.Handle("/", c.handle(endpoint{act: actRead, what: whatPlatform, h: func(r *call) (int, any, error) {
 		return 0, nil, fault.New(fault.NotFound, "no such endpoint: %s %s", r.Method, clip(r.URL.Path))
 	}}))
 	return c.outer(mux)
@@ -171,11 +172,7 @@ func (c *Controller) handle(e endpoint) http.Handler {
 		r := req.Context().Value(callKey{}).(*call)
 		r.Request = req
 		log := c.log.With("request", r.id)
-		on := object{Org: r.PathValue("org"), App: key.AppName(r.app()), Machine: key.MachineID(r.machine())}
-		if on.Org == "" {
-			on.Org = r.who.Org
-		}
-		if err := authorize(req.Context(), r.who, e.act, on); err != nil {
+		if err := c.mayCall(r, e); err != nil {
 			writeError(w, log, err)
 			return
 		}
@@ -191,6 +188,20 @@ func (c *Controller) handle(e endpoint) http.Handler {
 			writeJSON(w, code, body)
 		}
 	})
+}
+
+// mayCall decides whether the caller may use an endpoint on what its path names. An app
+// that there is not is not found, whoever asks: names of apps are the whole cluster's.
+func (c *Controller) mayCall(r *call, e endpoint) error {
+	a := access{Act: e.act, What: e.what, Org: r.PathValue("org"), Machine: key.MachineID(r.machine())}
+	if name := r.app(); name != "" {
+		app := c.directory.app(key.AppName(name))
+		if app == nil {
+			return noApp(name)
+		}
+		a.Org, a.App = app.Org, app.Name
+	}
+	return c.authorize(r.who, a)
 }
 
 // errAnswered is returned by a handler that wrote its answer itself.

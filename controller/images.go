@@ -116,8 +116,10 @@ func (c *Controller) mayUse(ctx context.Context, a *app, repo string) error {
 	if err != nil && !fault.Is(err, fault.NotFound) {
 		return err
 	}
-	if o == nil || o.Org != a.Org || o.Deleting {
-		return fault.New(fault.Unprocessable, "app %s may not use images of the repository %q: it belongs to no app of its organization", a.Name, clip(repo))
+	// Who may not read the other app's images must not run them either.
+	r, _ := ctx.Value(callKey{}).(*call)
+	if o == nil || o.Org != a.Org || o.Deleting || r == nil || c.authorize(r.who, access{Act: actRead, What: whatImage, Org: o.Org, App: o.Name}) != nil {
+		return fault.New(fault.Unprocessable, "app %s may not use images of the repository %q: it belongs to no app of its organization whose images you may read", a.Name, clip(repo))
 	}
 	return nil
 }

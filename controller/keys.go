@@ -13,8 +13,12 @@ import (
 // Machines and a Machine's versions each lie together.
 //
 //	/org/<slug>                        org
+//	/user/<id>                         user
+//	/username/<name>                   userName: names are given once
+//	/member/<org>/<user id>            member
+//	/claim/<id>                        claim: invitations, and the installation's own
+//	/token/<id>                        tokenRecord
 //	/counter/<name>                    counter
-//	/token/admin                       adminToken
 //	/cluster-key                       clusterKey: by which the right cluster key is known
 //	/network/<org>/<name>              network: the number of a private network, for ever
 //	/app/<name>                        app
@@ -35,11 +39,20 @@ const (
 	prefixTomb    = "/tomb/"
 	prefixHost    = "/host/"
 	prefixRemoved = "/removed/"
-	keyAdminToken = "/token/admin"
 	keyClusterKey = "/cluster-key"
+	prefixOrg     = "/org/"
+	prefixUser    = "/user/"
+	prefixMember  = "/member/"
+	prefixClaim   = "/claim/"
+	prefixToken   = "/token/"
 )
 
-func orgKey(slug string) string              { return "/org/" + slug }
+func orgKey(slug string) string              { return prefixOrg + slug }
+func userKey(id key.UserID) string           { return prefixUser + string(id) }
+func userNameKey(name string) string         { return "/username/" + name }
+func membersOf(org string) string            { return prefixMember + org + "/" }
+func claimKey(id string) string              { return prefixClaim + id }
+func tokenKey(id key.TokenID) string         { return prefixToken + string(id) }
 func counterKey(name string) string          { return "/counter/" + name }
 func networkKey(org, name string) string     { return "/network/" + org + "/" + name }
 func appKey(app key.AppName) string          { return prefixApp + string(app) }
@@ -53,6 +66,8 @@ func nodePrefix(n key.Node) string           { return prefixNode + string(n) + "
 func hostKey(n key.Node) string              { return prefixHost + string(n) }
 func removedKey(n key.Node) string           { return prefixRemoved + string(n) }
 func nameKey(a key.AppName, n string) string { return namesOf(a) + n }
+
+func memberKey(org string, id key.UserID) string { return membersOf(org) + string(id) }
 
 func machineKey(app key.AppName, id key.MachineID) string { return machinesOf(app) + string(id) }
 func leaseKey(app key.AppName, id key.MachineID) string   { return leasesOf(app) + string(id) }

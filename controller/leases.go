@@ -45,7 +45,7 @@ func newLease(who caller, m *record, description string, ttl time.Duration) *lea
 	var b [8]byte
 	rand.Read(b[:])
 	return &lease{
-		Nonce: hex.EncodeToString(b[:]), Owner: who.Name + "@" + who.Org, Description: description,
+		Nonce: hex.EncodeToString(b[:]), Owner: who.Name, Description: description,
 		ExpiresAt: time.Now().Add(ttl).UTC(), TTL: ttl, Version: string(m.Instance),
 	}
 }

@@ -10,7 +10,7 @@ import (
 
 // The records of the store, in JSON. Fields are added, never renamed or reused.
 
-// orgPersonal is the one organization there is.
+// orgPersonal is the organization that the installation makes.
 const orgPersonal = "personal"
 
 // defaultNetwork names the network of apps that do not name one.
@@ -22,6 +22,8 @@ type org struct {
 	Name      string    `json:"name"`
 	Number    int64     `json:"number"`
 	CreatedAt time.Time `json:"created_at"`
+	// Deleting is set while it is being deleted: it takes no new app.
+	Deleting bool `json:"deleting,omitempty"`
 }
 
 // counter is the last number given out of a sequence.
@@ -34,12 +36,6 @@ type network struct {
 	Org    string          `json:"org"`
 	Name   string          `json:"name"`
 	Number privnet.Network `json:"number"`
-}
-
-// adminToken is what is kept of the admin token.
-type adminToken struct {
-	SHA256    []byte    `json:"sha256"`
-	CreatedAt time.Time `json:"created_at"`
 }
 
 // app is an app. While Deleting is set its Machines are being destroyed, and no new

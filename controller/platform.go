@@ -55,7 +55,7 @@ func (c *Controller) placements(r *call) (int, any, error) {
 	if in.Org == "" {
 		return 0, nil, fault.New(fault.Invalid, "org_slug is missing")
 	}
-	if err := checkOrg(in.Org); err != nil {
+	if err := c.mayLookInto(r.who, in.Org); err != nil {
 		return 0, nil, err
 	}
 	if in.Volume != "" {
@@ -123,9 +123,6 @@ type orgCursor struct {
 
 // orgMachines lists all Machines of an organization, by the time of their last change.
 func (c *Controller) orgMachines(r *call) (int, any, error) {
-	if err := checkOrg(r.PathValue("org")); err != nil {
-		return 0, nil, err
-	}
 	f, err := filterOf(r)
 	if err != nil {
 		return 0, nil, err
@@ -138,9 +135,13 @@ func (c *Controller) orgMachines(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	records, _, err := list[record](r.Context(), c.store, prefixMachine)
-	if err != nil {
-		return 0, nil, err
+	var records []*record
+	for _, a := range c.directory.appsIn(r.PathValue("org")) {
+		more, _, err := list[record](r.Context(), c.store, machinesOf(a.Name))
+		if err != nil {
+			return 0, nil, err
+		}
+		records = append(records, more...)
 	}
 	type item struct {
 		at orgCursor

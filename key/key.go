@@ -105,3 +105,60 @@ func clip(s string) string {
 	}
 	return s
 }
+
+// UserID names a person: "u_" and 16 lower-case hexadecimal digits. It is never given
+// to another.
+type UserID string
+
+// TokenID names a token: "t_" and 16 lower-case hexadecimal digits. It is no secret.
+type TokenID string
+
+// NewUserID returns a fresh random UserID.
+func NewUserID() UserID { return UserID("u_" + randomHex(8)) }
+
+// NewTokenID returns a fresh random TokenID.
+func NewTokenID() TokenID { return TokenID("t_" + randomHex(8)) }
+
+func randomHex(n int) string {
+	b := make([]byte, n)
+	rand.Read(b)
+	return hex.EncodeToString(b)
+}
+
+var (
+	userRE     = regexp.MustCompile(`^u_[0-9a-f]{16}$`)
+	tokenRE    = regexp.MustCompile(`^t_[0-9a-f]{16}$`)
+	userNameRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9._+@-]{0,126}[a-z0-9])?$`)
+)
+
+// ParseUserID checks s.
+func ParseUserID(s string) (UserID, error) {
+	if !userRE.MatchString(s) {
+		return "", fault.New(fault.Invalid, "user id %q is not u_ and 16 hexadecimal digits", clip(s))
+	}
+	return UserID(s), nil
+}
+
+// ParseTokenID checks s.
+func ParseTokenID(s string) (TokenID, error) {
+	if !tokenRE.MatchString(s) {
+		return "", fault.New(fault.Invalid, "token id %q is not t_ and 16 hexadecimal digits", clip(s))
+	}
+	return TokenID(s), nil
+}
+
+// ParseUserName checks a user's name: a handle or an e-mail address, in lower case.
+func ParseUserName(s string) (string, error) {
+	if !userNameRE.MatchString(s) {
+		return "", fault.New(fault.Invalid, "user name %q must be 1 to 128 of a-z, 0-9 and . _ + @ -, and begin and end with a letter or digit", clip(s))
+	}
+	return s, nil
+}
+
+// ParseOrg checks the slug of an organization: a DNS label.
+func ParseOrg(s string) (string, error) {
+	if !labelRE.MatchString(s) {
+		return "", fault.New(fault.Invalid, "organization %q must be 1 to 63 of a-z, 0-9 and -, and begin and end with a letter or digit", clip(s))
+	}
+	return s, nil
+}

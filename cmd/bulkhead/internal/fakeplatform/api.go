@@ -24,6 +24,7 @@ func (p *Platform) api() http.Handler {
 		}
 	}
 	mux.HandleFunc("GET /v1/platform/regions", locked(p.regions))
+	mux.HandleFunc("GET /v1/user", func(w http.ResponseWriter, _ *http.Request) { answer(w, 200, map[string]any{"name": "alice"}) })
 	mux.HandleFunc("GET /v1/apps", locked(p.listApps))
 	mux.HandleFunc("POST /v1/apps", locked(p.createApp))
 	mux.HandleFunc("GET /v1/apps/{app}", locked(p.getApp))
@@ -59,11 +60,7 @@ func (a *app) body() map[string]any {
 		"organization": map[string]string{"slug": "personal", "name": "personal"}}
 }
 
-func (p *Platform) listApps(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Query().Get("org_slug") == "" {
-		refuse(w, 400, "org_slug is required", "")
-		return
-	}
+func (p *Platform) listApps(w http.ResponseWriter, _ *http.Request) {
 	list := []any{}
 	for _, a := range p.apps {
 		list = append(list, a.body())
@@ -73,7 +70,7 @@ func (p *Platform) listApps(w http.ResponseWriter, r *http.Request) {
 
 func (p *Platform) createApp(w http.ResponseWriter, r *http.Request) {
 	var in struct{ Name, Org_slug string }
-	if err := json.NewDecoder(r.Body).Decode(&in); err != nil || in.Org_slug != "personal" {
+	if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
 		refuse(w, 400, "bad request", "")
 		return
 	}

@@ -32,7 +32,7 @@ import (
 )
 
 // Token is the one token that the platform accepts.
-const Token = "bh_fakefakefakefakefakefakefakefakefakefakefak"
+const Token = "bhu_fakefakefakefakefakefakefakefakefakefakefak"
 
 // Domain is the platform's domain.
 const Domain = "fake.localhost"

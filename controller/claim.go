@@ -1,0 +1,239 @@
+package controller
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"net/http"
+	"regexp"
+	"time"
+
+	"bulkhead/fault"
+	"bulkhead/key"
+	"bulkhead/store"
+)
+
+const (
+	// installationClaim is the id of the claim that the installation makes, and whose
+	// token the first login spends.
+	installationClaim = "c_installation"
+	// recoveryLife is how long a claim made by root later is good.
+	recoveryLife = time.Hour
+	// loginLife is how long the token of a login is good.
+	loginLife = 30 * 24 * time.Hour
+)
+
+var claimRE = regexp.MustCompile(`^c_(installation|[0-9a-f]{16})$`)
+
+// newClaimToken is a fresh claim token and what is kept of its secret.
+func newClaimToken(id string) (token string, sum []byte) {
+	secret := newSecret()
+	s := sha256.Sum256([]byte(secret))
+	return claimPrefix + id + "." + secret, s[:]
+}
+
+// mintClaim makes the one-time token with which an operator logs in, and voids the one
+// before. With onlyFirst it is a Conflict when the cluster had one already: that one was
+// shown then. A later one is good for an hour.
+func (c *Controller) mintClaim(ctx context.Context, onlyFirst bool) (string, error) {
+	token, sum := newClaimToken(installationClaim)
+	err := retry(ctx, func() error {
+		old, rev, err := get[claim](ctx, c.store, claimKey(installationClaim))
+		if err != nil {
+			return err
+		}
+		first, firstRev, err := get[counter](ctx, c.store, counterKey("user"))
+		if err != nil {
+			return err
+		}
+		used := first != nil && first.Last > 0
+		if onlyFirst && (old != nil || used) {
+			return fault.New(fault.Conflict, "the installation's token was made already and cannot be shown again; ask for a new one without if_none")
+		}
+		cl := claim{ID: installationClaim, SHA256: sum, Org: orgPersonal, Role: roleOwner, Operator: true, By: "root", CreatedAt: now()}
+		if used {
+			cl.ExpiresAt = cl.CreatedAt.Add(recoveryLife)
+		}
+		_, err = c.store.Txn(ctx, []store.Cond{at(claimKey(installationClaim), rev), at(counterKey("user"), firstRev)}, []store.Op{put(claimKey(installationClaim), cl)})
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	return token, nil
+}
+
+// Claimed is the answer to a claim: the user there is now, and the user's own token,
+// which is shown this once.
+type Claimed struct {
+	User    User   `json:"user"`
+	Org     string `json:"organization"`
+	Role    string `json:"role,omitempty"`
+	Token   string `json:"token"`
+	Expires string `json:"token_expires_at"`
+}
+
+// claimAccount spends a one-time token: its bearer becomes a user of the name given, with
+// the membership that the token carries, and gets a token of their own.
+//
+//	POST /v1/claim {"name": "alice"}
+func (c *Controller) claimAccount(r *call) (int, any, error) {
+	var in struct {
+		Name string `json:"name"`
+	}
+	if err := r.read(&in, true); err != nil {
+		return 0, nil, err
+	}
+	name, err := key.ParseUserName(in.Name)
+	if err != nil {
+		return 0, nil, err
+	}
+	cl := r.who.Claim
+	if cl.Name != "" && cl.Name != name {
+		return 0, nil, fault.New(fault.Denied, "this invitation is for %q", cl.Name)
+	}
+	var (
+		u     *user
+		token string
+		rec   *tokenRecord
+	)
+	err = retry(r.Context(), func() (err error) {
+		u, token, rec, err = c.spend(r.Context(), cl, name)
+		return err
+	})
+	if err != nil {
+		return 0, nil, err
+	}
+	c.log.Info("a claim was spent", "claim", cl.ID, "user", u.Name, "org", cl.Org)
+	return http.StatusCreated, Claimed{User: userBody(u), Org: cl.Org, Role: string(cl.Role), Token: token, Expires: stamp(rec.ExpiresAt)}, nil
+}
+
+// spend makes the user, the membership and the user's first token, and removes the claim,
+// in one transaction. For the installation's claim a user of the name may exist: root
+// vouches for who asks.
+func (c *Controller) spend(ctx context.Context, cl *claim, name string) (*user, string, *tokenRecord, error) {
+	var t txn
+	if err := c.take(ctx, &t, cl); err != nil {
+		return nil, "", nil, err
+	}
+	u, err := c.userToBe(ctx, &t, name, cl)
+	if err != nil {
+		return nil, "", nil, err
+	}
+	if err := c.joining(ctx, &t, u.ID, cl); err != nil {
+		return nil, "", nil, err
+	}
+	token, rec, err := c.newToken(ctx, &t, u, tokenRecord{Kind: "login", Name: "first login"}, loginLife)
+	if err != nil {
+		return nil, "", nil, err
+	}
+	return u, token, rec, c.commit(ctx, &t)
+}
+
+// take has a claim spent by a transaction.
+func (c *Controller) take(ctx context.Context, t *txn, cl *claim) error {
+	cur, rev, err := get[claim](ctx, c.store, claimKey(cl.ID))
+	if err != nil {
+		return err
+	}
+	if cur == nil || subtle.ConstantTimeCompare(cur.SHA256, cl.SHA256) != 1 || cur.expired(now()) {
+		return errToken
+	}
+	t.when(claimKey(cl.ID), rev)
+	t.do(store.Delete(claimKey(cl.ID)))
+	return nil
+}
+
+// userToBe is the user of a name, new unless the claim is the installation's.
+func (c *Controller) userToBe(ctx context.Context, t *txn, name string, cl *claim) (*user, error) {
+	taken, _, err := get[userName](ctx, c.store, userNameKey(name))
+	if err != nil {
+		return nil, err
+	}
+	if taken == nil {
+		return c.newUser(ctx, t, user{Name: name, Operator: cl.Operator})
+	}
+	if cl.ID != installationClaim {
+		return nil, fault.New(fault.Unprocessable, "there is a user %q already; log in as that user and accept the invitation with \"bulkhead orgs join\"", name).WithStatus("name_taken")
+	}
+	u, rev, err := get[user](ctx, c.store, userKey(taken.ID))
+	if err != nil {
+		return nil, err
+	}
+	if u == nil {
+		return nil, fault.New(fault.Internal, "the user %q has a name and no record", name)
+	}
+	u.Operator = true
+	t.when(userKey(u.ID), rev)
+	t.do(put(userKey(u.ID), u))
+	return u, nil
+}
+
+// newUser has a transaction make a user; u has the name and what else is known.
+func (c *Controller) newUser(ctx context.Context, t *txn, u user) (*user, error) {
+	n, rev, err := get[counter](ctx, c.store, counterKey("user"))
+	if err != nil {
+		return nil, err
+	}
+	if n == nil {
+		n = &counter{}
+	}
+	n.Last++
+	u.ID, u.Number, u.CreatedAt = key.NewUserID(), n.Last, now()
+	t.when(userNameKey(u.Name), 0)
+	t.when(counterKey("user"), rev)
+	t.do(put(counterKey("user"), n), put(userNameKey(u.Name), userName{ID: u.ID}), put(userKey(u.ID), u))
+	return &u, nil
+}
+
+// joining has a transaction make a user a member as a claim says. A membership there is
+// already grows, and never shrinks.
+func (c *Controller) joining(ctx context.Context, t *txn, id key.UserID, cl *claim) error {
+	o, orgRev, err := get[org](ctx, c.store, orgKey(cl.Org))
+	if err != nil {
+		return err
+	}
+	if o == nil || o.Deleting {
+		return fault.New(fault.NotFound, "the organization %q is gone", cl.Org)
+	}
+	m, rev, err := get[member](ctx, c.store, memberKey(cl.Org, id))
+	if err != nil {
+		return err
+	}
+	if m == nil {
+		m = &member{Org: cl.Org, User: id, CreatedAt: now()}
+	}
+	m.Role = mightier(m.Role, cl.Role)
+	for app, r := range cl.Apps {
+		if m.Apps == nil {
+			m.Apps = map[key.AppName]memberRole{}
+		}
+		m.Apps[app] = mightier(m.Apps[app], r)
+	}
+	t.when(orgKey(cl.Org), orgRev)
+	t.when(memberKey(cl.Org, id), rev)
+	t.do(put(memberKey(cl.Org, id), m))
+	return nil
+}
+
+// mightier is the role of the two that stands first in memberRoles.
+func mightier(a, b memberRole) memberRole {
+	for _, r := range memberRoles {
+		if a == r || b == r {
+			return r
+		}
+	}
+	return ""
+}
+
+// newToken has a transaction make a token of a user's, from what rec says of it. The
+// token itself is kept nowhere.
+func (c *Controller) newToken(_ context.Context, t *txn, u *user, rec tokenRecord, life time.Duration) (string, *tokenRecord, error) {
+	secret := newSecret()
+	sum := sha256.Sum256([]byte(secret))
+	rec.ID, rec.User, rec.SHA256, rec.CreatedAt = key.NewTokenID(), u.ID, sum[:], now()
+	rec.ExpiresAt = rec.CreatedAt.Add(life)
+	t.when(tokenKey(rec.ID), 0)
+	t.do(put(tokenKey(rec.ID), rec))
+	return userPrefix + string(rec.ID) + "." + secret, &rec, nil
+}

@@ -1,0 +1,377 @@
+package controller
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"bulkhead/fault"
+	"bulkhead/key"
+	"bulkhead/store"
+)
+
+// Member is a member of an organization as the API answers it.
+type Member struct {
+	User   User                       `json:"user"`
+	Role   memberRole                 `json:"role,omitempty"`
+	Apps   map[key.AppName]memberRole `json:"apps,omitempty"`
+	Source string                     `json:"source,omitempty"`
+	Since  string                     `json:"since"`
+}
+
+// listMembers lists who belongs to an organization.
+//
+//	GET /v1/orgs/{org}/members
+func (c *Controller) listMembers(r *call) (int, any, error) {
+	out := struct {
+		Members []Member `json:"members"`
+	}{Members: []Member{}}
+	for _, m := range c.directory.membersIn(r.PathValue("org")) {
+		if u := c.directory.user(m.User); u != nil {
+			out.Members = append(out.Members, memberBody(u, m))
+		}
+	}
+	slices.SortFunc(out.Members, func(a, b Member) int { return strings.Compare(a.User.Name, b.User.Name) })
+	return http.StatusOK, out, nil
+}
+
+func memberBody(u *user, m *member) Member {
+	return Member{User: userBody(u), Role: m.Role, Apps: m.Apps, Source: m.Source, Since: stamp(m.CreatedAt)}
+}
+
+// roles is a role in an organization and roles for apps of it, as bodies hold them.
+type roles struct {
+	Role memberRole                 `json:"role"`
+	Apps map[key.AppName]memberRole `json:"apps"`
+}
+
+// maxAppRoles bounds the apps for which one member has roles of their own.
+const maxAppRoles = 100
+
+// check refuses roles that there are not, and those that the caller may not give.
+func (c *Controller) checkRoles(who caller, slug string, in roles) error {
+	if in.Role == "" && len(in.Apps) == 0 {
+		return fault.New(fault.Invalid, "role is missing: one of %s", roleNames())
+	}
+	if in.Role != "" && !slices.Contains(memberRoles, in.Role) {
+		return fault.New(fault.Invalid, "role is %q; it is one of %s", clip(string(in.Role)), roleNames())
+	}
+	if len(in.Apps) > maxAppRoles {
+		return fault.New(fault.Invalid, "apps names %d apps, at most %d", len(in.Apps), maxAppRoles)
+	}
+	for name, r := range in.Apps {
+		if !slices.Contains(memberRoles, r) || r == roleOwner {
+			return fault.New(fault.Invalid, "the role for app %q is %q; it is one of admin, deployer, viewer, auditor", clip(string(name)), clip(string(r)))
+		}
+		if a := c.directory.app(name); a == nil || a.Org != slug {
+			return fault.New(fault.NotFound, "organization %q has no app %q", slug, clip(string(name)))
+		}
+	}
+	if in.Role == roleOwner {
+		return c.authorize(who, access{Act: actWrite, What: whatOwner, Org: slug})
+	}
+	return nil
+}
+
+func roleNames() string {
+	var names []string
+	for _, r := range memberRoles {
+		names = append(names, string(r))
+	}
+	return strings.Join(names, ", ")
+}
+
+// setMember gives a user of the cluster a role.
+//
+//	PUT /v1/orgs/{org}/members/{user} {"role": "deployer", "apps": {"web": "admin"}}
+func (c *Controller) setMember(r *call) (int, any, error) {
+	var in roles
+	if err := r.read(&in, true); err != nil {
+		return 0, nil, err
+	}
+	slug := r.PathValue("org")
+	if err := c.checkRoles(r.who, slug, in); err != nil {
+		return 0, nil, err
+	}
+	u, err := c.findUser(r.PathValue("user"))
+	if err != nil {
+		return 0, nil, err
+	}
+	var m *member
+	err = retry(r.Context(), func() error {
+		var t txn
+		o, orgRev, err := get[org](r.Context(), c.store, orgKey(slug))
+		if err != nil {
+			return err
+		}
+		if o == nil || o.Deleting {
+			return noOrg(slug)
+		}
+		t.when(orgKey(slug), orgRev)
+		var rev int64
+		if m, rev, err = get[member](r.Context(), c.store, memberKey(slug, u.ID)); err != nil {
+			return err
+		}
+		switch {
+		case m == nil:
+			// Somebody outside comes in by invitation: a name alone makes nobody a member, and
+			// whoever may invite does not learn who else there is.
+			return fault.New(fault.NotFound, "user %q is no member of organization %q; invite them: bulkhead orgs invite", u.Name, slug)
+		case m.Role == roleOwner && in.Role != roleOwner:
+			if err := c.ownerMayGo(r, &t, m); err != nil {
+				return err
+			}
+		}
+		m.Role, m.Apps, m.Source = in.Role, in.Apps, ""
+		t.when(memberKey(slug, u.ID), rev)
+		t.do(put(memberKey(slug, u.ID), m))
+		return c.commit(r.Context(), &t)
+	})
+	if err != nil {
+		return 0, nil, err
+	}
+	return http.StatusOK, memberBody(u, m), nil
+}
+
+// ownerMayGo refuses to unmake an owner to whoever is none, and to unmake the last.
+func (c *Controller) ownerMayGo(r *call, t *txn, m *member) error {
+	if err := c.authorize(r.who, access{Act: actDelete, What: whatOwner, Org: m.Org}); err != nil {
+		return err
+	}
+	return c.mayGo(r.Context(), t, m)
+}
+
+// mayGo refuses to take an organization's last owner away. As with anotherOperator the
+// condition is on another owner's record.
+func (c *Controller) mayGo(ctx context.Context, t *txn, m *member) error {
+	if m.Role != roleOwner {
+		return nil
+	}
+	for _, o := range c.directory.membersIn(m.Org) {
+		if o.User == m.User || o.Role != roleOwner || c.directory.user(o.User) == nil {
+			continue
+		}
+		cur, rev, err := get[member](ctx, c.store, memberKey(o.Org, o.User))
+		if err != nil {
+			return err
+		}
+		if cur != nil && cur.Role == roleOwner {
+			t.when(memberKey(o.Org, o.User), rev)
+			return nil
+		}
+	}
+	return fault.New(fault.Conflict, "organization %q has no other owner; make one first: bulkhead orgs role %s NAME owner", m.Org, m.Org)
+}
+
+// removeMember ends a membership, and with it the user's tokens for the organization: the
+// rights that other tokens took from it are gone at once.
+//
+//	DELETE /v1/orgs/{org}/members/{user}
+func (c *Controller) removeMember(r *call) (int, any, error) {
+	slug := r.PathValue("org")
+	u, err := c.findUser(r.PathValue("user"))
+	if err != nil {
+		return 0, nil, err
+	}
+	err = retry(r.Context(), func() error {
+		m, rev, err := get[member](r.Context(), c.store, memberKey(slug, u.ID))
+		if err != nil {
+			return err
+		}
+		if m == nil {
+			return fault.New(fault.NotFound, "user %q is no member of organization %q", u.Name, slug)
+		}
+		var t txn
+		if m.Role == roleOwner {
+			if err := c.ownerMayGo(r, &t, m); err != nil {
+				return err
+			}
+		}
+		t.when(memberKey(slug, u.ID), rev)
+		t.do(store.Delete(memberKey(slug, u.ID)))
+		return c.commit(r.Context(), &t)
+	})
+	if err != nil {
+		return 0, nil, err
+	}
+	if err := c.dropTokens(r.Context(), u.ID, slug); err != nil {
+		return 0, nil, err
+	}
+	c.log.Info("member removed", "org", slug, "user", u.Name, "by", r.who.Name)
+	return ok()
+}
+
+// Times of invitations.
+const (
+	inviteLife    = 7 * 24 * time.Hour
+	maxInviteLife = 30 * 24 * time.Hour
+)
+
+// Invitation is an invitation as the API answers it. Token is in the answer that makes it,
+// and never again.
+type Invitation struct {
+	ID        string                     `json:"id"`
+	Org       string                     `json:"organization"`
+	Name      string                     `json:"name,omitempty"`
+	Role      memberRole                 `json:"role,omitempty"`
+	Apps      map[key.AppName]memberRole `json:"apps,omitempty"`
+	By        string                     `json:"by"`
+	ExpiresAt string                     `json:"expires_at"`
+	Token     string                     `json:"token,omitempty"`
+}
+
+func invitationBody(cl *claim) Invitation {
+	return Invitation{ID: cl.ID, Org: cl.Org, Name: cl.Name, Role: cl.Role, Apps: cl.Apps, By: cl.By, ExpiresAt: stamp(cl.ExpiresAt)}
+}
+
+// invite makes a one-time token that makes its bearer a member.
+//
+//	POST /v1/orgs/{org}/invitations {"role": "viewer", "name": "bob", "expiry": "48h"}
+func (c *Controller) invite(r *call) (int, any, error) {
+	var in struct {
+		roles
+		Name   string `json:"name"`
+		Expiry string `json:"expiry"`
+	}
+	if err := r.read(&in, true); err != nil {
+		return 0, nil, err
+	}
+	slug := r.PathValue("org")
+	if err := c.checkRoles(r.who, slug, in.roles); err != nil {
+		return 0, nil, err
+	}
+	if in.Name != "" {
+		if _, err := key.ParseUserName(in.Name); err != nil {
+			return 0, nil, err
+		}
+	}
+	life, err := expiry(in.Expiry, inviteLife, maxInviteLife)
+	if err != nil {
+		return 0, nil, err
+	}
+	cl := &claim{
+		ID: "c_" + strings.TrimPrefix(string(key.NewTokenID()), "t_"), Org: slug, Role: in.Role, Apps: in.Apps, Name: in.Name,
+		By: r.who.Name, CreatedAt: now(), ExpiresAt: now().Add(life),
+	}
+	token, sum := newClaimToken(cl.ID)
+	cl.SHA256 = sum
+	var t txn
+	t.when(claimKey(cl.ID), 0)
+	t.do(put(claimKey(cl.ID), cl))
+	if err := c.commit(r.Context(), &t); err != nil {
+		return 0, nil, err
+	}
+	out := invitationBody(cl)
+	out.Token = token
+	return http.StatusCreated, out, nil
+}
+
+// expiry reads how long something is to be good: a Go duration, between a minute and most.
+func expiry(s string, def, most time.Duration) (time.Duration, error) {
+	if s == "" {
+		return min(def, most), nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return 0, fault.New(fault.Invalid, "expiry is %q; it is a duration such as 48h", clip(s))
+	}
+	if d < time.Minute || d > most {
+		return 0, fault.New(fault.Invalid, "expiry is %s; it is from 1m to %s", d, most)
+	}
+	return d, nil
+}
+
+// listInvitations lists those that were not accepted yet.
+//
+//	GET /v1/orgs/{org}/invitations
+func (c *Controller) listInvitations(r *call) (int, any, error) {
+	all, _, err := list[claim](r.Context(), c.store, prefixClaim)
+	if err != nil {
+		return 0, nil, err
+	}
+	out := struct {
+		Invitations []Invitation `json:"invitations"`
+	}{Invitations: []Invitation{}}
+	for _, cl := range all {
+		if cl.Org == r.PathValue("org") && cl.ID != installationClaim && !cl.expired(now()) {
+			out.Invitations = append(out.Invitations, invitationBody(cl))
+		}
+	}
+	return http.StatusOK, out, nil
+}
+
+// uninvite takes an invitation back.
+//
+//	DELETE /v1/orgs/{org}/invitations/{invitation}
+func (c *Controller) uninvite(r *call) (int, any, error) {
+	id := r.PathValue("invitation")
+	gone := fault.New(fault.NotFound, "organization %q has no invitation %q", clip(r.PathValue("org")), clip(id))
+	if !claimRE.MatchString(id) || id == installationClaim {
+		return 0, nil, gone
+	}
+	err := retry(r.Context(), func() error {
+		cl, rev, err := get[claim](r.Context(), c.store, claimKey(id))
+		if err != nil {
+			return err
+		}
+		if cl == nil || cl.Org != r.PathValue("org") {
+			return gone
+		}
+		return c.commit(r.Context(), &txn{conds: []store.Cond{at(claimKey(id), rev)}, ops: []store.Op{store.Delete(claimKey(id))}})
+	})
+	if err != nil {
+		return 0, nil, err
+	}
+	return ok()
+}
+
+// acceptInvitation makes a user who is one already a member.
+//
+//	POST /v1/invitations/accept {"token": "bh_…"}
+func (c *Controller) acceptInvitation(r *call) (int, any, error) {
+	var in struct {
+		Token string `json:"token"`
+	}
+	if err := r.read(&in, true); err != nil {
+		return 0, nil, err
+	}
+	t, isClaim := strings.CutPrefix(in.Token, claimPrefix)
+	if !isClaim {
+		return 0, nil, fault.New(fault.Invalid, "token is not that of an invitation, which begins with %s", claimPrefix)
+	}
+	inv, err := c.authenticateClaim(r.Context(), t)
+	if err == errToken {
+		return 0, nil, fault.New(fault.NotFound, "there is no such invitation, or it has expired or was accepted")
+	}
+	if err != nil {
+		return 0, nil, err
+	}
+	u := c.directory.user(r.who.User)
+	cl := inv.Claim
+	if cl.Operator {
+		return 0, nil, fault.New(fault.Invalid, "this is the installation's token; log in with it: bulkhead login")
+	}
+	if u == nil || cl.Name != "" && cl.Name != u.Name {
+		return 0, nil, fault.New(fault.Denied, "this invitation is for %q", cl.Name)
+	}
+	err = retry(r.Context(), func() error {
+		var t txn
+		if err := c.take(r.Context(), &t, cl); err != nil {
+			return err
+		}
+		if err := c.joining(r.Context(), &t, u.ID, cl); err != nil {
+			return err
+		}
+		return c.commit(r.Context(), &t)
+	})
+	if err != nil {
+		return 0, nil, err
+	}
+	m := c.directory.member(cl.Org, u.ID)
+	if m == nil {
+		return 0, nil, noOrg(cl.Org)
+	}
+	return http.StatusOK, memberBody(u, m), nil
+}

@@ -1,0 +1,224 @@
+package controller
+
+import (
+	"context"
+	"net/http"
+	"strings"
+
+	"bulkhead/fault"
+	"bulkhead/key"
+	"bulkhead/store"
+)
+
+// Organization is an organization as the API answers it.
+type Organization struct {
+	Slug              string `json:"slug"`
+	Name              string `json:"name"`
+	InternalNumericID int64  `json:"internal_numeric_id"`
+	Apps              int    `json:"app_count"`
+	Members           int    `json:"member_count"`
+	CreatedAt         string `json:"created_at"`
+}
+
+func (c *Controller) orgBody(o *org) Organization {
+	return Organization{
+		Slug: o.Slug, Name: o.Name, InternalNumericID: o.Number, CreatedAt: stamp(o.CreatedAt),
+		Apps: len(c.directory.appsIn(o.Slug)), Members: len(c.directory.membersIn(o.Slug)),
+	}
+}
+
+// listOrgs lists the organizations that the caller may see.
+//
+//	GET /v1/orgs
+func (c *Controller) listOrgs(r *call) (int, any, error) {
+	out := struct {
+		Organizations []Organization `json:"organizations"`
+	}{Organizations: []Organization{}}
+	var all []*org
+	if c.authorize(r.who, access{Act: actRead, What: whatCluster}) == nil {
+		all = c.directory.allOrgs()
+	} else {
+		for _, m := range c.directory.orgsOf(r.who.User) {
+			if o := c.directory.org(m.Org); o != nil && c.authorize(r.who, access{Act: actRead, What: whatOrg, Org: o.Slug}) == nil {
+				all = append(all, o)
+			}
+		}
+	}
+	for _, o := range all {
+		out.Organizations = append(out.Organizations, c.orgBody(o))
+	}
+	return http.StatusOK, out, nil
+}
+
+// createOrg makes an organization, and the operator who asks its owner.
+//
+//	POST /v1/orgs {"slug": "acme", "name": "Acme GmbH"}
+func (c *Controller) createOrg(r *call) (int, any, error) {
+	var in struct {
+		Slug string `json:"slug"`
+		Name string `json:"name"`
+	}
+	if err := r.read(&in, true); err != nil {
+		return 0, nil, err
+	}
+	slug, err := key.ParseOrg(in.Slug)
+	if err != nil {
+		return 0, nil, err
+	}
+	if in.Name == "" {
+		in.Name = slug
+	}
+	if len(in.Name) > 128 {
+		return 0, nil, fault.New(fault.Invalid, "name is longer than 128 bytes")
+	}
+	o := &org{Slug: slug, Name: in.Name, CreatedAt: now()}
+	err = retry(r.Context(), func() error {
+		n, rev, err := get[counter](r.Context(), c.store, counterKey("org"))
+		if err != nil {
+			return err
+		}
+		if n == nil {
+			n = &counter{Last: 1} // the installation's own
+		}
+		if old, _, err := get[org](r.Context(), c.store, orgKey(slug)); err != nil {
+			return err
+		} else if old != nil {
+			return fault.New(fault.Unprocessable, "organization %q exists already", slug).WithStatus("name_taken")
+		}
+		n.Last++
+		o.Number = n.Last
+		var t txn
+		t.when(counterKey("org"), rev)
+		t.when(orgKey(slug), 0)
+		t.when(memberKey(slug, r.who.User), 0)
+		t.do(put(counterKey("org"), n), put(orgKey(slug), o),
+			put(memberKey(slug, r.who.User), member{Org: slug, User: r.who.User, Role: roleOwner, CreatedAt: now()}))
+		return c.commit(r.Context(), &t)
+	})
+	if err != nil {
+		return 0, nil, err
+	}
+	return http.StatusCreated, c.orgBody(o), nil
+}
+
+// showOrg answers one organization.
+//
+//	GET /v1/orgs/{org}
+func (c *Controller) showOrg(r *call) (int, any, error) {
+	o := c.directory.org(r.PathValue("org"))
+	if o == nil {
+		return 0, nil, noOrg(r.PathValue("org"))
+	}
+	return http.StatusOK, c.orgBody(o), nil
+}
+
+// noOrg is the answer about an organization that there is not.
+func noOrg(slug string) error {
+	return fault.New(fault.NotFound, "organization %q not found", clip(slug))
+}
+
+// deleteOrg removes an organization that has no app any more, with its members,
+// invitations and tokens.
+//
+//	DELETE /v1/orgs/{org}
+func (c *Controller) deleteOrg(r *call) (int, any, error) {
+	ctx, slug := r.Context(), r.PathValue("org")
+	if slug == orgPersonal {
+		return 0, nil, fault.New(fault.Conflict, "%q is the installation's own organization and stays", slug)
+	}
+	// The mark keeps new apps out: each is made under the condition that the record is as
+	// it was. A deletion that is cut off here is taken up by the next.
+	if err := c.markOrg(ctx, slug, true); err != nil {
+		return 0, nil, err
+	}
+	apps, _, err := list[app](ctx, c.store, prefixApp)
+	if err != nil {
+		return 0, nil, err
+	}
+	for _, a := range apps {
+		if a.Org == slug {
+			if err := c.markOrg(ctx, slug, false); err != nil {
+				return 0, nil, err
+			}
+			return 0, nil, fault.New(fault.Conflict, "organization %q still has the app %q; delete its apps first", slug, a.Name)
+		}
+	}
+	if err := c.clearOrg(ctx, slug); err != nil {
+		return 0, nil, err
+	}
+	c.log.Info("organization removed", "org", slug, "by", r.who.Name)
+	return ok()
+}
+
+// markOrg sets or takes back the mark of an organization that is being deleted.
+func (c *Controller) markOrg(ctx context.Context, slug string, deleting bool) error {
+	return retry(ctx, func() error {
+		o, rev, err := get[org](ctx, c.store, orgKey(slug))
+		if err != nil {
+			return err
+		}
+		if o == nil {
+			return noOrg(slug)
+		}
+		o.Deleting = deleting
+		var t txn
+		t.when(orgKey(slug), rev)
+		t.do(put(orgKey(slug), o))
+		return c.commit(ctx, &t)
+	})
+}
+
+// clearOrg removes all that is an organization's, its record last.
+func (c *Controller) clearOrg(ctx context.Context, slug string) error {
+	for _, m := range c.directory.membersIn(slug) {
+		if err := c.dropTokens(ctx, m.User, slug); err != nil {
+			return err
+		}
+		if err := c.commit(ctx, &txn{ops: []store.Op{store.Delete(memberKey(slug, m.User))}}); err != nil {
+			return err
+		}
+	}
+	claims, _, err := list[claim](ctx, c.store, prefixClaim)
+	if err != nil {
+		return err
+	}
+	for _, cl := range claims {
+		if cl.Org == slug {
+			if err := c.commit(ctx, &txn{ops: []store.Op{store.Delete(claimKey(cl.ID))}}); err != nil {
+				return err
+			}
+		}
+	}
+	return c.commit(ctx, &txn{ops: []store.Op{store.Delete(orgKey(slug))}})
+}
+
+// orgsFor are the organizations that a caller has to do with.
+func (c *Controller) orgsFor(who caller) []string {
+	if a := c.directory.app(who.App); a != nil {
+		return []string{a.Org}
+	}
+	var out []string
+	for _, m := range c.directory.orgsOf(who.User) {
+		out = append(out, m.Org)
+	}
+	return out
+}
+
+// mayLookInto refuses who has nothing to do with an organization.
+func (c *Controller) mayLookInto(who caller, slug string) error {
+	return c.authorize(who, access{Act: actRead, What: whatOrg, Org: slug})
+}
+
+// orgForNew is the organization for something new: the one named, or the only one in
+// which the caller is a member.
+func (c *Controller) orgForNew(who caller, slug string) (string, error) {
+	if slug != "" {
+		return slug, nil
+	}
+	if all := c.orgsFor(who); len(all) == 1 {
+		return all[0], nil
+	} else if len(all) > 1 {
+		return "", fault.New(fault.Invalid, "org_slug is missing: you are a member of %s", strings.Join(all, ", "))
+	}
+	return "", fault.New(fault.Denied, "%s is a member of no organization", who.Name)
+}

@@ -1,0 +1,224 @@
+package controller
+
+import (
+	"context"
+	"net/http"
+
+	"bulkhead/fault"
+	"bulkhead/key"
+	"bulkhead/store"
+)
+
+// User is a user as the API answers it.
+type User struct {
+	ID        key.UserID `json:"id"`
+	Name      string     `json:"name"`
+	Email     string     `json:"email,omitempty"`
+	Operator  bool       `json:"operator"`
+	CreatedAt string     `json:"created_at"`
+}
+
+func userBody(u *user) User {
+	return User{ID: u.ID, Name: u.Name, Email: u.Email, Operator: u.Operator, CreatedAt: stamp(u.CreatedAt)}
+}
+
+// Self is who the caller is.
+type Self struct {
+	User
+	Organizations []Membership `json:"organizations"`
+	Token         *SelfToken   `json:"token,omitempty"`
+}
+
+// SelfToken is what the caller is told of the token it uses.
+type SelfToken struct {
+	ID        key.TokenID `json:"id"`
+	Kind      string      `json:"kind"`
+	Org       string      `json:"organization,omitempty"`
+	ExpiresAt string      `json:"expires_at"`
+}
+
+// Membership is what a user is to an organization.
+type Membership struct {
+	Org  string                     `json:"organization"`
+	Role memberRole                 `json:"role,omitempty"`
+	Apps map[key.AppName]memberRole `json:"apps,omitempty"`
+}
+
+// showSelf answers who the caller is.
+//
+//	GET /v1/user
+func (c *Controller) showSelf(r *call) (int, any, error) {
+	u := c.directory.user(r.who.User)
+	if u == nil {
+		return 0, nil, errToken
+	}
+	out := Self{User: userBody(u), Organizations: []Membership{}}
+	for _, m := range c.directory.orgsOf(u.ID) {
+		out.Organizations = append(out.Organizations, Membership{Org: m.Org, Role: m.Role, Apps: m.Apps})
+	}
+	if t := r.who.Token; t != nil {
+		out.Token = &SelfToken{ID: t.ID, Kind: t.Kind, Org: t.Org, ExpiresAt: stamp(t.ExpiresAt)}
+	}
+	return http.StatusOK, out, nil
+}
+
+// listUsers lists the cluster's users, for operators.
+//
+//	GET /v1/users
+func (c *Controller) listUsers(*call) (int, any, error) {
+	out := struct {
+		Users []User `json:"users"`
+	}{Users: []User{}}
+	for _, u := range c.directory.allUsers() {
+		out.Users = append(out.Users, userBody(u))
+	}
+	return http.StatusOK, out, nil
+}
+
+// findUser knows a user by id or name.
+func (c *Controller) findUser(s string) (*user, error) {
+	if id, err := key.ParseUserID(s); err == nil {
+		if u := c.directory.user(id); u != nil {
+			return u, nil
+		}
+	} else if u := c.directory.userNamed(s); u != nil {
+		return u, nil
+	}
+	return nil, fault.New(fault.NotFound, "user %q not found", clip(s))
+}
+
+// setOperator makes a user an operator of the cluster, or ends that.
+//
+//	PATCH /v1/users/{user} {"operator": true}
+func (c *Controller) setOperator(r *call) (int, any, error) {
+	var in struct {
+		Operator *bool `json:"operator"`
+	}
+	if err := r.read(&in, true); err != nil {
+		return 0, nil, err
+	}
+	if in.Operator == nil {
+		return 0, nil, fault.New(fault.Invalid, "operator is missing: true or false")
+	}
+	found, err := c.findUser(r.PathValue("user"))
+	if err != nil {
+		return 0, nil, err
+	}
+	var u *user
+	err = retry(r.Context(), func() error {
+		var rev int64
+		u, rev, err = get[user](r.Context(), c.store, userKey(found.ID))
+		if err != nil {
+			return err
+		}
+		if u == nil {
+			return fault.New(fault.NotFound, "user %q not found", found.Name)
+		}
+		var t txn
+		if u.Operator && !*in.Operator {
+			if err := c.anotherOperator(r.Context(), &t, u.ID); err != nil {
+				return err
+			}
+		}
+		u.Operator = *in.Operator
+		t.when(userKey(u.ID), rev)
+		t.do(put(userKey(u.ID), u))
+		return c.commit(r.Context(), &t)
+	})
+	if err != nil {
+		return 0, nil, err
+	}
+	return http.StatusOK, userBody(u), nil
+}
+
+// anotherOperator refuses to take the last operator away. The condition is on another
+// one's record, so that two who go at once do not both go.
+func (c *Controller) anotherOperator(ctx context.Context, t *txn, but key.UserID) error {
+	for _, o := range c.directory.allUsers() {
+		if o.ID == but || !o.Operator {
+			continue
+		}
+		cur, rev, err := get[user](ctx, c.store, userKey(o.ID))
+		if err != nil {
+			return err
+		}
+		if cur != nil && cur.Operator {
+			t.when(userKey(o.ID), rev)
+			return nil
+		}
+	}
+	return fault.New(fault.Conflict, "this is the cluster's last operator; make another one first: bulkhead users operator NAME")
+}
+
+// deleteUser removes a user from every organization and ends their tokens. The name is
+// free then; the id is never used again.
+//
+//	DELETE /v1/users/{user}
+func (c *Controller) deleteUser(r *call) (int, any, error) {
+	u, err := c.findUser(r.PathValue("user"))
+	if err != nil {
+		return 0, nil, err
+	}
+	ctx := r.Context()
+	for _, m := range c.directory.orgsOf(u.ID) {
+		if err := c.mayGo(ctx, &txn{}, m); err != nil {
+			return 0, nil, err
+		}
+	}
+	// The user's record goes first: no token of theirs is good from then on. What a kill
+	// leaves of the rest names a user that there is not, and gives nobody anything.
+	err = retry(ctx, func() error {
+		cur, rev, err := get[user](ctx, c.store, userKey(u.ID))
+		if err != nil || cur == nil {
+			return err
+		}
+		var t txn
+		if cur.Operator {
+			if err := c.anotherOperator(ctx, &t, u.ID); err != nil {
+				return err
+			}
+		}
+		t.when(userKey(u.ID), rev)
+		t.do(store.Delete(userKey(u.ID)), store.Delete(userNameKey(u.Name)))
+		return c.commit(ctx, &t)
+	})
+	if err != nil {
+		return 0, nil, err
+	}
+	if err := c.dropTokens(ctx, u.ID, ""); err != nil {
+		return 0, nil, err
+	}
+	for _, m := range c.directory.orgsOf(u.ID) {
+		t := txn{ops: []store.Op{store.Delete(memberKey(m.Org, u.ID))}}
+		if err := c.commit(ctx, &t); err != nil {
+			return 0, nil, err
+		}
+	}
+	c.log.Info("user removed", "user", u.Name, "by", r.who.Name)
+	return ok()
+}
+
+// dropTokens ends a user's tokens: all, or those for one organization.
+func (c *Controller) dropTokens(ctx context.Context, id key.UserID, org string) error {
+	var t txn
+	flush := func() error {
+		if len(t.ops) == 0 {
+			return nil
+		}
+		err := c.commit(ctx, &t)
+		t = txn{}
+		return err
+	}
+	for _, rec := range c.directory.tokensOf(id) {
+		if org != "" && rec.Org != org {
+			continue
+		}
+		t.do(store.Delete(tokenKey(rec.ID)))
+		if len(t.ops) == store.MaxOps {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return flush()
+}
