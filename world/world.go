@@ -175,7 +175,7 @@ func (w *World) claim() {
 		return
 	}
 	var out struct{ Token string }
-	if status := w.API("POST", "/v1/claim", map[string]string{"name": "admin"}, &out); status != 201 {
+	if status := w.API("POST", "/claim", map[string]string{"name": "admin"}, &out); status != 201 {
 		w.T.Fatalf("the installation's token makes no user: status %d", status)
 	}
 	w.Ready.Token = out.Token
