@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"bulkhead/controller"
 	"bulkhead/fault"
@@ -247,6 +248,45 @@ func TestInvitations(t *testing.T) {
 }
 
 func must(_, token string) string { return token }
+
+// TestExpiredIsForgotten collects a year later: invitations and tokens that are good no
+// more go, and nobody else's.
+func TestExpiredIsForgotten(t *testing.T) {
+	p := newPeople(t)
+	e := p.e
+	count := func(prefix string) (n int) {
+		keys, err := e.ctl.Keys(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range keys {
+			if strings.HasPrefix(k, prefix) {
+				n++
+			}
+		}
+		return n
+	}
+	var inv struct{ Token string }
+	e.want(201, "POST", "/v1/orgs/acme/invitations", config{"role": "viewer", "expiry": "1m"}, &inv, "Authorization", "Bearer "+p.tokens["O"])
+	tokens, members := count("/token/"), count("/member/")
+	collect := func() {
+		t.Helper()
+		if err := e.ctl.CollectOnce(t.Context(), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	collect()
+	if count("/claim/") != 1 || count("/token/") != tokens || count("/member/") != members {
+		t.Fatal("what is good was collected")
+	}
+	defer controller.Ahead(366 * 24 * time.Hour)()
+	e.want(401, "GET", "/v1/user", nil, nil)
+	e.want(401, "POST", "/v1/claim", config{"name": "late"}, nil, "Authorization", "Bearer "+inv.Token)
+	collect()
+	if count("/claim/") != 0 || count("/token/") != 0 || count("/member/") != members {
+		t.Errorf("left: %d claims, %d tokens, %d of %d members", count("/claim/"), count("/token/"), count("/member/"), members)
+	}
+}
 
 // TestOrganizations makes and removes them, and keeps one's apps from another's members.
 func TestOrganizations(t *testing.T) {
