@@ -29,6 +29,7 @@ const layers = `
 	notice
 	room
 	boltcheck
+	doctor
 	role, pki, secret, token, api/internalpb, logs, registry, sandbox, sso, passkey
 	image/wire, image/confine, image/erofs
 	image/tree
