@@ -80,6 +80,7 @@ type Controller struct {
 	ledger   *ledger
 	metrics  *metrics
 	sessions sessions
+	revoked  revocations
 	peers    peers
 	closures closures
 	reserved reservations
@@ -110,6 +111,7 @@ func New(cfg Config) *Controller {
 	c := &Controller{cfg: cfg, log: cfg.Log, directory: newDirectory(), view: newView(), ledger: newLedger(), unfinished: make(chan struct{}, 1)}
 	c.routes = newRoutes(c, cfg.RouteGrace)
 	c.metrics = newMetrics(c)
+	c.revoked.changed = make(chan struct{})
 	c.sessions.cur = map[key.Node]*sessionSlot{}
 	c.peers.conns = map[string]*grpc.ClientConn{}
 	c.closures.all = map[string]map[key.Digest]bool{}
@@ -220,10 +222,12 @@ func (c *Controller) Serve(ctx context.Context, ls map[string]net.Listener, read
 	run("directory", func() error { return c.directory.run(ctx, c.store) })
 	run("ledger", func() error { return c.ledger.run(ctx, c.store, loaded) })
 	run("routes", func() error { return c.routes.run(ctx) })
+	run("revocations", func() error { return c.followRevoked(ctx) })
 	run("collector", func() error { return c.collect(ctx) })
 
 	g := rpc.NewServer(c.identity, c.log, c.admit)
 	internalpb.RegisterControllerServer(g, internalServer{c: c})
+	internalpb.RegisterMembershipServer(g, membershipServer{c: c})
 	internalpb.RegisterTelemetryServer(g, telemetryServer{c: c})
 	for _, name := range []string{role.SocketInternal, role.SocketCluster} {
 		if l := ls[name]; l != nil {
