@@ -54,6 +54,8 @@ type Config struct {
 	// RouteGrace is how long after a start a worker that has not reported keeps its
 	// apps' routes from being changed; 30 s.
 	RouteGrace time.Duration
+	// BodyLimit is how long a caller may take to send a request's body; 30 s.
+	BodyLimit time.Duration
 	// TombstoneLife is how long a destroyed Machine is shown; a day.
 	TombstoneLife time.Duration
 }
@@ -98,6 +100,9 @@ type Controller struct {
 func New(cfg Config) *Controller {
 	if cfg.AckLimit == 0 {
 		cfg.AckLimit = 5 * time.Second
+	}
+	if cfg.BodyLimit == 0 {
+		cfg.BodyLimit = bodyLimit
 	}
 	if cfg.RouteGrace == 0 {
 		cfg.RouteGrace = 30 * time.Second
