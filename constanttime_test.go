@@ -211,7 +211,7 @@ var (
 
 func secretName(name string) bool {
 	words := splitWords(name)
-	if len(words) == 0 || noSecrets[strings.TrimPrefix(name, "Get")] != "" {
+	if len(words) == 0 || slices.Contains([]string{"err", "what", "kind"}, words[0]) || noSecrets[strings.TrimPrefix(name, "Get")] != "" {
 		return false
 	}
 	noun := func(w string) bool {
