@@ -114,6 +114,9 @@ var ofMachine = map[what][]action{
 // app, gives at this moment, and the token's caveats leave of it.
 func (c *Controller) authorize(who caller, a access) error {
 	if who.allowed(c.directory, a) {
+		if err := c.wantsSSO(who, a); err != nil {
+			return err
+		}
 		return who.withinToken(c.directory, a)
 	}
 	switch {
@@ -157,6 +160,10 @@ func (who caller) allowed(d *directory, a access) bool {
 			return a.Act == actRead
 		case whatCluster:
 			return u.Operator
+		case whatSSO:
+			if a.Act == actDelete && u.Operator { // the way back when a provider is gone
+				return d.org(a.Org) != nil
+			}
 		}
 		return d.memberMay(who.User, a)
 	}

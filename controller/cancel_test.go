@@ -103,6 +103,11 @@ func cuts() map[string]cut {
 		"DELETE /v1/orgs/{org}": {path: "/v1/orgs/cut", changes: true, prepare: func(e *env, _ string) {
 			e.want(201, "POST", "/v1/orgs", config{"slug": "cut"}, nil)
 		}, undo: func(e *env, _ string) { e.do("DELETE", "/v1/orgs/cut", nil) }},
+		"GET /v1/orgs/{org}/sso":                         reads("/v1/orgs/personal/sso"),
+		"PUT /v1/orgs/{org}/sso":                         changes("/v1/orgs/personal/sso", config{"issuer": "http://127.0.0.1:1", "client_id": "c", "domains": []string{"example.com"}, "role": "viewer"}),
+		"DELETE /v1/orgs/{org}/sso":                      changes("/v1/orgs/personal/sso", nil),
+		"GET /v1/sessions":                               reads("/v1/sessions"),
+		"DELETE /v1/sessions/{session}":                  changes("/v1/sessions/all", nil),
 		"GET /v1/orgs/{org}/members":                     reads("/v1/orgs/personal/members"),
 		"PUT /v1/orgs/{org}/members/{user}":              changes("/v1/orgs/personal/members/admin", config{"role": "owner"}),
 		"DELETE /v1/orgs/{org}/members/{user}":           changes("/v1/orgs/personal/members/admin", nil), // refused: the last owner

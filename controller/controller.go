@@ -17,6 +17,7 @@ package controller
 import (
 	"context"
 	"crypto/ed25519"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log"
@@ -39,6 +40,7 @@ import (
 	"bulkhead/registry"
 	"bulkhead/role"
 	"bulkhead/secret"
+	"bulkhead/sso"
 	"bulkhead/store"
 	"bulkhead/store/etcd"
 )
@@ -54,8 +56,6 @@ type Config struct {
 	// RouteGrace is how long after a start a worker that has not reported keeps its
 	// apps' routes from being changed; 30 s.
 	RouteGrace time.Duration
-	// BodyLimit is how long a caller may take to send a request's body; 30 s.
-	BodyLimit time.Duration
 	// TombstoneLife is how long a destroyed Machine is shown; a day.
 	TombstoneLife time.Duration
 }
@@ -82,10 +82,19 @@ type Controller struct {
 	ledger   *ledger
 	metrics  *metrics
 	sessions sessions
-	revoked  revocations
 	peers    peers
 	closures closures
 	reserved reservations
+
+	// Of people who sign in: what was begun and is not finished, and how often.
+	ssoClient   *http.Client
+	providers   providers
+	attempts    *pending[ssoAttempt]
+	logins      *pending[*cliLogin]
+	codes       *pending[string] // ids of logins, by the code of a device
+	publicLimit *limit
+	codeLimit   *limit
+	csrfKey     [32]byte
 
 	receivers  sync.WaitGroup // sessions and their readers; a new one starts only while a call is served
 	finishing  sync.Mutex     // held by finishApp
@@ -101,9 +110,6 @@ func New(cfg Config) *Controller {
 	if cfg.AckLimit == 0 {
 		cfg.AckLimit = 5 * time.Second
 	}
-	if cfg.BodyLimit == 0 {
-		cfg.BodyLimit = bodyLimit
-	}
 	if cfg.RouteGrace == 0 {
 		cfg.RouteGrace = 30 * time.Second
 	}
@@ -116,7 +122,11 @@ func New(cfg Config) *Controller {
 	c := &Controller{cfg: cfg, log: cfg.Log, directory: newDirectory(), view: newView(), ledger: newLedger(), unfinished: make(chan struct{}, 1)}
 	c.routes = newRoutes(c, cfg.RouteGrace)
 	c.metrics = newMetrics(c)
-	c.revoked.changed = make(chan struct{})
+	c.ssoClient = sso.NewClient(cfg.Role.PrivateIssuers)
+	c.providers.all = map[string]*discovered{}
+	c.attempts, c.logins, c.codes = newPending[ssoAttempt](attemptLife), newPending[*cliLogin](cliLoginLife), newPending[string](cliLoginLife)
+	c.publicLimit, c.codeLimit = newLimit(publicRate, publicBurst), newLimit(1.0/60, 10)
+	rand.Read(c.csrfKey[:])
 	c.sessions.cur = map[key.Node]*sessionSlot{}
 	c.peers.conns = map[string]*grpc.ClientConn{}
 	c.closures.all = map[string]map[key.Digest]bool{}
@@ -227,12 +237,11 @@ func (c *Controller) Serve(ctx context.Context, ls map[string]net.Listener, read
 	run("directory", func() error { return c.directory.run(ctx, c.store) })
 	run("ledger", func() error { return c.ledger.run(ctx, c.store, loaded) })
 	run("routes", func() error { return c.routes.run(ctx) })
-	run("revocations", func() error { return c.followRevoked(ctx) })
+	run("sessions", func() error { return c.sweepSessions(ctx) })
 	run("collector", func() error { return c.collect(ctx) })
 
 	g := rpc.NewServer(c.identity, c.log, c.admit)
 	internalpb.RegisterControllerServer(g, internalServer{c: c})
-	internalpb.RegisterMembershipServer(g, membershipServer{c: c})
 	internalpb.RegisterTelemetryServer(g, telemetryServer{c: c})
 	for _, name := range []string{role.SocketInternal, role.SocketCluster} {
 		if l := ls[name]; l != nil {
@@ -293,6 +302,7 @@ func (c *Controller) enrollRoles() map[uint32]string {
 // Close releases what Open opened. Serve must have returned.
 func (c *Controller) Close() error {
 	c.close()
+	c.ssoClient.CloseIdleConnections()
 	c.peers.close()
 	if c.identity != nil {
 		c.identity.Close()

@@ -34,6 +34,11 @@ type directory struct {
 	tokens  map[key.TokenID]*tokenRecord
 	owned   map[key.UserID]map[key.TokenID]*tokenRecord
 
+	sessions map[string]*signedIn
+	signed   map[key.UserID]map[string]*signedIn // the same, by user
+	tokenOf  map[key.TokenID]*signedIn           // the same, by token
+	sso      map[string]*ssoConfig               // by organization
+
 	seen  map[string]int64 // revision reached, by prefix
 	moved chan struct{}    // closed and made anew when seen grows
 	// changed is told of every change after it is in force; it must not block.
@@ -48,6 +53,7 @@ func newDirectory() *directory {
 		users: map[key.UserID]*user{}, names: map[string]key.UserID{},
 		members: map[string]map[key.UserID]*member{}, belongs: map[key.UserID]map[string]*member{},
 		tokens: map[key.TokenID]*tokenRecord{}, owned: map[key.UserID]map[key.TokenID]*tokenRecord{},
+		sessions: map[string]*signedIn{}, signed: map[key.UserID]map[string]*signedIn{}, tokenOf: map[key.TokenID]*signedIn{}, sso: map[string]*ssoConfig{},
 		seen: map[string]int64{}, moved: make(chan struct{}),
 	}
 }
@@ -56,6 +62,7 @@ func newDirectory() *directory {
 func (d *directory) takers() map[string]func(store.Event) {
 	return map[string]func(store.Event){
 		prefixOrg: d.takeOrg, prefixApp: d.takeApp, prefixUser: d.takeUser, prefixMember: d.takeMember, prefixToken: d.takeToken,
+		prefixSession: d.takeSession, prefixSSO: d.takeSSO,
 	}
 }
 
@@ -156,6 +163,14 @@ func (d *directory) keys(prefix string) []string {
 		for id := range d.tokens {
 			out = append(out, tokenKey(id))
 		}
+	case prefixSession:
+		for id := range d.sessions {
+			out = append(out, sessionKey(id))
+		}
+	case prefixSSO:
+		for slug := range d.sso {
+			out = append(out, ssoKey(slug))
+		}
 	}
 	return out
 }
@@ -201,6 +216,50 @@ func (d *directory) await(ctx context.Context, k string, rev int64) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// awaitOp is await for one change of a transaction. Removing what was gone already is no
+// change, which nobody is told of: there is nothing to wait for.
+func (d *directory) awaitOp(ctx context.Context, op store.Op, rev int64) error {
+	prefix := d.prefixOf(op.Key)
+	for op.Delete {
+		d.mu.RLock()
+		seen, moved, held := d.seen[prefix], d.moved, d.holds(op.Key)
+		d.mu.RUnlock()
+		if seen >= rev || !held {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return d.await(ctx, op.Key, rev)
+}
+
+// holds reports whether a record is there. d.mu is held.
+func (d *directory) holds(k string) bool {
+	prefix := d.prefixOf(k)
+	rest := strings.TrimPrefix(k, prefix)
+	switch prefix {
+	case prefixOrg:
+		return d.orgs[rest] != nil
+	case prefixApp:
+		return d.apps[key.AppName(rest)] != nil
+	case prefixUser:
+		return d.users[key.UserID(rest)] != nil
+	case prefixMember:
+		slug, id, _ := strings.Cut(rest, "/")
+		return d.members[slug][key.UserID(id)] != nil
+	case prefixToken:
+		return d.tokens[key.TokenID(rest)] != nil
+	case prefixSession:
+		return d.sessions[rest] != nil
+	case prefixSSO:
+		return d.sso[rest] != nil
+	}
+	return false
 }
 
 // notify has f called with every change, after it is in force.
@@ -334,7 +393,7 @@ func (d *directory) token(id key.TokenID) *tokenRecord {
 	return d.tokens[id]
 }
 
-// allOrgs, allUsers, allTokens, appsIn, membersIn, orgsOf and tokensOf list, in order.
+// allOrgs, allUsers, appsIn, membersIn, orgsOf and tokensOf list, in order.
 
 func (d *directory) allOrgs() []*org {
 	d.mu.RLock()
@@ -372,10 +431,15 @@ func (d *directory) tokensOf(id key.UserID) []*tokenRecord {
 	return sorted(d.owned[id])
 }
 
-func (d *directory) allTokens() []*tokenRecord {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	return sorted(d.tokens)
+// operators counts the users who may do what concerns the whole cluster.
+func (d *directory) operators() int {
+	n := 0
+	for _, u := range d.allUsers() {
+		if u.Operator {
+			n++
+		}
+	}
+	return n
 }
 
 // sorted is a map's values, in the order of its keys.

@@ -81,6 +81,12 @@ func (c *Controller) endpoints() []endpoint {
 		{"POST /v1/orgs/{org}/invitations", actCreate, whatMember, c.invite},
 		{"DELETE /v1/orgs/{org}/invitations/{invitation}", actDelete, whatMember, c.uninvite},
 
+		{"GET /v1/orgs/{org}/sso", actRead, whatSSO, c.showSSO},
+		{"PUT /v1/orgs/{org}/sso", actWrite, whatSSO, c.setSSO},
+		{"DELETE /v1/orgs/{org}/sso", actDelete, whatSSO, c.deleteSSO},
+		{"GET /v1/sessions", actRead, whatSelf, c.listSessions},
+		{"DELETE /v1/sessions/{session}", actDelete, whatSelf, c.deleteSession},
+
 		{"GET /v1/platform/nodes", actRead, whatCluster, c.listNodes},
 		{"DELETE /v1/platform/nodes/{node}", actDelete, whatCluster, c.removeNode},
 		{"POST /v1/platform/nodes/{node}/readmit", actCreate, whatCluster, c.readmitNode},

@@ -30,6 +30,7 @@ import (
 	"bulkhead/pki"
 	"bulkhead/pki/pkitest"
 	"bulkhead/role"
+	"bulkhead/sso/ssotest"
 )
 
 const (
@@ -88,12 +89,7 @@ func newEnv(t testing.TB) *env {
 	return e
 }
 
-// newEnvWith is newEnv of a changed configuration, without a worker.
-func newEnvWith(t testing.TB, change func(*controller.Config)) *env { return makeEnv(t, change) }
-
-func newEnvWithoutWorker(t testing.TB) *env { return makeEnv(t, func(*controller.Config) {}) }
-
-func makeEnv(t testing.TB, change func(*controller.Config)) *env {
+func newEnvWithoutWorker(t testing.TB) *env {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "bh")
 	if err != nil {
@@ -118,11 +114,11 @@ func makeEnv(t testing.TB, change func(*controller.Config)) *env {
 		Role: role.Config{
 			Role: role.Controller, Cluster: cluster, Node: node, Host: 1, Region: "local", Domain: domain, DataDir: filepath.Join(dir, "data"),
 			RunDir: dir, HTTPSAddr: "127.0.0.1:8443", Sockets: e.socks, GrantKeyFile: filepath.Join(dir, "grant.key"),
-			UIDs: map[string]uint32{role.Worker: 65534, role.Warden: 0},
+			PrivateIssuers: ssotest.Loopback,
+			UIDs:           map[string]uint32{role.Worker: 65534, role.Warden: 0},
 		},
 		Log: slog.New(slog.NewJSONHandler(e.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
-	change(&e.cfg)
 	e.startController()
 	t.Cleanup(func() {
 		e.stop()
@@ -299,11 +295,9 @@ func (e *env) login() {
 }
 
 // transport reaches the api socket as the edge does: a PROXY v2 header, then TLS.
-func (e *env) transport() *http.Transport { return e.transportFor("h2", "http/1.1") }
-
-func (e *env) transportFor(protocols ...string) *http.Transport {
-	return &http.Transport{ForceAttemptHTTP2: protocols[0] == "h2", DialTLSContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
-		return e.dialAPI(ctx, addr, &tls.Config{RootCAs: e.roots, NextProtos: protocols})
+func (e *env) transport() *http.Transport {
+	return &http.Transport{ForceAttemptHTTP2: true, DialTLSContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+		return e.dialAPI(ctx, addr, &tls.Config{RootCAs: e.roots, NextProtos: []string{"h2", "http/1.1"}})
 	}}
 }
 

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"runtime/debug"
 	"strconv"
 	"time"
@@ -18,7 +17,7 @@ import (
 
 // Bounds of a request of the API.
 const (
-	maxBody        = 4 << 20          // bytes; see bodyBound
+	maxBody        = 4 << 20          // bytes
 	bodyLimit      = 30 * time.Second // to send the body
 	answerLimit    = 2 * time.Minute  // to compute and take the answer, unless a handler says otherwise
 	leftoverLimit  = 5 * time.Second  // to send what of a body nobody wants
@@ -32,8 +31,6 @@ type call struct {
 	rc  *http.ResponseController
 	who caller
 	id  string // fly-request-id
-
-	bodyTime time.Duration // to send the body
 }
 
 // app, machine and nonce are the parts of a request that many handlers need.
@@ -74,27 +71,17 @@ func (r *call) number(name string, def, least, most int) (int, error) {
 // read decodes the body into v. Unknown fields and nulls are fine, an empty body is
 // an error only when it is required.
 func (r *call) read(v any, required bool) error {
-	bound := bodyBound(r.Pattern)
-	r.rc.SetReadDeadline(time.Now().Add(r.bodyTime))
-	b, err := io.ReadAll(http.MaxBytesReader(r.w, r.Body, bound))
+	r.rc.SetReadDeadline(time.Now().Add(bodyLimit))
+	b, err := io.ReadAll(http.MaxBytesReader(r.w, r.Body, maxBody))
 	r.rc.SetReadDeadline(time.Time{})
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
-		return fault.New(fault.TooLarge, "the request's body is larger than %d KiB", bound>>10)
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		r.w.Header().Set("Connection", "close") // what is left of it is not waited for
-		return fault.Wrap(fault.Timeout, errSlowBody, "the request's body did not come within %v", r.bodyTime)
+		return fault.New(fault.Invalid, "the request's body is larger than %d MiB", maxBody>>20)
 	case err != nil:
 		return fault.Wrap(fault.Invalid, err, "the request's body could not be read")
 	case len(b) == 0 && !required:
 		return nil
-	}
-	if err := checkMedia(r.Header); err != nil {
-		return err
-	}
-	if err := bodyShape.Check(b); err != nil {
-		return err
 	}
 	if err := json.Unmarshal(b, v); err != nil {
 		return fault.New(fault.Invalid, "the request's body is not the JSON that is wanted: %s", jsonProblem(err))
@@ -131,14 +118,21 @@ func (c *Controller) serveAPI() http.Handler {
 	mux.Handle("/", c.handle(endpoint{act: actRead, what: whatPlatform, h: func(r *call) (int, any, error) {
 		return 0, nil, fault.New(fault.NotFound, "no such endpoint: %s %s", r.Method, clip(r.URL.Path))
 	}}))
-	return c.outer(mux)
+	root, public := http.NewServeMux(), http.NewServeMux()
+	for _, e := range c.publicEndpoints() {
+		public.Handle(e.pattern, c.handlePublic(e))
+		root.Handle(e.pattern, c.outer(public, true))
+	}
+	root.Handle("/", c.outer(mux, false))
+	return root
 }
 
 // callKey is the context key of the call that outer makes and handle completes.
 type callKey struct{}
 
-// outer does what every request needs, whatever its path.
-func (c *Controller) outer(next http.Handler) http.Handler {
+// outer does what every request needs, whatever its path: also that it has a good token,
+// unless its endpoint is public.
+func (c *Controller) outer(next http.Handler, public bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		start := time.Now()
 		rec := &recorder{ResponseWriter: w}
@@ -149,7 +143,7 @@ func (c *Controller) outer(next http.Handler) http.Handler {
 		log := c.log.With("request", id)
 		rc := http.NewResponseController(rec)
 		rc.SetWriteDeadline(start.Add(answerLimit))
-		r := &call{Request: req, w: rec, rc: rc, id: id, bodyTime: c.cfg.BodyLimit}
+		r := &call{Request: req, w: rec, rc: rc, id: id}
 		defer func() {
 			if p := recover(); p != nil {
 				if p == http.ErrAbortHandler {
@@ -166,11 +160,11 @@ func (c *Controller) outer(next http.Handler) http.Handler {
 			log.Info("request", "method", req.Method, "path", clip(req.URL.Path), "code", rec.code,
 				"bytes", rec.bytes, "ms", float64(took.Microseconds())/1000, "caller", r.who.Name, "from", req.RemoteAddr)
 		}()
-		if err := checkSize(req); err != nil {
-			writeError(rec, log, err)
-			return
+		var who caller
+		var err error
+		if !public {
+			who, err = c.authenticate(req.Context(), tokenOf(req))
 		}
-		who, err := c.authenticate(req.Context(), tokenOf(req))
 		if err != nil {
 			if fault.Is(err, fault.Unauthenticated) {
 				rec.Header().Set("WWW-Authenticate", `Bearer realm="bulkhead"`)
@@ -179,10 +173,6 @@ func (c *Controller) outer(next http.Handler) http.Handler {
 			return
 		}
 		r.who = who
-		if err := checkForm(req); err != nil {
-			writeError(rec, log, err)
-			return
-		}
 		next.ServeHTTP(rec, req.WithContext(context.WithValue(req.Context(), callKey{}, r)))
 	})
 }
@@ -193,16 +183,12 @@ func (c *Controller) handle(e endpoint) http.Handler {
 		r := req.Context().Value(callKey{}).(*call)
 		r.Request = req
 		log := c.log.With("request", r.id)
-		if err := checkNames(req); err != nil {
-			writeError(w, log, err)
-			return
-		}
 		if err := c.mayCall(r, e); err != nil {
 			writeError(w, log, err)
 			return
 		}
 		code, body, err := e.h(r)
-		if req.Context().Err() != nil && err != nil && !errors.Is(err, errSlowBody) {
+		if req.Context().Err() != nil && err != nil {
 			return // the client is gone
 		}
 		switch {
@@ -228,10 +214,6 @@ func (c *Controller) mayCall(r *call, e endpoint) error {
 	}
 	return c.authorize(r.who, a)
 }
-
-// errSlowBody is why a body was given up. net/http then takes the client for gone, and
-// would answer 200 for a handler that says nothing.
-var errSlowBody = errors.New("the body is slow")
 
 // errAnswered is returned by a handler that wrote its answer itself.
 var errAnswered = errors.New("answered")

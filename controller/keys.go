@@ -18,6 +18,9 @@ import (
 //	/member/<org>/<user id>            member
 //	/claim/<id>                        claim: invitations, and the installation's own
 //	/token/<id>                        tokenRecord
+//	/sso/<org>                         ssoConfig
+//	/identity/<SHA-256>                identity: a person at a provider, and who that is here
+//	/session/<SHA-256 of its secret>   signedIn
 //	/counter/<name>                    counter
 //	/cluster-key                       clusterKey: by which the right cluster key is known
 //	/network/<org>/<name>              network: the number of a private network, for ever
@@ -45,6 +48,8 @@ const (
 	prefixMember  = "/member/"
 	prefixClaim   = "/claim/"
 	prefixToken   = "/token/"
+	prefixSSO     = "/sso/"
+	prefixSession = "/session/"
 )
 
 func orgKey(slug string) string              { return prefixOrg + slug }
@@ -53,6 +58,9 @@ func userNameKey(name string) string         { return "/username/" + name }
 func membersOf(org string) string            { return prefixMember + org + "/" }
 func claimKey(id string) string              { return prefixClaim + id }
 func tokenKey(id key.TokenID) string         { return prefixToken + string(id) }
+func ssoKey(org string) string               { return prefixSSO + org }
+func sessionKey(id string) string            { return prefixSession + id }
+func identityKey(sum string) string          { return "/identity/" + sum }
 func counterKey(name string) string          { return "/counter/" + name }
 func networkKey(org, name string) string     { return "/network/" + org + "/" + name }
 func appKey(app key.AppName) string          { return prefixApp + string(app) }

@@ -27,6 +27,7 @@ type metrics struct {
 	duration     *prometheus.HistogramVec
 	observations prometheus.Counter
 	routeChanges prometheus.Counter
+	signIns      *prometheus.CounterVec
 }
 
 func newMetrics(c *Controller) *metrics {
@@ -35,9 +36,10 @@ func newMetrics(c *Controller) *metrics {
 		requests:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulkhead_api_requests_total", Help: "Requests of the public API, by method and code."}, []string{"method", "code"}),
 		duration:     prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "bulkhead_api_request_seconds", Help: "Time from a request to the end of its answer.", Buckets: prometheus.ExponentialBuckets(0.001, 4, 9)}, []string{"method"}),
 		observations: prometheus.NewCounter(prometheus.CounterOpts{Name: "bulkhead_observations_total", Help: "Observations taken from workers."}),
+		signIns:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulkhead_sign_ins_total", Help: "Sign-ins of people, by method and outcome: ok, or the word of the refusal."}, []string{"method", "outcome"}),
 		routeChanges: prometheus.NewCounter(prometheus.CounterOpts{Name: "bulkhead_route_changes_total", Help: "Changes of an app's route."}),
 	}
-	m.registry.MustRegister(m.requests, m.duration, m.observations, m.routeChanges,
+	m.registry.MustRegister(m.signIns, m.requests, m.duration, m.observations, m.routeChanges,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "bulkhead_nodes_connected", Help: "Workers whose sync is open."}, func() float64 {
 			n := 0.0
 			for _, st := range c.view.allNodes() {

@@ -189,7 +189,7 @@ func (c *Controller) clearOrg(ctx context.Context, slug string) error {
 			}
 		}
 	}
-	return c.commit(ctx, &txn{ops: []store.Op{store.Delete(orgKey(slug))}})
+	return c.commit(ctx, &txn{ops: []store.Op{store.Delete(ssoKey(slug)), store.Delete(orgKey(slug))}})
 }
 
 // orgsFor are the organizations that a caller has to do with.

@@ -176,11 +176,7 @@ func (c *Controller) byHost() http.Handler {
 func (c *Controller) registryHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start, rec := time.Now(), &recorder{ResponseWriter: w}
-		if err := checkSize(r); err != nil {
-			c.registry.Refuse(rec, r, err)
-		} else {
-			c.registry.ServeHTTP(rec, r)
-		}
+		c.registry.ServeHTTP(rec, r)
 		took := time.Since(start)
 		c.metrics.request(r.Method, rec.code, took)
 		c.log.Info("registry request", "method", r.Method, "path", clip(r.URL.Path), "code", rec.code,

@@ -35,7 +35,7 @@ func (c *Controller) commit(ctx context.Context, t *txn) error {
 	}
 	for _, op := range t.ops {
 		if c.directory.follows(op.Key) {
-			if err := c.directory.await(ctx, op.Key, rev); err != nil {
+			if err := c.directory.awaitOp(ctx, op, rev); err != nil {
 				return err
 			}
 		}

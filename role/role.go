@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"os/signal"
 	"strconv"
@@ -68,6 +69,10 @@ type Config struct {
 	// IdleAfter is how long a Machine with autostop runs on without a request, in
 	// nanoseconds; 0 means the edge's default.
 	IdleAfter time.Duration `json:"idle_after,omitempty"`
+
+	// PrivateIssuers are addresses, besides public ones, at which organizations may have
+	// their identity providers.
+	PrivateIssuers []netip.Prefix `json:"private_issuers,omitempty"`
 
 	// Sockets maps a socket's name to its path, for callers.
 	Sockets map[string]string `json:"sockets"`

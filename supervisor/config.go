@@ -58,6 +58,9 @@ type Config struct {
 	// IdleAfter is how long a Machine whose services have autostop runs on without a
 	// request, a Go duration.
 	IdleAfter string `toml:"idle_after"`
+	// SSOPrivateIssuers are addresses besides public ones at which organizations may have
+	// their identity providers: networks such as 10.1.0.0/16, with commas between them.
+	SSOPrivateIssuers string `toml:"sso_private_issuers"`
 	// LogFormat is how the log looks on stderr: "json" (one object a line) or "text".
 	LogFormat string `toml:"log_format"`
 }
@@ -85,6 +88,7 @@ var Fields = []Field{
 	{"run_dir", "run-dir", "DIR", "/run/bulkhead, or /run/bulkhead-<hash of data_dir> for another data_dir", "sockets and namespaces of the running platform", func(c *Config) *string { return &c.RunDir }},
 	{"lib_dir", "lib-dir", "DIR", "where bulkheadd is", "directory of Bulkhead's other programs", func(c *Config) *string { return &c.LibDir }},
 	{"idle_after", "idle-after", "DURATION", "1m", "how long a machine with autostop runs on without a request", func(c *Config) *string { return &c.IdleAfter }},
+	{"sso_private_issuers", "sso-private-issuers", "NETWORKS", "none", "private networks, with commas between them, where organizations may have identity providers", func(c *Config) *string { return &c.SSOPrivateIssuers }},
 	{"log_format", "log-format", "json|text", "text on a terminal, else json", "how the log looks on stderr", func(c *Config) *string { return &c.LogFormat }},
 }
 
@@ -140,6 +144,21 @@ var (
 // maxRunDir bounds the runtime directory so that every socket path below it fits
 // into the 107 bytes the kernel takes.
 const maxRunDir = 80
+
+// privateIssuers reads SSOPrivateIssuers.
+func (c *Config) privateIssuers() (out []netip.Prefix, err error) {
+	for s := range strings.SplitSeq(c.SSOPrivateIssuers, ",") {
+		if s = strings.TrimSpace(s); s == "" {
+			continue
+		}
+		p, err := netip.ParsePrefix(s)
+		if err != nil || p != p.Masked() {
+			return nil, fmt.Errorf("sso_private_issuers: %q must be a network such as 10.1.0.0/16 or 127.0.0.1/32", s)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
 
 // minIdleAfter keeps Machines from being stopped between two requests of one page.
 const minIdleAfter = time.Second
@@ -201,6 +220,9 @@ func (c Config) check() error {
 		if _, err := key.ParseNode(c.Node); err != nil {
 			return fmt.Errorf("node: %w", err)
 		}
+	}
+	if _, err := c.privateIssuers(); err != nil {
+		return err
 	}
 	if d, err := time.ParseDuration(c.IdleAfter); err != nil || d < minIdleAfter {
 		return fmt.Errorf("idle_after %q must be a duration of at least %v, such as 60s or 5m", c.IdleAfter, minIdleAfter)

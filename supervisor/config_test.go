@@ -74,6 +74,7 @@ func TestComplete(t *testing.T) {
 		{"data directory with a space", Config{DataDir: "/srv/my data"}, "data_dir"},
 		{"data directory with a colon", Config{DataDir: "/srv/a:b"}, "data_dir"},
 		{"run directory too long", Config{RunDir: long}, "has 85 bytes"},
+		{"private issuers are no networks", Config{SSOPrivateIssuers: "10.0.0.0/8, idp"}, "sso_private_issuers: \"idp\" must be a network"},
 		{"idle time is no duration", Config{IdleAfter: "soon"}, "idle_after \"soon\" must be a duration"},
 		{"idle time too short", Config{IdleAfter: "10ms"}, "of at least 1s"},
 		{"log format", Config{LogFormat: "xml"}, "neither json nor text"},

@@ -78,8 +78,6 @@ type State struct {
 	APIURL    string `json:"api_url"`
 	HTTPAddr  string `json:"http_addr"`
 	HTTPSAddr string `json:"https_addr"`
-	// ClusterAddr is empty when there is no cluster port.
-	ClusterAddr string `json:"cluster_addr,omitempty"`
 }
 
 // Ready is the content of the ready file.
@@ -246,7 +244,6 @@ func (s *Supervisor) prepare(ctx context.Context, lock *os.File) error {
 	s.state = State{
 		PID: os.Getpid(), RunDir: c.RunDir, Tag: in.id.Tag, Domain: in.id.Domain,
 		HTTPAddr: s.sockets.addrs[role.SocketHTTP], HTTPSAddr: s.sockets.addrs[role.SocketHTTPS],
-		ClusterAddr: s.sockets.addrs[role.SocketCluster],
 	}
 	s.state.APIURL = apiURL(in.id.Domain, s.state.HTTPSAddr)
 	b, err := json.MarshalIndent(s.state, "", "  ")
@@ -335,6 +332,7 @@ func (s *Supervisor) newRunner(name string) (*runner, error) {
 	switch name {
 	case role.Controller:
 		rc.GrantKeyFile, rc.ClusterKeyFile = in.path(grantKey), filepath.Join(in.path(clusterKeyDir), clusterKeyFile)
+		rc.PrivateIssuers, _ = c.privateIssuers() // checked when the configuration was read
 	case role.Warden:
 		rc.GrantKeyFile, rc.ImageDir, rc.MachineDir = in.path(grantPub), in.path(imageDir), in.path(machineDir)
 	case role.Worker:

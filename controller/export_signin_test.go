@@ -1,0 +1,38 @@
+package controller
+
+import (
+	"strings"
+	"testing"
+)
+
+// Values are the store's values below a prefix, as they lie there.
+func (c *Controller) Values(t testing.TB, prefix string) string {
+	t.Helper()
+	kvs, _, err := c.store.List(t.Context(), prefix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	for _, kv := range kvs {
+		b.Write(kv.Value)
+	}
+	return b.String()
+}
+
+// PublicEndpoints lists the patterns that answer without a token.
+func (c *Controller) PublicEndpoints() []string {
+	var out []string
+	for _, e := range c.publicEndpoints() {
+		out = append(out, e.pattern)
+	}
+	return out
+}
+
+// ForgetLimits begins all limits per address anew.
+func (c *Controller) ForgetLimits() {
+	for _, l := range []*limit{c.publicLimit, c.codeLimit} {
+		l.mu.Lock()
+		clear(l.all)
+		l.mu.Unlock()
+	}
+}

@@ -1,0 +1,304 @@
+package controller
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"bulkhead/fault"
+	"bulkhead/sso"
+	"bulkhead/store"
+)
+
+// ssoConfig is an organization's single sign-on.
+type ssoConfig struct {
+	ID           string     `json:"id"` // new with each issuer and client: sessions of another do not live
+	Org          string     `json:"org"`
+	Issuer       string     `json:"issuer"`
+	ClientID     string     `json:"client_id"`
+	ClientSecret []byte     `json:"client_secret,omitempty"` // wrapped by the cluster key
+	Scopes       []string   `json:"scopes,omitempty"`
+	GroupsClaim  string     `json:"groups_claim,omitempty"`
+	Policy       sso.Policy `json:"policy"`
+	Mode         string     `json:"mode"` // "optional" or "required"
+	// SessionHours is how long a session lasts; 0: 12.
+	SessionHours int       `json:"session_hours,omitempty"`
+	ChangedAt    time.Time `json:"changed_at"`
+	ChangedBy    string    `json:"changed_by"`
+}
+
+const (
+	ssoOptional = "optional"
+	ssoRequired = "required"
+)
+
+// purposeSSO is what client secrets are wrapped for.
+const purposeSSO = "sso client secret"
+
+func (s *ssoConfig) life() time.Duration {
+	if s.SessionHours == 0 {
+		return ssoLife
+	}
+	return time.Duration(s.SessionHours) * time.Hour
+}
+
+// SSO is an organization's single sign-on as the API takes and answers it. The client's
+// secret is taken and never answered.
+type SSO struct {
+	Issuer       string            `json:"issuer"`
+	ClientID     string            `json:"client_id"`
+	ClientSecret string            `json:"client_secret,omitempty"`
+	HasSecret    bool              `json:"has_client_secret,omitempty"`
+	Scopes       []string          `json:"scopes,omitempty"`
+	GroupsClaim  string            `json:"groups_claim,omitempty"`
+	Domains      []string          `json:"domains,omitempty"`
+	Groups       map[string]string `json:"groups,omitempty"`
+	Role         string            `json:"role,omitempty"`
+	Mode         string            `json:"mode"`
+	SessionHours int               `json:"session_hours"`
+	RedirectURL  string            `json:"redirect_url,omitempty"` // what the provider must let the browser come back to
+	ChangedAt    string            `json:"changed_at,omitempty"`
+	ChangedBy    string            `json:"changed_by,omitempty"`
+}
+
+func (c *Controller) ssoBody(s *ssoConfig) SSO {
+	return SSO{
+		Issuer: s.Issuer, ClientID: s.ClientID, HasSecret: len(s.ClientSecret) > 0, Scopes: s.Scopes, GroupsClaim: s.GroupsClaim,
+		Domains: s.Policy.Domains, Groups: s.Policy.Groups, Role: s.Policy.Role, Mode: s.Mode, SessionHours: int(s.life() / time.Hour),
+		RedirectURL: c.publicURL("/sso/callback"), ChangedAt: stamp(s.ChangedAt), ChangedBy: s.ChangedBy,
+	}
+}
+
+// showSSO answers an organization's single sign-on.
+//
+//	GET /v1/orgs/{org}/sso
+func (c *Controller) showSSO(r *call) (int, any, error) {
+	s := c.directory.ssoOf(r.PathValue("org"))
+	if s == nil {
+		return 0, nil, noSSO(r.PathValue("org"))
+	}
+	return http.StatusOK, c.ssoBody(s), nil
+}
+
+func noSSO(slug string) error {
+	return fault.New(fault.NotFound, "organization %q has no single sign-on, or there is no such organization", clip(slug)).WithStatus("sso_none")
+}
+
+// Bounds of a configuration.
+const (
+	maxScopes       = 20
+	maxSessionHours = 30 * 24
+)
+
+// check says what of the input cannot be, and fills in what is not said.
+func (in *SSO) check() error {
+	if in.Mode == "" {
+		in.Mode = ssoOptional
+	}
+	switch {
+	case in.Mode != ssoOptional && in.Mode != ssoRequired:
+		return fault.New(fault.Invalid, "mode is %q; it is optional or required", clip(in.Mode))
+	case in.Issuer == "" || len(in.Issuer) > 500:
+		return fault.New(fault.Invalid, "issuer is missing or longer than 500 bytes; it is the provider's address, such as https://accounts.example.com")
+	case in.ClientID == "" || len(in.ClientID) > 500 || len(in.ClientSecret) > 2000:
+		return fault.New(fault.Invalid, "client_id is missing, or it or client_secret is too long")
+	case in.SessionHours < 0 || in.SessionHours > maxSessionHours:
+		return fault.New(fault.Invalid, "session_hours is %d; it is 1 to %d", in.SessionHours, maxSessionHours)
+	case len(in.Scopes) > maxScopes:
+		return fault.New(fault.Invalid, "scopes has %d entries; at most %d", len(in.Scopes), maxScopes)
+	case len(in.GroupsClaim) > 100:
+		return fault.New(fault.Invalid, "groups_claim is longer than 100 bytes")
+	}
+	for i, s := range in.Scopes {
+		if s == "" || len(s) > 100 || slices.ContainsFunc([]byte(s), func(b byte) bool { return b <= ' ' || b > '~' || b == '"' || b == '\\' }) {
+			return fault.New(fault.Invalid, "scopes[%d] is %q; it is a word of at most 100 bytes", i, clip(s))
+		}
+	}
+	return sso.Policy{Domains: in.Domains, Groups: in.Groups, Role: in.Role}.Check()
+}
+
+// setSSO configures single sign-on. The provider is asked for its metadata, so that what
+// cannot work is refused here. A client_secret that is left out stays as it is.
+//
+//	PUT /v1/orgs/{org}/sso
+func (c *Controller) setSSO(r *call) (int, any, error) {
+	var in SSO
+	if err := r.read(&in, true); err != nil {
+		return 0, nil, err
+	}
+	if err := in.check(); err != nil {
+		return 0, nil, err
+	}
+	slug := r.PathValue("org")
+	for _, role := range append([]string{in.Role}, sortedValues(in.Groups)...) {
+		if role == string(roleOwner) { // who may not make owners may not have a provider make them
+			if err := c.authorize(r.who, access{Act: actWrite, What: whatOwner, Org: slug}); err != nil {
+				return 0, nil, err
+			}
+		}
+	}
+	var out *ssoConfig
+	err := retry(r.Context(), func() error {
+		old, rev, err := get[ssoConfig](r.Context(), c.store, ssoKey(slug))
+		if err != nil {
+			return err
+		}
+		o, orgRev, err := get[org](r.Context(), c.store, orgKey(slug))
+		if err != nil {
+			return err
+		}
+		if o == nil || o.Deleting {
+			return noOrg(slug)
+		}
+		if out, err = c.newSSO(r, old, in); err != nil {
+			return err
+		}
+		var t txn
+		t.when(orgKey(slug), orgRev)
+		t.when(ssoKey(slug), rev)
+		t.do(put(ssoKey(slug), out))
+		return c.commit(r.Context(), &t)
+	})
+	if err != nil {
+		return 0, nil, err
+	}
+	return http.StatusOK, c.ssoBody(out), nil
+}
+
+// newSSO makes the record of a configuration that is checked, against the provider too.
+func (c *Controller) newSSO(r *call, old *ssoConfig, in SSO) (*ssoConfig, error) {
+	s := &ssoConfig{
+		ID: newSecret()[:16], Org: r.PathValue("org"), Issuer: in.Issuer, ClientID: in.ClientID, Scopes: in.Scopes, GroupsClaim: in.GroupsClaim,
+		Policy: sso.Policy{Domains: in.Domains, Groups: in.Groups, Role: in.Role}, Mode: in.Mode, SessionHours: in.SessionHours,
+		ChangedAt: now(), ChangedBy: r.who.Name,
+	}
+	same := old != nil && old.Issuer == s.Issuer && old.ClientID == s.ClientID
+	if same {
+		s.ID, s.ClientSecret = old.ID, old.ClientSecret
+	}
+	if in.ClientSecret != "" {
+		w, err := c.ring.Wrap(purposeSSO+" "+s.Org, []byte(in.ClientSecret))
+		if err != nil {
+			return nil, err
+		}
+		s.ClientSecret = w
+	}
+	// Whoever shuts the other ways must have come in by this one: otherwise one wrong word
+	// shuts everybody out.
+	if s.Mode == ssoRequired && (old == nil || old.Mode != ssoRequired) {
+		if from := c.ssoSessionOf(r.who, s.Org); !same || from == nil {
+			return nil, fault.New(fault.Conflict, "set mode to optional first, sign in by it once (bulkhead auth login --org %s), and then require it: otherwise a mistake would shut everybody out", s.Org).WithStatus("sso_untried")
+		}
+	}
+	if _, err := c.discover(r.Context(), s); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// ssoSessionOf is the session by the organization's single sign-on that the caller's
+// token came with, or nil.
+func (c *Controller) ssoSessionOf(who caller, slug string) *signedIn {
+	if who.Token == nil {
+		return nil
+	}
+	if s := c.directory.sessionWith(who.Token.ID); s != nil && s.Org == slug {
+		return c.directory.lives(s.ID, now())
+	}
+	return nil
+}
+
+// wantsSSO refuses what is an organization's that requires single sign-on to a token that
+// did not come by it, or whose session is over. Operators may still remove the
+// requirement: see deleteSSO.
+func (c *Controller) wantsSSO(who caller, a access) error {
+	conf := c.directory.ssoOf(a.Org)
+	if who.Kind != callerPerson || conf == nil || conf.Mode != ssoRequired || c.ssoSessionOf(who, a.Org) != nil {
+		return nil
+	}
+	if a.What == whatSSO && a.Act == actDelete && c.operator(who) {
+		return nil
+	}
+	return fault.New(fault.Denied, "organization %q requires single sign-on, and this token did not come by it, or its session is over: run \"bulkhead auth login --org %s\"", a.Org, a.Org).WithStatus("sso_required")
+}
+
+// deleteSSO ends single sign-on: sessions that came by it live no more. Members stay
+// members, and sign in by passkeys if they have any. Operators may do it for any
+// organization: it is the way back when the provider is gone.
+//
+//	DELETE /v1/orgs/{org}/sso
+func (c *Controller) deleteSSO(r *call) (int, any, error) {
+	slug := r.PathValue("org")
+	if c.directory.ssoOf(slug) == nil {
+		return 0, nil, noSSO(slug)
+	}
+	t := txn{ops: []store.Op{store.Delete(ssoKey(slug))}}
+	if err := c.commit(r.Context(), &t); err != nil {
+		return 0, nil, err
+	}
+	c.log.Info("single sign-on removed", "org", slug, "by", r.who.Name)
+	for _, s := range c.directory.allSessions() { // they live no more; their tokens end here
+		if s.Org == slug {
+			if err := c.endSession(r.Context(), s); err != nil {
+				return 0, nil, err
+			}
+		}
+	}
+	return ok()
+}
+
+// providers keeps what was discovered about the providers in use.
+type providers struct {
+	mu  sync.Mutex
+	all map[string]*discovered // by configuration
+}
+
+type discovered struct {
+	p  *sso.Provider
+	at time.Time
+}
+
+// metadataLife is how long a provider's metadata is used.
+const metadataLife = 15 * time.Minute
+
+// discover returns the provider of a configuration.
+func (c *Controller) discover(ctx context.Context, s *ssoConfig) (*sso.Provider, error) {
+	cfg := sso.Config{Issuer: s.Issuer, ClientID: s.ClientID, Scopes: s.Scopes, GroupsClaim: s.GroupsClaim, Allow: c.cfg.Role.PrivateIssuers}
+	if len(s.ClientSecret) > 0 {
+		b, err := c.ring.Unwrap(purposeSSO+" "+s.Org, s.ClientSecret)
+		if err != nil {
+			return nil, err
+		}
+		cfg.ClientSecret = string(b)
+	}
+	c.providers.mu.Lock()
+	had := c.providers.all[s.ID]
+	c.providers.mu.Unlock()
+	if had != nil && now().Sub(had.at) < metadataLife && had.p.SameIssuer(cfg) {
+		return had.p, nil
+	}
+	p, err := sso.Discover(ctx, c.ssoClient, cfg)
+	if err != nil {
+		return nil, err
+	}
+	c.providers.mu.Lock()
+	defer c.providers.mu.Unlock()
+	for id, d := range c.providers.all {
+		if now().Sub(d.at) >= metadataLife {
+			delete(c.providers.all, id)
+		}
+	}
+	c.providers.all[s.ID] = &discovered{p, now()}
+	return p, nil
+}
+
+func sortedValues(m map[string]string) []string {
+	var out []string
+	for _, v := range m {
+		out = append(out, v)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
