@@ -86,6 +86,9 @@ type Config struct {
 	// ClusterKeyFile is where the controller keeps the key that wraps what is secret in
 	// the store; empty: cluster.key in DataDir.
 	ClusterKeyFile string `json:"cluster_key_file,omitempty"`
+	// SecretDir is a directory in memory, the worker's, for what its Machines need to start
+	// again while the controller is away.
+	SecretDir string `json:"secret_dir,omitempty"`
 	// ImageDir is where the worker keeps sealed images, for the warden.
 	ImageDir string `json:"image_dir,omitempty"`
 	// MachineDir is the warden's directory for what Machines hold on disk.
