@@ -117,6 +117,10 @@ bench-start: setup programs ## how long a machine takes from the API call to its
 bench-wake: setup programs ## how long a request to a sleeping app waits for its answer
 	$(GO) test ./world -run '^$$' -bench 'Wake$$' -benchtime 40x
 
+.PHONY: bench-token
+bench-token: ## what verifying a token costs a request
+	$(GO) test ./token -run '^$$' -bench Verify -count 5
+
 .PHONY: bench-recovery
 bench-recovery: setup programs ## how long fifty machines take to run again after a power cut
 	$(GO) test ./world -run '^$$' -bench 'Recovery$$' -benchtime 5x

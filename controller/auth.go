@@ -7,10 +7,12 @@ import (
 	"crypto/subtle"
 	"encoding/base64"
 	"net/http"
+	"net/netip"
 	"strings"
 
 	"bulkhead/fault"
 	"bulkhead/key"
+	"bulkhead/token"
 )
 
 // callerKind is what sort of caller there is.
@@ -28,8 +30,11 @@ type caller struct {
 	// Name goes into leases, logs and the audit log; it is no secret.
 	Name string
 	User key.UserID // of a person
-	// Token is the token's record, whose caveats narrow what the user may.
-	Token *tokenRecord
+	// Token is the record of the token, or of the first of several, and verified are those
+	// that are good, whose caveats narrow what the user may: one of them must allow it.
+	Token    *tokenRecord
+	verified []*token.Verified
+	From     netip.Addr // where the request came from; FromAddress asks
 	// App and Machine are those of a Machine.
 	App     key.AppName
 	Machine key.MachineID
@@ -39,11 +44,9 @@ type caller struct {
 // errToken is the answer to every request without a good token.
 var errToken = fault.New(fault.Unauthenticated, "Authenticate: token validation error")
 
-// Prefixes of tokens, so that scanners for leaked secrets know them.
-const (
-	claimPrefix = "bh_"
-	userPrefix  = "bhu_"
-)
+// claimPrefix starts one-time tokens, so that scanners for leaked secrets know them. The
+// others start with token.Prefix.
+const claimPrefix = "bh_"
 
 // newSecret returns 256 random bits as text.
 func newSecret() string {
@@ -54,8 +57,9 @@ func newSecret() string {
 
 // authenticate says whose token it is. Secrets are compared in the same time whatever
 // they are.
-func (c *Controller) authenticate(ctx context.Context, token string) (caller, error) {
-	if token == "" {
+func (c *Controller) authenticate(ctx context.Context, text string) (caller, error) {
+	if text == "" {
+		c.metrics.refused(token.Missing)
 		return caller{}, errToken
 	}
 	select {
@@ -63,28 +67,28 @@ func (c *Controller) authenticate(ctx context.Context, token string) (caller, er
 	case <-ctx.Done():
 		return caller{}, ctx.Err()
 	}
-	if t, ok := strings.CutPrefix(token, claimPrefix); ok {
+	if t, ok := strings.CutPrefix(text, claimPrefix); ok {
 		return c.authenticateClaim(ctx, t)
 	}
-	t, ok := strings.CutPrefix(token, userPrefix)
-	id, secret, ok2 := strings.Cut(t, ".")
-	if !ok || !ok2 {
-		return caller{}, errToken
-	}
-	tid, err := key.ParseTokenID(id)
+	who, err := c.bearer(text)
 	if err != nil {
-		return caller{}, errToken
+		c.metrics.refused(token.ReasonOf(err))
+		return caller{}, refusedToken(err)
 	}
-	rec := c.directory.token(tid)
-	sum := sha256.Sum256([]byte(secret))
-	if rec == nil || subtle.ConstantTimeCompare(sum[:], rec.SHA256) != 1 || !now().Before(rec.ExpiresAt) {
-		return caller{}, errToken
+	return who, nil
+}
+
+// bearer knows the user of a header's tokens.
+func (c *Controller) bearer(text string) (caller, error) {
+	b, err := token.Parse(text)
+	if err != nil {
+		return caller{}, err
 	}
-	u := c.directory.user(rec.User)
-	if u == nil {
-		return caller{}, errToken
+	good, err := c.directory.rootKeys().Verify(b, now())
+	if err != nil {
+		return caller{}, err
 	}
-	return caller{Kind: callerPerson, Name: u.Name, User: u.ID, Token: rec}, nil
+	return c.directory.standing(good)
 }
 
 // authenticateClaim knows a one-time token: an invitation's or the installation's.
@@ -106,19 +110,23 @@ func (c *Controller) authenticateClaim(ctx context.Context, t string) (caller, e
 
 // tokenOf takes the token from a request: "Bearer" or "FlyV1", as clients send it.
 func tokenOf(r *http.Request) string {
-	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	scheme, text, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if !strings.EqualFold(scheme, "Bearer") && !strings.EqualFold(scheme, "FlyV1") {
 		return ""
 	}
-	return strings.TrimSpace(token)
+	return strings.TrimSpace(text)
 }
 
 // authorizeRegistry is the registry's question: may the bearer of token pull from
 // repo, or push to it? A repository belongs to the app that its first part names.
-func (c *Controller) authorizeRegistry(ctx context.Context, token, repo string, push bool) error {
-	who, err := c.authenticate(ctx, token)
+func (c *Controller) authorizeRegistry(ctx context.Context, text, repo string, push bool) error {
+	who, err := c.authenticate(ctx, text)
 	if err != nil || repo == "" {
 		return err
+	}
+	open, _ := ctx.Value(openKey{}).(*openRequest)
+	if open != nil {
+		who.From = open.from
 	}
 	owner, _, _ := strings.Cut(repo, "/")
 	a, _, err := c.getApp(ctx, owner)
@@ -135,5 +143,13 @@ func (c *Controller) authorizeRegistry(ctx context.Context, token, repo string, 
 	if push {
 		act = actWrite
 	}
-	return c.authorize(who, access{Act: act, What: whatImage, Org: a.Org, App: a.Name})
+	on := access{Act: act, What: whatImage, Org: a.Org, App: a.Name}
+	if err := c.authorize(who, on); err != nil {
+		c.metrics.refused(token.ReasonOf(err))
+		return err
+	}
+	if open != nil {
+		open.watch(who, on)
+	}
+	return nil
 }

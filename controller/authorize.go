@@ -50,6 +50,7 @@ const (
 // Kinds of things of nobody's or everybody's.
 const (
 	whatSelf     what = "own account"
+	whatAny      what = "any"      // the endpoint decides by itself, about each thing that it is about
 	whatPlatform what = "platform" // regions and placements
 	whatCluster  what = "cluster"  // nodes, users, organizations as a whole, keys: the operators'
 	whatClaim    what = "claim"
@@ -100,6 +101,7 @@ var rights = map[what]map[action][]memberRole{
 // ofApp are the kinds of things that a role for one app says something about.
 var ofApp = []what{
 	whatApp, whatMachine, whatMetadata, whatExec, whatLogs, whatImage, whatSecret, whatSecretKey, whatSecretKeyUse,
+	whatToken,
 }
 
 // ofMachine is what a Machine may do to itself.
@@ -154,7 +156,7 @@ func (who caller) allowed(d *directory, a access) bool {
 			return false
 		}
 		switch a.What {
-		case whatSelf:
+		case whatSelf, whatAny:
 			return true
 		case whatPlatform:
 			return a.Act == actRead
@@ -190,12 +192,4 @@ func (d *directory) memberMay(id key.UserID, a access) bool {
 	}
 	r := m.Apps[a.App]
 	return r != "" && slices.Contains(ofApp, a.What) && slices.Contains(may, r)
-}
-
-// withinToken asks the token's own bounds.
-func (who caller) withinToken(d *directory, a access) error {
-	if t := who.Token; t != nil && t.Org != "" && a.Org != t.Org && a.What != whatSelf && a.What != whatPlatform {
-		return fault.New(fault.Denied, "the token is good for organization %q alone", t.Org)
-	}
-	return nil
 }

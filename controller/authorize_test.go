@@ -44,6 +44,11 @@ var mayCall = map[string]string{
 
 	"GET /v1/orgs/{org}/sso": "OAU", "PUT /v1/orgs/{org}/sso": "OA", "DELETE /v1/orgs/{org}/sso": "OAP",
 	"GET /v1/sessions": "*", "DELETE /v1/sessions/{session}": "*",
+	"PATCH /v1/orgs/{org}":      "OA",
+	"GET /v1/orgs/{org}/tokens": "OADVU", "POST /v1/orgs/{org}/tokens": "OADVU", "DELETE /v1/orgs/{org}/tokens/{token}": "OADVU", // of the caller's own
+	"POST /v1/apps/{app}/deploy_token": "OADVU",                                                              // which may what its user may
+	"GET /v1/tokens":                   "*", "GET /v1/tokens/current": "*", "DELETE /v1/tokens/{token}": "*", // of the caller's own, or asked again
+	"GET /v1/platform/token_keys": "P", "POST /v1/platform/token_keys": "P", "DELETE /v1/platform/token_keys/{key}": "P",
 
 	"GET /v1/platform/nodes": "P", "DELETE /v1/platform/nodes/{node}": "P", "POST /v1/platform/nodes/{node}/readmit": "P",
 	"GET /v1/platform/regions": "*M", "POST /v1/platform/placements": "*M",
@@ -130,7 +135,7 @@ func TestEveryEndpointByRole(t *testing.T) {
 			}
 			refusedOverHTTP++
 			method, url, _ := strings.Cut(pattern, " ")
-			url = strings.NewReplacer("{app}", app, "{org}", org, "{machine}", "01234567890123", "{key}", "k", "{user}", "the-owner", "{invitation}", "c_0000000000000000", "{node}", "n9", "{secret}", "S").Replace(url)
+			url = strings.NewReplacer("{app}", app, "{org}", org, "{machine}", "01234567890123", "{key}", "k", "{user}", "the-owner", "{invitation}", "c_0000000000000000", "{node}", "n9", "{token}", "t_0000000000000000", "{secret}", "S").Replace(url)
 			if a := p.e.do(method, url, nil, "Authorization", "Bearer "+by); a.code != 403 {
 				t.Errorf("%s %s by %s: %d %s, want 403", method, url, who, a.code, a.body)
 			}
@@ -147,7 +152,7 @@ func TestEveryEndpointByRole(t *testing.T) {
 			if low == "" {
 				continue
 			}
-			sees := pattern == "GET /v1/orgs/{org}"
+			sees := pattern == "GET /v1/orgs/{org}" || strings.Contains(pattern, "/v1/orgs/{org}/tokens")
 			check("role "+letter+" for shop", low, "shop", "acme", anybody || sees || ofApp && strings.Contains(row, letter))
 			if ofApp {
 				check("role "+letter+" for shop on blog", low, "blog", "acme", false)

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"bulkhead/controller"
 )
 
 // cut is how one endpoint is called, on objects made for the call.
@@ -23,6 +25,26 @@ type cut struct {
 	changes bool                     // false: the state must not change at all
 	prepare func(e *env, id string)  // what the call needs beside a started Machine
 	undo    func(e *env, app string) // puts the state back where destroying the app does not
+}
+
+// dropTokens revokes every token but the caller's own.
+func dropTokens(e *env, _ string) {
+	var out struct{ Tokens []controller.Token }
+	e.get("/v1/orgs/personal/tokens", &out)
+	for _, tok := range out.Tokens {
+		e.want(200, "DELETE", "/v1/tokens/"+string(tok.ID), nil, nil)
+	}
+}
+
+// dropRootKeys leaves the root key that makes tokens, and that of the caller's.
+func dropRootKeys(e *env, _ string) {
+	var out struct{ Keys []controller.RootKey }
+	e.get("/v1/platform/token_keys", &out)
+	for _, k := range out.Keys {
+		if !k.Makes && k.Tokens == 0 {
+			e.want(200, "DELETE", "/v1/platform/token_keys/"+k.ID, nil, nil)
+		}
+	}
 }
 
 // reads is a call that changes nothing.
@@ -114,6 +136,18 @@ func cuts() map[string]cut {
 		"GET /v1/orgs/{org}/invitations":                 reads("/v1/orgs/personal/invitations"),
 		"POST /v1/orgs/{org}/invitations":                changes("/v1/orgs/personal/invitations", config{"role": "viewer"}),
 		"DELETE /v1/orgs/{org}/invitations/{invitation}": changes("/v1/orgs/personal/invitations/c_0000000000000000", nil),
+
+		"PATCH /v1/orgs/{org}":                 changes("/v1/orgs/personal", config{"token_max_expiry": ""}),
+		"GET /v1/orgs/{org}/tokens":            reads("/v1/orgs/personal/tokens"),
+		"POST /v1/orgs/{org}/tokens":           {path: "/v1/orgs/personal/tokens", body: config{"kind": "org"}, changes: true, undo: dropTokens},
+		"DELETE /v1/orgs/{org}/tokens/{token}": changes("/v1/orgs/personal/tokens/t_0000000000000000", nil),
+		"POST /v1/apps/{app}/deploy_token":     {path: "/v1/apps/{a}/deploy_token", changes: true, undo: dropTokens},
+		"GET /v1/tokens":                       reads("/v1/tokens"),
+		"GET /v1/tokens/current":               reads("/v1/tokens/current"),
+		"DELETE /v1/tokens/{token}":            changes("/v1/tokens/t_0000000000000000", nil),
+		"GET /v1/platform/token_keys":          reads("/v1/platform/token_keys"),
+		"POST /v1/platform/token_keys":         {path: "/v1/platform/token_keys", changes: true, undo: dropRootKeys},
+		"DELETE /v1/platform/token_keys/{key}": changes("/v1/platform/token_keys/0000000000000000", nil),
 
 		"GET /v1/orgs/{org}/machines":      reads("/v1/orgs/personal/machines"),
 		"GET /v1/platform/regions":         reads("/v1/platform/regions"),

@@ -11,6 +11,7 @@ import (
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/store"
+	"bulkhead/token"
 )
 
 const (
@@ -93,19 +94,19 @@ func (c *Controller) claimAccount(r *call) (int, any, error) {
 		return 0, nil, fault.New(fault.Denied, "this invitation is for %q", cl.Name)
 	}
 	var (
-		u     *user
-		token string
-		rec   *tokenRecord
+		u    *user
+		text string
+		rec  *tokenRecord
 	)
 	err = retry(r.Context(), func() (err error) {
-		u, token, rec, err = c.spend(r.Context(), cl, name)
+		u, text, rec, err = c.spend(r.Context(), cl, name)
 		return err
 	})
 	if err != nil {
 		return 0, nil, err
 	}
 	c.log.Info("a claim was spent", "claim", cl.ID, "user", u.Name, "org", cl.Org)
-	return http.StatusCreated, Claimed{User: userBody(u), Org: cl.Org, Role: string(cl.Role), Token: token, Expires: stamp(rec.ExpiresAt)}, nil
+	return http.StatusCreated, Claimed{User: userBody(u), Org: cl.Org, Role: string(cl.Role), Token: text, Expires: stamp(rec.ExpiresAt)}, nil
 }
 
 // spend makes the user, the membership and the user's first token, and removes the claim,
@@ -123,11 +124,11 @@ func (c *Controller) spend(ctx context.Context, cl *claim, name string) (*user, 
 	if err := c.joining(ctx, &t, u.ID, cl); err != nil {
 		return nil, "", nil, err
 	}
-	token, rec, err := c.newToken(ctx, &t, u, tokenRecord{Kind: "login", Name: "first login"}, loginLife)
+	text, rec, err := c.newToken(ctx, &t, u, tokenRecord{Kind: token.Login, Name: "first login"}, loginLife)
 	if err != nil {
 		return nil, "", nil, err
 	}
-	return u, token, rec, c.commit(ctx, &t)
+	return u, text, rec, c.commit(ctx, &t)
 }
 
 // take has a claim spent by a transaction.
@@ -224,19 +225,4 @@ func mightier(a, b memberRole) memberRole {
 		}
 	}
 	return ""
-}
-
-// newToken has a transaction make a token of a user's, from what rec says of it. The
-// token itself is kept nowhere.
-func (c *Controller) newToken(_ context.Context, t *txn, u *user, rec tokenRecord, life time.Duration) (string, *tokenRecord, error) {
-	secret := newSecret()
-	sum := sha256.Sum256([]byte(secret))
-	if rec.ID == "" {
-		rec.ID = key.NewTokenID()
-	}
-	rec.User, rec.SHA256, rec.CreatedAt = u.ID, sum[:], now()
-	rec.ExpiresAt = rec.CreatedAt.Add(life)
-	t.when(tokenKey(rec.ID), 0)
-	t.do(put(tokenKey(rec.ID), rec))
-	return userPrefix + string(rec.ID) + "." + secret, &rec, nil
 }

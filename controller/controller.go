@@ -77,6 +77,7 @@ type Controller struct {
 
 	directory *directory
 
+	open     openRequests
 	view     *view
 	routes   *routes
 	ledger   *ledger
@@ -120,6 +121,7 @@ func New(cfg Config) *Controller {
 		cfg.Role.Region = "local"
 	}
 	c := &Controller{cfg: cfg, log: cfg.Log, directory: newDirectory(), view: newView(), ledger: newLedger(), unfinished: make(chan struct{}, 1)}
+	c.open.all, c.open.poke = map[*openRequest]struct{}{}, make(chan struct{}, 1)
 	c.routes = newRoutes(c, cfg.RouteGrace)
 	c.metrics = newMetrics(c)
 	c.ssoClient = sso.NewClient(cfg.Role.PrivateIssuers)
@@ -158,6 +160,10 @@ func (c *Controller) Open(ctx context.Context) (err error) {
 		return err
 	}
 	if err := c.openRing(ctx); err != nil {
+		return err
+	}
+	c.directory.unwrap = c.ring.Unwrap
+	if err := c.ensureRootKey(ctx); err != nil {
 		return err
 	}
 	if err := c.ensureOrg(ctx); err != nil {
@@ -235,6 +241,7 @@ func (c *Controller) Serve(ctx context.Context, ls map[string]net.Listener, read
 	}
 	loaded := make(chan struct{})
 	run("directory", func() error { return c.directory.run(ctx, c.store) })
+	run("open requests", func() error { return c.endOpen(ctx) })
 	run("ledger", func() error { return c.ledger.run(ctx, c.store, loaded) })
 	run("routes", func() error { return c.routes.run(ctx) })
 	run("sessions", func() error { return c.sweepSessions(ctx) })

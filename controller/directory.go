@@ -10,6 +10,7 @@ import (
 
 	"bulkhead/key"
 	"bulkhead/store"
+	"bulkhead/token"
 )
 
 // directory is who there is and what belongs to whom, in memory: organizations, apps'
@@ -33,6 +34,11 @@ type directory struct {
 	belongs map[key.UserID]map[string]*member // the same, by user
 	tokens  map[key.TokenID]*tokenRecord
 	owned   map[key.UserID]map[key.TokenID]*tokenRecord
+	rooted  map[string]int // tokens by root key
+	roots   map[string]*rootKey
+	ring    *token.Keys // of roots
+	// unwrap opens what is secret in a record.
+	unwrap func(purpose string, wrapped []byte) ([]byte, error)
 
 	sessions map[string]*signedIn
 	signed   map[key.UserID]map[string]*signedIn // the same, by user
@@ -54,6 +60,7 @@ func newDirectory() *directory {
 		members: map[string]map[key.UserID]*member{}, belongs: map[key.UserID]map[string]*member{},
 		tokens: map[key.TokenID]*tokenRecord{}, owned: map[key.UserID]map[key.TokenID]*tokenRecord{},
 		sessions: map[string]*signedIn{}, signed: map[key.UserID]map[string]*signedIn{}, tokenOf: map[key.TokenID]*signedIn{}, sso: map[string]*ssoConfig{},
+		rooted: map[string]int{}, roots: map[string]*rootKey{},
 		seen: map[string]int64{}, moved: make(chan struct{}),
 	}
 }
@@ -63,6 +70,7 @@ func (d *directory) takers() map[string]func(store.Event) {
 	return map[string]func(store.Event){
 		prefixOrg: d.takeOrg, prefixApp: d.takeApp, prefixUser: d.takeUser, prefixMember: d.takeMember, prefixToken: d.takeToken,
 		prefixSession: d.takeSession, prefixSSO: d.takeSSO,
+		prefixRootKey: d.takeRootKey,
 	}
 }
 
@@ -170,6 +178,10 @@ func (d *directory) keys(prefix string) []string {
 	case prefixSSO:
 		for slug := range d.sso {
 			out = append(out, ssoKey(slug))
+		}
+	case prefixRootKey:
+		for id := range d.roots {
+			out = append(out, rootKeyKey(id))
 		}
 	}
 	return out
@@ -322,9 +334,11 @@ func (d *directory) takeToken(e store.Event) {
 	if old := d.tokens[id]; old != nil {
 		drop(d.owned, old.User, id)
 		delete(d.tokens, id)
+		d.rooted[old.Key]--
 	}
 	if t := live[tokenRecord](e); t != nil {
 		d.tokens[id] = t
+		d.rooted[t.Key]++
 		add(d.owned, t.User, id, t)
 	}
 }

@@ -27,30 +27,44 @@ type ExecResult struct {
 	Stderr     string `json:"stderr"`
 }
 
-// execMachine runs one command inside a Machine and answers its output.
-func (c *Controller) execMachine(r *call) (int, any, error) {
-	var in struct {
-		Cmd       string   `json:"cmd"` // as a shell would split it; deprecated
-		Command   []string `json:"command"`
-		Container string   `json:"container"`
-		Stdin     string   `json:"stdin"`
-		Timeout   int      `json:"timeout"` // seconds
-	}
+// execRequest is the body of an exec.
+type execRequest struct {
+	Cmd       string   `json:"cmd"` // as a shell would split it; deprecated
+	Command   []string `json:"command"`
+	Container string   `json:"container"`
+	Stdin     string   `json:"stdin"`
+	Timeout   int      `json:"timeout"` // seconds
+}
+
+// command reads the body of an exec, and gives its command: a token may be good for some
+// only, so it is known before anything is decided.
+func (r *call) command() ([]string, error) {
+	var in execRequest
 	if err := r.read(&in, true); err != nil {
-		return 0, nil, err
-	}
-	if in.Container != "" {
-		return 0, nil, fault.New(fault.Invalid, "container is %q, but a machine has no containers; leave it out", clip(in.Container))
+		return nil, err
 	}
 	if len(in.Command) == 0 && in.Cmd != "" {
 		words, err := splitCommand(in.Cmd)
 		if err != nil {
-			return 0, nil, err
+			return nil, err
 		}
 		in.Command = words
 	}
 	if len(in.Command) == 0 {
-		return 0, nil, fault.New(fault.Invalid, "command is missing")
+		return nil, fault.New(fault.Invalid, "command is missing")
+	}
+	r.cmd = &in
+	return in.Command, nil
+}
+
+// execMachine runs one command inside a Machine and answers its output.
+func (c *Controller) execMachine(r *call) (int, any, error) {
+	in := r.cmd
+	if in == nil {
+		return 0, nil, fault.New(fault.Internal, "an exec was not read before it was allowed")
+	}
+	if in.Container != "" {
+		return 0, nil, fault.New(fault.Invalid, "container is %q, but a machine has no containers; leave it out", clip(in.Container))
 	}
 	if len(strings.Join(in.Command, ""))+len(in.Stdin) > maxCommand {
 		return 0, nil, fault.New(fault.Invalid, "the command and its input are larger than %d MiB", maxCommand>>20)

@@ -182,3 +182,43 @@ func (c *Controller) MayCall(pattern, by string, path map[string]string) error {
 	}
 	return fault.New(fault.Internal, "no endpoint %s", pattern)
 }
+
+// OpenRequests counts the requests in progress that would end with their token.
+func (c *Controller) OpenRequests() int {
+	c.open.mu.Lock()
+	defer c.open.mu.Unlock()
+	return len(c.open.all)
+}
+
+// AgeToken makes a token's record older.
+func (c *Controller) AgeToken(ctx context.Context, id key.TokenID, by time.Duration) {
+	rec := *c.directory.token(id)
+	rec.CreatedAt, rec.ExpiresAt = rec.CreatedAt.Add(-by), rec.ExpiresAt.Add(-by)
+	if by < time.Hour { // older, and not over
+		rec.ExpiresAt = rec.ExpiresAt.Add(by)
+	}
+	t := txn{}
+	t.do(put(tokenKey(id), rec))
+	if err := c.commit(ctx, &t); err != nil {
+		panic(err)
+	}
+}
+
+// SweepTokens removes what is over, and counts it.
+func (c *Controller) SweepTokens(ctx context.Context) int {
+	before := len(c.directory.tokens)
+	if err := c.sweepTokens(ctx); err != nil {
+		panic(err)
+	}
+	return before - len(c.directory.tokens)
+}
+
+// StoredBytes is all that the store holds, as it lies there.
+func (c *Controller) StoredBytes(ctx context.Context) (string, error) {
+	kvs, _, err := c.store.List(ctx, "/")
+	var b strings.Builder
+	for _, kv := range kvs {
+		b.WriteString(kv.Key + " " + string(kv.Value) + "\n")
+	}
+	return b.String(), err
+}

@@ -297,7 +297,11 @@ func (w *fakeWorker) Signal(_ context.Context, in *internalpb.SignalRequest) (*i
 }
 
 // Exec implements internalpb.WorkerServer.
-func (w *fakeWorker) Exec(_ context.Context, in *internalpb.ExecRequest) (*internalpb.ExecResponse, error) {
+func (w *fakeWorker) Exec(ctx context.Context, in *internalpb.ExecRequest) (*internalpb.ExecResponse, error) {
+	if in.Command[0] == "sleep" {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	if in.Command[0] == "false" {
 		return &internalpb.ExecResponse{ExitCode: 1, Stderr: []byte("no\xff")}, nil
 	}

@@ -13,6 +13,7 @@ import (
 
 	"bulkhead/fault"
 	"bulkhead/key"
+	"bulkhead/token"
 )
 
 // Bounds of a request of the API.
@@ -30,7 +31,9 @@ type call struct {
 	w   http.ResponseWriter
 	rc  *http.ResponseController
 	who caller
-	id  string // fly-request-id
+	cmd *execRequest // of an exec, once it is read
+	on  access       // what the endpoint is about, as it was allowed
+	id  string       // fly-request-id
 }
 
 // app, machine and nonce are the parts of a request that many handlers need.
@@ -172,6 +175,7 @@ func (c *Controller) outer(next http.Handler, public bool) http.Handler {
 			writeError(rec, log, err)
 			return
 		}
+		who.From = r.from()
 		r.who = who
 		next.ServeHTTP(rec, req.WithContext(context.WithValue(req.Context(), callKey{}, r)))
 	})
@@ -184,12 +188,22 @@ func (c *Controller) handle(e endpoint) http.Handler {
 		r.Request = req
 		log := c.log.With("request", r.id)
 		if err := c.mayCall(r, e); err != nil {
+			c.metrics.refused(token.ReasonOf(err))
 			writeError(w, log, err)
 			return
+		}
+		if e.ends() {
+			ctx, open, done := c.begin(req.Context(), r.who.From)
+			defer done()
+			open.watch(r.who, r.on)
+			r.Request = req.WithContext(ctx)
 		}
 		code, body, err := e.h(r)
 		if req.Context().Err() != nil && err != nil {
 			return // the client is gone
+		}
+		if why := endedBy(r.Context()); why != nil && err != nil && !errors.Is(err, errAnswered) {
+			err = why
 		}
 		switch {
 		case errors.Is(err, errAnswered):
@@ -212,6 +226,15 @@ func (c *Controller) mayCall(r *call, e endpoint) error {
 		}
 		a.Org, a.App = app.Org, app.Name
 	}
+	// What a command is a token may forbid; who may run none is told so without being read.
+	if e.what == whatExec && e.act == actControl && r.Body != nil && r.who.allowed(c.directory, a) {
+		cmd, err := r.command()
+		if err != nil {
+			return err
+		}
+		a.Command = cmd
+	}
+	r.on = a
 	return c.authorize(r.who, a)
 }
 

@@ -21,6 +21,7 @@ import (
 //	/sso/<org>                         ssoConfig
 //	/identity/<SHA-256>                identity: a person at a provider, and who that is here
 //	/session/<SHA-256 of its secret>   signedIn
+//	/tokenkey/<id>                     rootKey: of tokens
 //	/counter/<name>                    counter
 //	/cluster-key                       clusterKey: by which the right cluster key is known
 //	/network/<org>/<name>              network: the number of a private network, for ever
@@ -50,6 +51,7 @@ const (
 	prefixToken   = "/token/"
 	prefixSSO     = "/sso/"
 	prefixSession = "/session/"
+	prefixRootKey = "/tokenkey/"
 )
 
 func orgKey(slug string) string              { return prefixOrg + slug }
@@ -61,6 +63,7 @@ func tokenKey(id key.TokenID) string         { return prefixToken + string(id) }
 func ssoKey(org string) string               { return prefixSSO + org }
 func sessionKey(id string) string            { return prefixSession + id }
 func identityKey(sum string) string          { return "/identity/" + sum }
+func rootKeyKey(id string) string            { return prefixRootKey + id }
 func counterKey(name string) string          { return "/counter/" + name }
 func networkKey(org, name string) string     { return "/network/" + org + "/" + name }
 func appKey(app key.AppName) string          { return prefixApp + string(app) }

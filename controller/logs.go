@@ -161,6 +161,9 @@ func (c *Controller) writeLogs(r *call, lines <-chan LogLine, errs <-chan error,
 		select {
 		case l, more := <-lines:
 			if !more {
+				if why := endedBy(r.Context()); why != nil {
+					return sayEnded(why, started, write)
+				}
 				if err := firstError(errs); err != nil && !started && !merged {
 					return err
 				}
@@ -180,6 +183,21 @@ func (c *Controller) writeLogs(r *call, lines <-chan LogLine, errs <-chan error,
 			}
 		}
 	}
+}
+
+// sayEnded tells the reader of a stream why it ends here, in a line of the platform's own.
+func sayEnded(why error, started bool, write func([]byte) error) error {
+	if !started {
+		return why
+	}
+	b, err := json.Marshal(LogLine{Timestamp: stamp(now()), Stream: "bulkhead", Message: "the stream ends here: " + fault.MessageOf(why)})
+	if err == nil {
+		err = write(b)
+	}
+	if err == nil {
+		err = write(nil) // flushed, whatever else waits
+	}
+	return nil // who does not take it is gone
 }
 
 // firstError is the first error that says more than "no more lines".

@@ -18,6 +18,7 @@ import (
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/role"
+	"bulkhead/token"
 )
 
 // metrics are the controller's own.
@@ -28,6 +29,7 @@ type metrics struct {
 	observations prometheus.Counter
 	routeChanges prometheus.Counter
 	signIns      *prometheus.CounterVec
+	refusals     *prometheus.CounterVec
 }
 
 func newMetrics(c *Controller) *metrics {
@@ -37,9 +39,10 @@ func newMetrics(c *Controller) *metrics {
 		duration:     prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "bulkhead_api_request_seconds", Help: "Time from a request to the end of its answer.", Buckets: prometheus.ExponentialBuckets(0.001, 4, 9)}, []string{"method"}),
 		observations: prometheus.NewCounter(prometheus.CounterOpts{Name: "bulkhead_observations_total", Help: "Observations taken from workers."}),
 		signIns:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulkhead_sign_ins_total", Help: "Sign-ins of people, by method and outcome: ok, or the word of the refusal."}, []string{"method", "outcome"}),
+		refusals:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulkhead_tokens_refused_total", Help: "Requests whose token was refused, by reason."}, []string{"reason"}),
 		routeChanges: prometheus.NewCounter(prometheus.CounterOpts{Name: "bulkhead_route_changes_total", Help: "Changes of an app's route."}),
 	}
-	m.registry.MustRegister(m.signIns, m.requests, m.duration, m.observations, m.routeChanges,
+	m.registry.MustRegister(m.signIns, m.requests, m.duration, m.observations, m.routeChanges, m.refusals,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "bulkhead_nodes_connected", Help: "Workers whose sync is open."}, func() float64 {
 			n := 0.0
 			for _, st := range c.view.allNodes() {
@@ -66,6 +69,13 @@ func (m *metrics) request(method string, code int, took time.Duration) {
 // gather returns this process's metrics: its own, and those of etcd and of Go.
 func (m *metrics) gather() ([]*dto.MetricFamily, error) {
 	return prometheus.Gatherers{m.registry, prometheus.DefaultGatherer}.Gather()
+}
+
+// refused counts a token that was refused; "" is none.
+func (m *metrics) refused(why token.Reason) {
+	if why != "" {
+		m.refusals.WithLabelValues(string(why)).Inc()
+	}
 }
 
 // telemetryServer serves internalpb.Telemetry for the controller itself.

@@ -24,6 +24,10 @@ type org struct {
 	CreatedAt time.Time `json:"created_at"`
 	// Deleting is set while it is being deleted: it takes no new app.
 	Deleting bool `json:"deleting,omitempty"`
+	// TokenDefault and TokenMax bound the life of the organization's tokens; 0 means the
+	// cluster's own bounds, which they cannot exceed.
+	TokenDefault time.Duration `json:"token_default,omitempty"`
+	TokenMax     time.Duration `json:"token_max,omitempty"`
 }
 
 // counter is the last number given out of a sequence.

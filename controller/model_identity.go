@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"bulkhead/key"
+	"bulkhead/token"
 )
 
 // Who there is, and what they are to an organization. In JSON, as model.go says.
@@ -72,9 +73,10 @@ type tokenRecord struct {
 	ID        key.TokenID `json:"id"`
 	User      key.UserID  `json:"user"`          // whose rights it uses
 	Org       string      `json:"org,omitempty"` // the only organization it is good for, if set
-	Kind      string      `json:"kind"`
+	App       key.AppName `json:"app,omitempty"` // the only app, if set
+	Kind      token.Kind  `json:"kind"`
 	Name      string      `json:"name,omitempty"`
-	SHA256    []byte      `json:"sha256,omitempty"`
+	Key       string      `json:"key"` // the root key it was made with
 	CreatedAt time.Time   `json:"created_at"`
 	ExpiresAt time.Time   `json:"expires_at"`
 }

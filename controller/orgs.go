@@ -18,13 +18,23 @@ type Organization struct {
 	Apps              int    `json:"app_count"`
 	Members           int    `json:"member_count"`
 	CreatedAt         string `json:"created_at"`
+	// How long its tokens live, where that is less than the cluster's own bounds.
+	TokenDefault string `json:"token_default_expiry,omitempty"`
+	TokenMax     string `json:"token_max_expiry,omitempty"`
 }
 
 func (c *Controller) orgBody(o *org) Organization {
-	return Organization{
+	out := Organization{
 		Slug: o.Slug, Name: o.Name, InternalNumericID: o.Number, CreatedAt: stamp(o.CreatedAt),
 		Apps: len(c.directory.appsIn(o.Slug)), Members: len(c.directory.membersIn(o.Slug)),
 	}
+	if o.TokenDefault > 0 {
+		out.TokenDefault = o.TokenDefault.String()
+	}
+	if o.TokenMax > 0 {
+		out.TokenMax = o.TokenMax.String()
+	}
+	return out
 }
 
 // listOrgs lists the organizations that the caller may see.

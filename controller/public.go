@@ -24,6 +24,7 @@ type publicEndpoint struct {
 // publicEndpoints lists all there are. Each is limited per address.
 func (c *Controller) publicEndpoints() []publicEndpoint {
 	const signIn, cli = "signs somebody in", "the CLI's session has a secret of its own"
+	const about = "answers about the tokens in its body"
 	return []publicEndpoint{
 		{"GET /login", signIn, true, c.loginPage},
 		{"POST /login/sso", signIn, true, c.startSSO},
@@ -36,6 +37,8 @@ func (c *Controller) publicEndpoints() []publicEndpoint {
 		{"GET /ui/{file}", "style and script of the pages", true, c.uiFile},
 		{"POST /v1/cli_sessions", cli, false, c.startCLI},
 		{"POST /v1/cli_sessions/{id}/poll", cli, false, c.pollCLI},
+		{"POST /v1/tokens/authenticate", about, false, c.authenticateTokens},
+		{"POST /v1/tokens/authorize", about, false, c.authorizeTokens},
 	}
 }
 

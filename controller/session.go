@@ -67,6 +67,11 @@ func sessionID(secret string) string {
 func (d *directory) lives(id string, now time.Time) *signedIn {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
+	return d.living(id, now)
+}
+
+// living is lives while d.mu is held.
+func (d *directory) living(id string, now time.Time) *signedIn {
 	s := d.sessions[id]
 	if s == nil || !now.Before(s.ExpiresAt) || now.Sub(s.SeenAt) >= s.Idle || d.users[s.User] == nil {
 		return nil

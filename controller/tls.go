@@ -176,7 +176,9 @@ func (c *Controller) byHost() http.Handler {
 func (c *Controller) registryHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start, rec := time.Now(), &recorder{ResponseWriter: w}
-		c.registry.ServeHTTP(rec, r)
+		rw, req, done := c.ending(rec, r)
+		c.registry.ServeHTTP(rw, req)
+		done()
 		took := time.Since(start)
 		c.metrics.request(r.Method, rec.code, took)
 		c.log.Info("registry request", "method", r.Method, "path", clip(r.URL.Path), "code", rec.code,

@@ -54,10 +54,13 @@ func (c *Controller) showSelf(r *call) (int, any, error) {
 	}
 	out := Self{User: userBody(u), Organizations: []Membership{}}
 	for _, m := range c.directory.orgsOf(u.ID) {
+		if c.authorize(r.who, access{Act: actRead, What: whatOrg, Org: m.Org}) != nil {
+			continue // not what the token is for
+		}
 		out.Organizations = append(out.Organizations, Membership{Org: m.Org, Role: m.Role, Apps: m.Apps})
 	}
 	if t := r.who.Token; t != nil {
-		out.Token = &SelfToken{ID: t.ID, Kind: t.Kind, Org: t.Org, ExpiresAt: stamp(t.ExpiresAt)}
+		out.Token = &SelfToken{ID: t.ID, Kind: string(t.Kind), Org: t.Org, ExpiresAt: stamp(t.ExpiresAt)}
 	}
 	return http.StatusOK, out, nil
 }

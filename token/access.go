@@ -88,3 +88,20 @@ func unknown(c macaroon.Caveat) (macaroon.CaveatType, bool) {
 	}
 	return 0, false
 }
+
+// Holds checks what holds whatever is asked for: where from, of which session, and that the
+// token is understood. It is for what is of no organization and shows nothing of any.
+func (v *Verified) Holds(a *Access) error {
+	for _, c := range v.Caveats.Caveats {
+		if n, ok := unknown(c); ok {
+			return refuse(UnknownCaveat, "the token has a caveat of type %d, which this server does not know and therefore refuses", n)
+		}
+		switch c.(type) {
+		case *Session, *FromAddress, *flyio.FromMachine, *flyio.FlySrc:
+			if err := allows(macaroon.NewCaveatSet(c), a); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -10,6 +10,8 @@ import (
 	"github.com/superfly/macaroon"
 	"github.com/superfly/macaroon/flyio"
 	"github.com/superfly/macaroon/resset"
+
+	"bulkhead/key"
 )
 
 // full is a token with a discharge, with caveats of every shape: what the bad inputs are
@@ -20,7 +22,7 @@ func full(t testing.TB) (r *Keys, header string, a *Access) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := r.Mint(noon.Add(-time.Hour), noon.Add(time.Hour), []macaroon.Caveat{
+	m, err := r.Mint(key.NewTokenID(), noon.Add(-time.Hour), noon.Add(time.Hour), []macaroon.Caveat{
 		&flyio.Organization{ID: 7, Mask: resset.ActionAll},
 		&resset.IfPresent{Ifs: macaroon.NewCaveatSet(&flyio.Apps{Apps: resset.New[uint64](resset.ActionAll, 3, 400)}), Else: resset.ActionRead},
 		&resset.IfPresent{Ifs: macaroon.NewCaveatSet(&flyio.Commands{{Args: []string{"ls"}, Exact: true}}), Else: resset.ActionAll},
@@ -29,11 +31,11 @@ func full(t testing.TB) (r *Keys, header string, a *Access) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tickets, err := Tickets(m.Text, party.Location)
+	tickets, err := Tickets(m, party.Location)
 	if err != nil {
 		t.Fatal(err)
 	}
-	bind, err := BoundTo(m.Text)
+	bind, err := BoundTo(m)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +48,7 @@ func full(t testing.TB) (r *Keys, header string, a *Access) {
 	a = on(3, "r")
 	a.From = noonAddr
 	a.Live = func(string) bool { return true }
-	if header, err = WithDischarges(m.Text, d); err != nil {
+	if header, err = WithDischarges(m, d); err != nil {
 		t.Fatal(err)
 	}
 	if err := check(r, header, a); err != nil {
@@ -117,10 +119,11 @@ func libraryAccepts(r *Keys, perm, dis []byte) (ok bool) {
 		return false // it may ask for gigabytes
 	}
 	m, err := macaroon.Decode(perm)
-	if err != nil || len(m.Nonce.KID) != 8 {
+	if err != nil {
 		return false
 	}
-	_, err = m.Verify(r.byID[KeyID(m.Nonce.KID)], [][]byte{dis}, nil)
+	made, _, _ := idOf(m)
+	_, err = m.Verify(r.byID[made], [][]byte{dis}, nil)
 	return err == nil
 }
 
@@ -140,7 +143,7 @@ func TestBadInput(t *testing.T) {
 	b64 := func(b ...byte) string { return Prefix + base64.StdEncoding.EncodeToString(b) }
 	// caveats makes a signed token of what the minting side would never sign.
 	caveats := func(cs ...macaroon.Caveat) string {
-		m, _ := macaroon.New(r.first.ID[:], Location, r.first.Secret)
+		m, _ := macaroon.New(aKID(r), Location, r.first.Secret)
 		m.Add(&macaroon.ValidityWindow{NotAfter: noon.Add(time.Hour).Unix()})
 		if err := m.Add(cs...); err != nil {
 			t.Fatal(err)
@@ -212,7 +215,7 @@ func TestBadInput(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			d.Nonce.KID = r.first.ID[:]
+			d.Nonce.KID = aKID(r)
 			s, _ := encode(d)
 			return s
 		}(), BadSignature},

@@ -8,6 +8,8 @@ import (
 	"github.com/superfly/macaroon"
 	"github.com/superfly/macaroon/flyio"
 	"github.com/superfly/macaroon/resset"
+
+	"bulkhead/key"
 )
 
 var noonAddr = netip.MustParseAddr("198.51.100.7")
@@ -16,7 +18,7 @@ var noonAddr = netip.MustParseAddr("198.51.100.7")
 // read, the signature checked, every caveat asked. Nothing is cached.
 func BenchmarkVerify(b *testing.B) {
 	r := ring(b)
-	m, err := r.Mint(noon.Add(-time.Hour), noon.Add(time.Hour), []macaroon.Caveat{
+	m, err := r.Mint(key.NewTokenID(), noon.Add(-time.Hour), noon.Add(time.Hour), []macaroon.Caveat{
 		&flyio.Organization{ID: 7, Mask: resset.ActionAll},
 		&flyio.Apps{Apps: resset.New[uint64](resset.ActionAll, 3)},
 		&resset.IfPresent{Ifs: macaroon.NewCaveatSet(&flyio.Commands{{Args: []string{"ls"}}}), Else: resset.ActionAll},
@@ -26,7 +28,7 @@ func BenchmarkVerify(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	header := "FlyV1 " + m.Text
+	header := "FlyV1 " + m
 	b.ReportAllocs()
 	for b.Loop() {
 		p, err := Parse(header)

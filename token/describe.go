@@ -13,16 +13,18 @@ import (
 	"github.com/superfly/macaroon/auth"
 	"github.com/superfly/macaroon/flyio"
 	"github.com/superfly/macaroon/resset"
+
+	"bulkhead/key"
 )
 
 // Description is what can be read in a token without any key. Nobody has verified it.
 type Description struct {
-	ID        string     `json:"id,omitempty"` // of permission tokens: what revoke takes
-	Location  string     `json:"location"`
-	Key       string     `json:"key,omitempty"`
-	Discharge bool       `json:"discharge"`
-	Until     *time.Time `json:"until,omitempty"` // the earliest end that is written in it
-	Caveats   []Line     `json:"caveats"`
+	ID        key.TokenID `json:"id,omitempty"` // of a cluster's own: what revoke takes
+	Location  string      `json:"location"`
+	Key       string      `json:"key,omitempty"` // the root key's id
+	Discharge bool        `json:"discharge"`
+	Until     *time.Time  `json:"until,omitempty"` // the earliest end that is written in it
+	Caveats   []Line      `json:"caveats"`
 }
 
 // Line is one caveat in words; those inside it follow, one deeper.
@@ -42,7 +44,9 @@ func Describe(header string) ([]Description, error) {
 	var all []Description
 	for _, o := range b.permissions {
 		d := describe(o.m)
-		d.ID, d.Key = o.m.Nonce.UUID().String(), fmt.Sprintf("%x", o.m.Nonce.KID)
+		if made, id, ok := idOf(o.m); ok {
+			d.ID, d.Key = id, made.String()
+		}
 		all = append(all, d)
 	}
 	for _, o := range b.discharges {

@@ -2,11 +2,15 @@ package token
 
 import (
 	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/superfly/macaroon"
+
+	"bulkhead/key"
 )
 
 // KeyID names a root key; it is part of every token made with it.
@@ -44,6 +48,9 @@ type Keys struct {
 	trusted map[string][]macaroon.EncryptionKey
 }
 
+// NoKeys is a ring that verifies nothing and makes nothing.
+var NoKeys = &Keys{}
+
 // NewKeys makes a ring of one key or more.
 func NewKeys(keys []Key, parties ...Party) (*Keys, error) {
 	if len(keys) == 0 {
@@ -75,38 +82,63 @@ type Third struct {
 	Caveats []macaroon.Caveat
 }
 
-// Minted is a new token.
-type Minted struct {
-	ID    string // of its record; every token narrowed from it has the same
-	Text  string // the token itself
-	KeyID KeyID
+// kidLen is the length of what a token says of its making: the root key's id and its own.
+const kidLen = 16
+
+func kid(k KeyID, id key.TokenID) ([]byte, error) {
+	own, err := hex.DecodeString(strings.TrimPrefix(string(id), "t_"))
+	if err != nil || len(own) != kidLen-len(k) {
+		return nil, fmt.Errorf("token id %q is not t_ and 16 hexadecimal digits", id)
+	}
+	return append(k[:], own...), nil
 }
 
-// Mint makes a token that is valid in a window of time, with caveats. There is no token
-// without an end. The window is always the first caveat.
-func (r *Keys) Mint(from, until time.Time, caveats []macaroon.Caveat, thirds ...Third) (Minted, error) {
-	if !until.After(from) {
-		return Minted{}, fmt.Errorf("a token from %s until %s is never valid", from, until)
+// idOf reads in a token what kid wrote, verified or not.
+func idOf(m *macaroon.Macaroon) (k KeyID, id key.TokenID, ok bool) {
+	if len(m.Nonce.KID) != kidLen {
+		return KeyID{}, "", false
 	}
-	m, err := macaroon.New(r.first.ID[:], Location, r.first.Secret)
+	return KeyID(m.Nonce.KID[:len(k)]), key.TokenID("t_" + hex.EncodeToString(m.Nonce.KID[len(k):])), true
+}
+
+// Mint makes a token with the id of its record, that is valid in a window of time, with
+// caveats. There is no token without an end. The window is always the first caveat. The id, which
+// is no secret, is the same in every token narrowed from it: to revoke one is to revoke all.
+func (r *Keys) Mint(id key.TokenID, from, until time.Time, caveats []macaroon.Caveat, thirds ...Third) (string, error) {
+	if !until.After(from) {
+		return "", fmt.Errorf("a token from %s until %s is never valid", from, until)
+	}
+	if len(r.first.Secret) == 0 {
+		return "", errors.New("there is no root key to make tokens with")
+	}
+	made, err := kid(r.first.ID, id)
 	if err != nil {
-		return Minted{}, err
+		return "", err
+	}
+	m, err := macaroon.New(made, Location, r.first.Secret)
+	if err != nil {
+		return "", err
 	}
 	if err := m.Add(&macaroon.ValidityWindow{NotBefore: from.Unix(), NotAfter: until.Unix()}); err != nil {
-		return Minted{}, err
+		return "", err
 	}
 	if err := m.Add(caveats...); err != nil {
-		return Minted{}, err
+		return "", err
 	}
 	for _, t := range thirds {
 		if err := m.Add3P(t.Key, t.Location, t.Caveats...); err != nil {
-			return Minted{}, err
+			return "", err
 		}
 	}
 	left := MaxCaveats
 	if err := inspect(m.UnsafeCaveats.Caveats, 0, &left); err != nil {
-		return Minted{}, err
+		return "", err
 	}
-	text, err := encode(m)
-	return Minted{ID: m.Nonce.UUID().String(), Text: text, KeyID: r.first.ID}, err
+	return encode(m)
 }
+
+// Has reports whether a key is in the ring.
+func (r *Keys) Has(id KeyID) bool { return r.byID[id] != nil }
+
+// First is the id of the key that makes tokens.
+func (r *Keys) First() KeyID { return r.first.ID }

@@ -92,7 +92,7 @@ func scanMany(b []byte, n, depth int) (_ []byte, err *Refusal) {
 
 func scanMap(b []byte, n, depth int) (_ []byte, err *Refusal) {
 	for range n {
-		if len(b) > 0 && !key(b[0]) {
+		if len(b) > 0 && !mapKey(b[0]) {
 			return nil, refuse(Malformed, "a map in the token has a key that is neither a text nor a number")
 		}
 		if b, err = scan(b, depth+1); err != nil {
@@ -105,8 +105,8 @@ func scanMap(b []byte, n, depth int) (_ []byte, err *Refusal) {
 	return b, nil
 }
 
-// key reports whether the value that starts with c may be a map's key.
-func key(c byte) bool {
+// mapKey reports whether the value that starts with c may be a map's key.
+func mapKey(c byte) bool {
 	switch {
 	case c <= 0x7f, c >= 0xe0, c >= 0xa0 && c <= 0xbf, c >= 0xcc && c <= 0xd3, c >= 0xd9 && c <= 0xdb:
 		return true

@@ -10,12 +10,14 @@ import (
 	"unicode"
 
 	"github.com/superfly/macaroon"
+
+	"bulkhead/key"
 )
 
 // Verified is a token whose signature, discharges and time are good. What it allows is
 // still to be asked of it.
 type Verified struct {
-	ID    string // see Minted
+	ID    key.TokenID // of its record
 	KeyID KeyID
 	Nonce macaroon.Nonce
 	// Caveats is everything that holds: the token's own and those of its discharges.
@@ -50,11 +52,11 @@ func (r *Keys) Verify(b *Bundle, now time.Time) ([]*Verified, error) {
 
 func (r *Keys) verify(o *one, discharges []one, now time.Time) (*Verified, error) {
 	n := o.m.Nonce
-	if len(n.KID) != len(KeyID{}) {
+	made, id, ok := idOf(o.m)
+	if !ok {
 		return nil, refuse(UnknownKey, "the token was made elsewhere")
 	}
-	id := KeyID(n.KID)
-	secret, ok := r.byID[id]
+	secret, ok := r.byID[made]
 	if !ok {
 		return nil, refuse(UnknownKey, "the token was made with a root key that is not in use; it was made elsewhere, or its key was withdrawn")
 	}
@@ -76,7 +78,7 @@ func (r *Keys) verify(o *one, discharges []one, now time.Time) (*Verified, error
 		}
 	}
 	v := &Verified{
-		ID: n.UUID().String(), KeyID: id, Nonce: n, Caveats: caveats, Own: o.m.UnsafeCaveats.Caveats, Text: o.text, Raw: o.raw,
+		ID: id, KeyID: made, Nonce: n, Caveats: caveats, Own: o.m.UnsafeCaveats.Caveats, Text: o.text, Raw: o.raw,
 	}
 	return v, v.timely(now)
 }
@@ -132,8 +134,8 @@ func (o *one) chain(secret macaroon.SigningKey) (tail []byte, plain bool) {
 // pairOfOne is how a set of one caveat starts: an array of its type and its body.
 var pairOfOne = []byte{0x92}
 
-func link(key, start, b []byte) []byte {
-	h := hmac.New(sha256.New, key)
+func link(secret, start, b []byte) []byte {
+	h := hmac.New(sha256.New, secret)
 	h.Write(start)
 	h.Write(b)
 	return h.Sum(nil)

@@ -179,7 +179,7 @@ func (s *Server) serveConn(ctx context.Context, nc net.Conn) error {
 	c.SetReadDeadline(time.Now().Add(requestTimeout))
 	var req client.Request
 	files, err := client.Receive(c, &req)
-	defer closeFiles(files)
+	closeFiles(files) // no operation takes any
 	if err == io.EOF {
 		return nil
 	}
@@ -187,12 +187,8 @@ func (s *Server) serveConn(ctx context.Context, nc net.Conn) error {
 		return errors.Join(err, client.Send(c, client.Response{Error: client.ToError(fault.Wrap(fault.Invalid, err, "the request cannot be read"))}))
 	}
 	c.SetReadDeadline(time.Time{})
-	secrets, err := secretsOf(req.Op, files)
-	if err != nil {
-		return errors.Join(err, client.Send(c, client.Response{Error: client.ToError(err)}))
-	}
 	if req.Op == client.OpStart {
-		return s.serveStart(ctx, c, req.Spec, secrets)
+		return s.serveStart(ctx, c, req.Spec)
 	}
 	// A caller that hangs up while it waits does not want the answer any more.
 	ctx, cancel := context.WithCancel(ctx)
@@ -201,7 +197,7 @@ func (s *Server) serveConn(ctx context.Context, nc net.Conn) error {
 		c.Read(make([]byte, 1))
 		cancel()
 	}()
-	resp, files, err := s.do(ctx, req, secrets)
+	resp, files, err := s.do(ctx, req)
 	defer closeFiles(files)
 	s.counters.add(req.Op, err)
 	if err != nil {
@@ -212,18 +208,6 @@ func (s *Server) serveConn(ctx context.Context, nc net.Conn) error {
 	return client.Send(c, resp, files...)
 }
 
-// secretsOf returns the one file that a request may bring: the secrets of a start or of
-// a command. It is passed on to the sandbox and never read here.
-func secretsOf(op client.Op, files []*os.File) (*os.File, error) {
-	if len(files) == 0 {
-		return nil, nil
-	}
-	if len(files) > 1 || op != client.OpStart && op != client.OpExec {
-		return nil, fault.New(fault.Invalid, "%q brings %d files; a start and an exec may bring one, of secrets", op, len(files))
-	}
-	return files[0], client.CheckSecretFile(files[0])
-}
-
 // logFailure logs what the caller is not told: causes of internal errors.
 func (s *Server) logFailure(req client.Request, err error) {
 	if fault.KindOf(err) == fault.Internal {
@@ -232,7 +216,7 @@ func (s *Server) logFailure(req client.Request, err error) {
 }
 
 // serveStart carries out a start and undoes it unless the caller acknowledges it.
-func (s *Server) serveStart(ctx context.Context, c *net.UnixConn, spec *sandbox.Spec, secrets *os.File) error {
+func (s *Server) serveStart(ctx context.Context, c *net.UnixConn, spec *sandbox.Spec) error {
 	acked, gone := make(chan struct{}), make(chan struct{})
 	startCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -251,7 +235,7 @@ func (s *Server) serveStart(ctx context.Context, c *net.UnixConn, spec *sandbox.
 	if spec != nil {
 		id = spec.Machine
 	}
-	files, err := s.start(startCtx, spec, secrets)
+	files, err := s.start(startCtx, spec)
 	defer closeFiles(files)
 	s.counters.add(client.OpStart, err)
 	c.SetWriteDeadline(time.Now().Add(requestTimeout))
@@ -273,7 +257,7 @@ func (s *Server) serveStart(ctx context.Context, c *net.UnixConn, spec *sandbox.
 }
 
 // do carries out every operation but OpStart.
-func (s *Server) do(ctx context.Context, req client.Request, secrets *os.File) (resp client.Response, files []*os.File, err error) {
+func (s *Server) do(ctx context.Context, req client.Request) (resp client.Response, files []*os.File, err error) {
 	if req.Op != client.OpPing && req.Op != client.OpList && req.Op != client.OpMetrics {
 		if _, err := key.ParseMachineID(string(req.Machine)); err != nil {
 			return resp, nil, err
@@ -286,7 +270,7 @@ func (s *Server) do(ctx context.Context, req client.Request, secrets *os.File) (
 	case client.OpSignal:
 		err = s.signal(ctx, req.Machine, req.Signal)
 	case client.OpExec:
-		resp.Exec, err = s.exec(ctx, req.Machine, req.Exec, secrets)
+		resp.Exec, err = s.exec(ctx, req.Machine, req.Exec)
 	case client.OpProcesses:
 		resp.Processes, err = s.processes(ctx, req.Machine)
 	case client.OpRemove:

@@ -17,7 +17,6 @@ func TestIdentity(t *testing.T) {
 		run  func(*testing.T, *World)
 	}{
 		{"People", identityPeople},
-		{"Secrets", identitySecrets},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(t, w.In(t)) })
 	}

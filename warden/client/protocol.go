@@ -4,7 +4,7 @@
 //
 // One connection carries one operation:
 //
-//	worker → Request, with a file of secrets for some OpStart and OpExec
+//	worker → Request
 //	warden → Response, with files for OpStart and OpAttach
 //	worker → Request{Op: OpAck}   after OpStart only
 //

@@ -21,8 +21,7 @@ const (
 	FDStderr     = 10 //
 	FDOOM        = 11 // the cgroup file that counts oom_kill
 	FDMeter      = 12 // file: the sandbox's newest Meter
-	FDSecrets    = 13 // file: what is secret of the environment, each variable ended by a zero byte; may be empty
-	FDCgroups    = 14
+	FDCgroups    = 13
 )
 
 // What a shim's root directory holds beside /proc of its own process namespace and

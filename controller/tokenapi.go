@@ -1,0 +1,292 @@
+package controller
+
+import (
+	"encoding/json"
+	"maps"
+	"net/http"
+	"slices"
+
+	"github.com/superfly/macaroon"
+	"github.com/superfly/macaroon/flyio"
+	"github.com/superfly/macaroon/flyio/machinesapi"
+	"github.com/superfly/macaroon/resset"
+
+	"bulkhead/fault"
+	"bulkhead/key"
+	"bulkhead/token"
+)
+
+// verifiedToken is a token that is good, as the Machines API answers it.
+type verifiedToken struct {
+	Header string `json:"header"`
+	Nonce  struct {
+		KID   []byte `json:"kid"`
+		Rnd   []byte `json:"rnd"`
+		Proof bool   `json:"proof"`
+	} `json:"nonce"`
+	PermissionToken []byte              `json:"permission_token"`
+	Caveats         *macaroon.CaveatSet `json:"caveats"`
+}
+
+func verifiedBody(v *token.Verified) verifiedToken {
+	out := verifiedToken{Header: token.Header(v.Text), PermissionToken: v.Raw, Caveats: v.Caveats}
+	out.Nonce.KID, out.Nonce.Rnd = v.Nonce.KID, v.Nonce.Rnd
+	return out
+}
+
+// maxQuestion bounds the body of a question: a header, and what it shall be good for.
+const maxQuestion = 64 << 10
+
+// inBody reads a header out of a body, and knows whose its tokens are as if they had come
+// in a header. Whoever holds a token may ask about it: no other is needed.
+func (c *Controller) inBody(r *call, in any, header *string) (caller, error) {
+	r.Body = http.MaxBytesReader(r.w, r.Body, maxQuestion)
+	if err := r.read(in, true); err != nil {
+		return caller{}, err
+	}
+	select {
+	case <-c.directory.loaded:
+	case <-r.Context().Done():
+		return caller{}, r.Context().Err()
+	}
+	who, err := c.bearer(*header)
+	if err != nil {
+		c.metrics.refused(token.ReasonOf(err))
+		return caller{}, refusedToken(err)
+	}
+	who.From = r.from()
+	return who, nil
+}
+
+// authenticateTokens verifies the tokens of a header and says what their caveats are.
+//
+//	POST /v1/tokens/authenticate {"header": "FlyV1 fm2_…"}
+func (c *Controller) authenticateTokens(r *call) (int, any, error) {
+	var in struct {
+		Header string `json:"header"`
+	}
+	who, err := c.inBody(r, &in, &in.Header)
+	if err != nil {
+		return 0, nil, err
+	}
+	out := []verifiedToken{}
+	for _, v := range who.verified {
+		body := verifiedBody(v)
+		if _, err := json.Marshal(body.Caveats); err != nil {
+			continue // a caveat that nobody here knows: it allows nothing
+		}
+		out = append(out, body)
+	}
+	return http.StatusOK, out, nil
+}
+
+// authorizeTokens says whether the tokens of a header allow something, now: by their
+// caveats, and by what their user may.
+//
+//	POST /v1/tokens/authorize {"header": "FlyV1 fm2_…", "access": {"action": "r", "app_name": "hello"}}
+func (c *Controller) authorizeTokens(r *call) (int, any, error) {
+	var in struct {
+		Header string `json:"header"`
+		Access *struct {
+			machinesapi.Access
+			Action string `json:"action"` // the library's own takes letters that there are not for none
+		} `json:"access"`
+	}
+	who, err := c.inBody(r, &in, &in.Header)
+	if err != nil {
+		return 0, nil, err
+	}
+	if in.Access == nil {
+		return 0, nil, fault.New(fault.Invalid, "access is missing")
+	}
+	asked := in.Access.Access
+	acts, err := letters(in.Access.Action)
+	if err != nil {
+		return 0, nil, err
+	}
+	asked.Action = resset.ActionFromString(in.Access.Action) & resset.ActionAll
+	on, want, err := c.resolveAccess(r, who, &asked)
+	if err != nil {
+		return 0, nil, err
+	}
+	for _, act := range acts {
+		if on.Act = act; rights[on.What][act] == nil {
+			on.Act = actWrite // nothing of its own here: who may change it may do that to it
+		}
+		if !who.allowed(c.directory, on) {
+			return 0, nil, fault.New(fault.Denied, "the token's user may not %s: %s", on.Act, on.What)
+		}
+	}
+	want.From, want.At, want.Live = who.From, now(), c.directory.sessionLives
+	var first error
+	for _, v := range who.verified {
+		err := v.Allows(want)
+		if err == nil {
+			return http.StatusOK, struct {
+				Access        *flyio.Access `json:"access"`
+				VerifiedToken verifiedToken `json:"verified_token"`
+			}{&want.Access, verifiedBody(v)}, nil
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	c.metrics.refused(token.ReasonOf(first))
+	return 0, nil, refusedToken(first)
+}
+
+// letters reads the action of an access. None asks whether the token has to do with the
+// object at all.
+func letters(s string) ([]action, error) {
+	all := map[rune][]action{
+		'r': {actRead}, 'w': {actWrite}, 'c': {actCreate}, 'd': {actDelete}, 'C': {actControl},
+		'*': {actRead, actWrite, actCreate, actDelete, actControl},
+	}
+	var out []action
+	for _, l := range s {
+		if all[l] == nil || l == '*' && len(s) > 1 {
+			return nil, fault.New(fault.Invalid, "access.action is %q; it is made of r, w, c, d and C, or is *", clip(s))
+		}
+		out = append(out, all[l]...)
+	}
+	if len(out) == 0 {
+		out = append(out, actRead)
+	}
+	return out, nil
+}
+
+// resolveAccess finds what an access names, by name and by number.
+func (c *Controller) resolveAccess(r *call, who caller, in *machinesapi.Access) (access, *token.Access, error) {
+	on, want := access{What: whatOrg}, &token.Access{Access: flyio.Access{
+		Action: in.Action, AppFeature: in.AppFeature, Feature: in.OrgFeature, MachineFeature: in.MachineFeature, Command: in.Command,
+		Mutation: in.Mutation, SourceMachine: in.SourceMachine, StorageObject: in.StorageObject, Machine: in.MachineID, Volume: in.VolumeID,
+	}}
+	fail := func(err error) (access, *token.Access, error) { return access{}, nil, err }
+	if in.VolumeID != nil || in.StorageObject != nil {
+		return fail(fault.New(fault.Invalid, "access: there are no volumes and no storage objects here"))
+	}
+	app, slug := in.AppName, in.OrgSlug
+	if app == nil && in.MachineID != nil {
+		id, err := key.ParseMachineID(*in.MachineID)
+		if err != nil {
+			return fail(err)
+		}
+		at, _, err := get[place](r.Context(), c.store, idKey(id))
+		if err != nil {
+			return fail(err)
+		}
+		if at == nil {
+			return fail(fault.New(fault.NotFound, "machine %s not found", id))
+		}
+		app = ptr(string(at.App))
+	}
+	if app != nil {
+		a := c.directory.app(key.AppName(*app))
+		if a == nil || slug != nil && *slug != a.Org {
+			return fail(fault.New(fault.NotFound, "app %q not found", clip(*app)))
+		}
+		on.App, on.What, slug = a.Name, whatApp, &a.Org
+		want.AppID = ptr(uint64(a.Number))
+	}
+	if slug == nil {
+		return fail(fault.New(fault.Invalid, "access names no org_slug, app_name or machine_id"))
+	}
+	o := c.directory.org(*slug)
+	if o == nil {
+		return fail(noOrg(*slug))
+	}
+	on.Org, want.OrgID = o.Slug, ptr(uint64(o.Number))
+	if in.MachineID != nil {
+		on.Machine, on.What = key.MachineID(*in.MachineID), whatMachine
+	}
+	if err := nameFeature(&on, in); err != nil {
+		return fail(err)
+	}
+	if err := want.Validate(); err != nil {
+		return fail(fault.New(fault.Invalid, "access: %v", err))
+	}
+	return on, want, nil
+}
+
+// nameFeature says which kind of thing of ours a feature is, for what roles may.
+func nameFeature(on *access, in *machinesapi.Access) error {
+	find := func(field string, name *string, in map[what]string, first ...what) error {
+		if name == nil {
+			return nil
+		}
+		for _, w := range append(first, slices.Sorted(maps.Keys(in))...) {
+			if in[w] == *name {
+				on.What = w
+				return nil
+			}
+		}
+		return fault.New(fault.Invalid, "access.%s is %q, which there is not here", field, clip(*name))
+	}
+	if in.Command != nil {
+		on.What, on.Command = whatExec, in.Command
+	}
+	if in.OrgFeature != nil && slices.Contains(openFeatures, *in.OrgFeature) {
+		on.What = whatApp // who may make apps may use what goes with them
+		return nil
+	}
+	if err := find("org_feature", in.OrgFeature, orgFeatures, whatMember); err != nil {
+		return err
+	}
+	if err := find("app_feature", in.AppFeature, appFeatures); err != nil {
+		return err
+	}
+	return find("machine_feature", in.MachineFeature, machineFeatures)
+}
+
+// openFeatures are the organization's features that ordinary members have.
+var openFeatures = []string{flyio.FeatureWireGuard, flyio.FeatureDomains, flyio.FeatureSites, flyio.FeatureRemoteBuilders, flyio.FeatureAddOns, flyio.FeatureChecks}
+
+// CurrentToken is what a caller is told of a token that it uses.
+type CurrentToken struct {
+	TokenID             key.TokenID `json:"token_id"`
+	Organization        string      `json:"organization"`
+	OrgSlug             string      `json:"org_slug"`
+	Apps                []string    `json:"apps"`
+	User                string      `json:"user"`
+	SourceMachineID     string      `json:"source_machine_id"`
+	RestrictedToMachine string      `json:"restricted_to_machine"`
+}
+
+// currentTokens says what the caller's tokens are for.
+//
+//	GET /v1/tokens/current
+func (c *Controller) currentTokens(r *call) (int, any, error) {
+	out := struct {
+		Tokens []CurrentToken `json:"tokens"`
+	}{Tokens: []CurrentToken{}}
+	for _, v := range r.who.verified {
+		rec := c.directory.token(v.ID)
+		if rec == nil {
+			continue
+		}
+		t := CurrentToken{TokenID: v.ID, User: r.who.Name, Apps: []string{}}
+		if n, err := flyio.OrganizationScope(v.Caveats); err == nil {
+			if o := c.directory.orgNumbered(int64(n)); o != nil {
+				t.Organization, t.OrgSlug = o.Name, o.Slug
+				only := flyio.AppScope(v.Caveats)
+				for _, a := range c.directory.appsIn(o.Slug) {
+					if slices.Contains(only, uint64(a.Number)) {
+						t.Apps = append(t.Apps, string(a.Name))
+					}
+				}
+			}
+		}
+		for _, m := range macaroon.GetCaveats[*flyio.FromMachine](v.Caveats) {
+			t.RestrictedToMachine = m.ID
+		}
+		out.Tokens = append(out.Tokens, t)
+	}
+	return http.StatusOK, out, nil
+}
+
+// orgNumbered is the organization of a number, or nil.
+func (d *directory) orgNumbered(n int64) *org {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.orgs[d.numbers[n]]
+}
