@@ -223,9 +223,24 @@ type Process struct {
 	Cmd              []string          `json:"cmd,omitempty"`
 	User             string            `json:"user,omitempty"`
 	Env              map[string]string `json:"env,omitempty"`
-	Secrets          []json.RawMessage `json:"secrets,omitempty"`
+	Secrets          []Secret          `json:"secrets,omitempty"`
 	IgnoreAppSecrets bool              `json:"ignore_app_secrets,omitempty"`
 	EnvFrom          []json.RawMessage `json:"env_from,omitempty"`
+}
+
+// Secret names one of the app's secrets, and the variable that it becomes. A process
+// that names any gets these and no others.
+type Secret struct {
+	EnvVar string `json:"env_var"`
+	Name   string `json:"name,omitempty"`
+}
+
+// Source is the name of the secret: EnvVar's unless it says otherwise.
+func (s Secret) Source() string {
+	if s.Name == "" {
+		return s.EnvVar
+	}
+	return s.Name
 }
 
 // Duration is a time.Duration that JSON gives as a Go string ("15s") or as

@@ -203,7 +203,7 @@ func (v *validator) files(files []File) {
 	for i, f := range files {
 		at := fmt.Sprintf("config.files[%d]", i)
 		v.guestPath(at+".guest_path", f.GuestPath)
-		v.refuse(f.SecretName != nil, at+".secret_name", "has no secrets")
+		v.refuse(f.SecretName != nil, at+".secret_name", "writes no secret into a file; a secret becomes an environment variable")
 		v.refuse(f.ImageConfig != nil, at+".image_config", "does not write an image's config into a machine")
 		if f.RawValue == nil {
 			v.bad(at+".raw_value", "is missing; give the file's content in base64")
@@ -337,8 +337,27 @@ func (v *validator) processes(ps []Process) {
 		if len(p.User) > 255 || !printable(p.User) {
 			v.bad(at+".user", "%q is not a user name or id", clip(p.User))
 		}
-		v.refuse(len(p.Secrets) > 0, at+".secrets", "has no secrets")
+		v.secrets(at+".secrets", p.Secrets)
 		v.refuse(len(p.EnvFrom) > 0, at+".env_from", "fills no variables from fields")
+	}
+}
+
+// maxProcessSecrets bounds the secrets that a process names.
+const maxProcessSecrets = 500
+
+var secretNameRE = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,254}$`)
+
+func (v *validator) secrets(at string, all []Secret) {
+	if len(all) > maxProcessSecrets {
+		v.bad(at, "has %d entries; at most %d are allowed", len(all), maxProcessSecrets)
+	}
+	for i, s := range all {
+		if !secretNameRE.MatchString(s.EnvVar) || strings.HasPrefix(s.EnvVar, "FLY_") || strings.HasPrefix(s.EnvVar, "BULKHEAD_") {
+			v.bad(fmt.Sprintf("%s[%d].env_var", at, i), "%q is not the name of an environment variable that a secret may become", clip(s.EnvVar))
+		}
+		if s.Name != "" && !secretNameRE.MatchString(s.Name) {
+			v.bad(fmt.Sprintf("%s[%d].name", at, i), "%q is not the name of a secret", clip(s.Name))
+		}
 	}
 }
 

@@ -22,6 +22,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"bulkhead/key"
 	"bulkhead/notice"
 	"bulkhead/privnet"
@@ -86,6 +88,9 @@ type Config struct {
 	// ClusterKeyFile is where the controller keeps the key that wraps what is secret in
 	// the store; empty: cluster.key in DataDir.
 	ClusterKeyFile string `json:"cluster_key_file,omitempty"`
+	// SecretDir is a directory in memory, the worker's, for what its Machines need to start
+	// again while the controller is away.
+	SecretDir string `json:"secret_dir,omitempty"`
 	// ImageDir is where the worker keeps sealed images, for the warden.
 	ImageDir string `json:"image_dir,omitempty"`
 	// MachineDir is the warden's directory for what Machines hold on disk.
@@ -130,6 +135,14 @@ const EndsWith = "the role ends with an error"
 func Main(name string, run func(ctx context.Context, env *Env) error) {
 	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: logLevel()})).With("role", name)
 	slog.SetDefault(log)
+	if name == Controller || name == Worker {
+		// They hold keys and secrets: nobody of their user looks into their memory, and no
+		// core dump is made of it. (bulkheadd sets the limit on core dumps to 0.)
+		if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+			fmt.Fprintf(os.Stderr, "bulkhead-%s: PR_SET_DUMPABLE: %v\n", name, err)
+			os.Exit(1)
+		}
+	}
 	env, err := load(name, log)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "bulkhead-%s: %v\n", name, err)

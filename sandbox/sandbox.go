@@ -37,9 +37,12 @@ type Spec struct {
 	// starts with "./", and parents come before children.
 	Upper []byte `json:"upper"`
 
-	Args     []string `json:"args"` // at least one; looked up in Env's PATH inside the sandbox
-	Env      []string `json:"env"`  // NAME=value
-	Cwd      string   `json:"cwd"`  // absolute
+	Args []string `json:"args"` // at least one; looked up in Env's PATH inside the sandbox
+	Env  []string `json:"env"`  // NAME=value
+	// Secrets are more of Env, and count over it. They travel apart, as an open file in
+	// memory that the sandbox alone reads: they are in no message, record or config.
+	Secrets  []string `json:"-"`
+	Cwd      string   `json:"cwd"` // absolute
 	UID      uint32   `json:"uid"`
 	GID      uint32   `json:"gid"`
 	Groups   []uint32 `json:"groups"`
@@ -50,7 +53,7 @@ type Spec struct {
 // Bounds on a Spec and on an ExecSpec.
 const (
 	MaxUpper   = 4 << 20  // bytes
-	MaxStrings = 1 << 20  // bytes of Args and Env together
+	MaxStrings = 1 << 20  // bytes of Args and Env together, and again of Secrets
 	MaxOutput  = 1 << 20  // bytes of each stream that Exec returns
 	MaxMessage = 16 << 20 // bytes of one message to the warden
 )
@@ -91,6 +94,7 @@ type Info struct {
 type ExecSpec struct {
 	Args    []string      `json:"args"`
 	Env     []string      `json:"env"`
+	Secrets []string      `json:"-"` // as of a Spec
 	Cwd     string        `json:"cwd"`
 	UID     uint32        `json:"uid"`
 	GID     uint32        `json:"gid"`

@@ -8,6 +8,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"bulkhead/role"
 )
 
 // owner is the user and group of a file.
@@ -134,7 +136,7 @@ func checkReachable(path string) string {
 // Machines' environments pass through it and must not touch a disk; and it is
 // bounded and apart from /run, so that a Machine that escapes its sandbox can fill
 // neither the node's memory nor the host's runtime directory.
-func ensureMemory(h hook, path string) error {
+func ensureMemory(h hook, path, options string) error {
 	var here, above unix.Stat_t
 	if err := errors.Join(unix.Lstat(path, &here), unix.Lstat(filepath.Dir(path), &above)); err != nil {
 		return err
@@ -145,8 +147,32 @@ func ensureMemory(h hook, path string) error {
 	if err := h.at("mount %s", filepath.Base(path)); err != nil {
 		return err
 	}
-	if err := unix.Mount("tmpfs", path, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0711,size=512m,nr_inodes=200k"); err != nil {
+	if err := unix.Mount("tmpfs", path, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
 		return fmt.Errorf("mount a file system in memory at %s: %w", path, err)
 	}
 	return nil
+}
+
+// secretDir is the worker's directory in memory, below the runtime directory.
+const secretDir = "secrets"
+
+// ensureSecretDir makes the worker's directory in memory. What lies there, encrypted and
+// with its key beside it, must not reach the disk by way of swap either: a kernel before
+// 6.4 cannot promise that.
+func (s *Supervisor) ensureSecretDir() error {
+	path, o := filepath.Join(s.Config.RunDir, secretDir), s.in.users.of(role.Worker)
+	fi, err := os.Lstat(path)
+	if err != nil || fileOwner(fi) == 0 { // else it is there, mounted and given away
+		if err := ensureDir(s.fault, path, 0o700, root); err != nil {
+			return err
+		}
+		options := fmt.Sprintf("mode=0700,size=256m,nr_inodes=64k,uid=%d,gid=%d", o.uid, o.gid)
+		if err := ensureMemory(s.fault, path, options+",noswap"); err != nil {
+			if err := ensureMemory(s.fault, path, options); err != nil {
+				return err
+			}
+			s.log.Debug("this kernel may swap file systems in memory out", "dir", path)
+		}
+	}
+	return ensureDir(s.fault, path, 0o700, o)
 }

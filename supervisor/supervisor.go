@@ -227,7 +227,10 @@ func (s *Supervisor) prepare(ctx context.Context, lock *os.File) error {
 			return err
 		}
 	}
-	if err := ensureMemory(s.fault, filepath.Join(c.RunDir, "machines")); err != nil {
+	if err := ensureMemory(s.fault, filepath.Join(c.RunDir, "machines"), "mode=0711,size=512m,nr_inodes=200k"); err != nil {
+		return err
+	}
+	if err := s.ensureSecretDir(); err != nil {
 		return err
 	}
 	if err := s.fault.at("sockets"); err != nil {
@@ -336,7 +339,7 @@ func (s *Supervisor) newRunner(name string) (*runner, error) {
 	case role.Warden:
 		rc.GrantKeyFile, rc.ImageDir, rc.MachineDir = in.path(grantPub), in.path(imageDir), in.path(machineDir)
 	case role.Worker:
-		rc.ImageDir = in.path(imageDir)
+		rc.ImageDir, rc.SecretDir = in.path(imageDir), filepath.Join(c.RunDir, secretDir)
 	case role.Edge:
 		rc.IdleAfter, _ = time.ParseDuration(c.IdleAfter) // checked when the configuration was read
 	}

@@ -105,6 +105,7 @@ func checkFiles(t *testing.T, r *running) {
 		d + "/machines":                 {os.ModeDir | 0o711, root},
 		run:                             {os.ModeDir | 0o711, root},
 		run + "/machines":               {os.ModeDir | 0o711, root},
+		run + "/secrets":                {os.ModeDir | 0o700, wrk},
 		run + "/roles":                  {os.ModeDir | 0o711, root},
 		run + "/roles/controller.json":  {0o640, owner{0, ctl.gid}},
 		run + "/roles/worker.json":      {0o640, owner{0, wrk.gid}},
@@ -120,8 +121,10 @@ func checkFiles(t *testing.T, r *running) {
 		filepath.Dir(d) + "/ready.json": {0o600, root},
 	}
 	var st unix.Statfs_t
-	if err := unix.Statfs(run+"/machines", &st); err != nil || st.Type != unix.TMPFS_MAGIC {
-		t.Errorf("what Machines are given is not kept in memory: %v, type %x", err, st.Type)
+	for _, dir := range []string{"/machines", "/secrets"} {
+		if err := unix.Statfs(run+dir, &st); err != nil || st.Type != unix.TMPFS_MAGIC {
+			t.Errorf("what Machines are given is not kept in memory: %s: %v, type %x", dir, err, st.Type)
+		}
 	}
 	seen := 0
 	for _, top := range []string{d, run} {

@@ -168,7 +168,7 @@ func (s *Server) processes(ctx context.Context, id key.MachineID) ([]sandbox.Pro
 
 // exec runs a command and waits for it. It does not hold the Machine's lock: a
 // command may take minutes, and the Machine must be stoppable meanwhile.
-func (s *Server) exec(ctx context.Context, id key.MachineID, e *sandbox.ExecSpec) (*sandbox.ExecResult, error) {
+func (s *Server) exec(ctx context.Context, id key.MachineID, e *sandbox.ExecSpec, secrets *os.File) (*sandbox.ExecResult, error) {
 	if err := checkExec(e); err != nil {
 		return nil, err
 	}
@@ -198,7 +198,12 @@ func (s *Server) exec(ctx context.Context, id key.MachineID, e *sandbox.ExecSpec
 	stdout, stderr, pid := out[0], out[1], out[2]
 	ectx, cancel := context.WithTimeout(ctx, e.Timeout)
 	defer cancel()
-	reply, err := s.ask(ectx, id, []string{"exec", "--internal-pid-file=/proc/self/fd/5", "--process=/proc/self/fd/4", string(id)}, stdin, stdout.w, stderr.w, process, pid.w)
+	args := []string{"exec", "--internal-pid-file=/proc/self/fd/5", "--process=/proc/self/fd/4"}
+	files := []*os.File{stdin, stdout.w, stderr.w, process, pid.w}
+	if secrets != nil {
+		args, files = append(args, "--secrets-fd=6"), append(files, secrets)
+	}
+	reply, err := s.ask(ectx, id, append(args, string(id)), files...)
 	if number := pid.finish(); ectx.Err() != nil {
 		s.killExec(context.WithoutCancel(ctx), id, number)
 	}

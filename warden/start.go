@@ -34,7 +34,7 @@ const overheadMB = 48
 // start makes the Machine and starts it. The files are those of client.FileStdout and
 // so on. When it fails, nothing is left: what undoes a start is the same remove that
 // ends a Machine and that the next warden calls for what this one left half-made.
-func (s *Server) start(ctx context.Context, spec *sandbox.Spec) (files []*os.File, err error) {
+func (s *Server) start(ctx context.Context, spec *sandbox.Spec, secrets *os.File) (files []*os.File, err error) {
 	g, err := s.checkSpec(spec)
 	if err != nil {
 		return nil, err
@@ -46,7 +46,7 @@ func (s *Server) start(ctx context.Context, spec *sandbox.Spec) (files []*os.Fil
 		return nil, err
 	}
 	defer unlock()
-	st := &starter{server: s, spec: spec, grant: g, record: record{Machine: spec.Machine, Instance: spec.Instance, Slot: spec.Slot, Network: g.Network, NetworkMbps: g.NetworkMbps, PacketsPerSecond: g.PacketsPerSecond}}
+	st := &starter{server: s, spec: spec, secrets: secrets, grant: g, record: record{Machine: spec.Machine, Instance: spec.Instance, Slot: spec.Slot, Network: g.Network, NetworkMbps: g.NetworkMbps, PacketsPerSecond: g.PacketsPerSecond}}
 	if st.machine, err = s.reserve(st.record); err != nil {
 		return nil, err
 	}
@@ -87,10 +87,11 @@ func (s *Server) reserve(r record) (*machine, error) {
 
 // starter is one start under way.
 type starter struct {
-	server *Server
-	spec   *sandbox.Spec
-	grant  grant.Grant
-	record record
+	server  *Server
+	spec    *sandbox.Spec
+	secrets *os.File // the caller's; nil when there are none
+	grant   grant.Grant
+	record  record
 
 	open    []*os.File // closed at the end, whatever it is
 	machine *machine
@@ -259,7 +260,16 @@ func (st *starter) shimFiles() ([]*os.File, error) {
 		return nil, err
 	}
 	meter, err := st.keep(os.OpenFile(filepath.Join(dir, meterFile), os.O_WRONLY, 0))
-	return append(append(files, oom, meter), procs...), err
+	if err != nil {
+		return nil, err
+	}
+	secrets := st.secrets
+	if secrets == nil {
+		if secrets, err = st.keep(os.Open(os.DevNull)); err != nil {
+			return nil, err
+		}
+	}
+	return append(append(files, oom, meter, secrets), procs...), nil
 }
 
 // openFIFO opens a file without the non-blocking mode that Go gives to pipes: the

@@ -179,7 +179,7 @@ func (s *Server) serveConn(ctx context.Context, nc net.Conn) error {
 	c.SetReadDeadline(time.Now().Add(requestTimeout))
 	var req client.Request
 	files, err := client.Receive(c, &req)
-	closeFiles(files) // no operation takes any
+	defer closeFiles(files)
 	if err == io.EOF {
 		return nil
 	}
@@ -187,8 +187,12 @@ func (s *Server) serveConn(ctx context.Context, nc net.Conn) error {
 		return errors.Join(err, client.Send(c, client.Response{Error: client.ToError(fault.Wrap(fault.Invalid, err, "the request cannot be read"))}))
 	}
 	c.SetReadDeadline(time.Time{})
+	secrets, err := secretsOf(req.Op, files)
+	if err != nil {
+		return errors.Join(err, client.Send(c, client.Response{Error: client.ToError(err)}))
+	}
 	if req.Op == client.OpStart {
-		return s.serveStart(ctx, c, req.Spec)
+		return s.serveStart(ctx, c, req.Spec, secrets)
 	}
 	// A caller that hangs up while it waits does not want the answer any more.
 	ctx, cancel := context.WithCancel(ctx)
@@ -197,7 +201,7 @@ func (s *Server) serveConn(ctx context.Context, nc net.Conn) error {
 		c.Read(make([]byte, 1))
 		cancel()
 	}()
-	resp, files, err := s.do(ctx, req)
+	resp, files, err := s.do(ctx, req, secrets)
 	defer closeFiles(files)
 	s.counters.add(req.Op, err)
 	if err != nil {
@@ -208,6 +212,18 @@ func (s *Server) serveConn(ctx context.Context, nc net.Conn) error {
 	return client.Send(c, resp, files...)
 }
 
+// secretsOf returns the one file that a request may bring: the secrets of a start or of
+// a command. It is passed on to the sandbox and never read here.
+func secretsOf(op client.Op, files []*os.File) (*os.File, error) {
+	if len(files) == 0 {
+		return nil, nil
+	}
+	if len(files) > 1 || op != client.OpStart && op != client.OpExec {
+		return nil, fault.New(fault.Invalid, "%q brings %d files; a start and an exec may bring one, of secrets", op, len(files))
+	}
+	return files[0], client.CheckSecretFile(files[0])
+}
+
 // logFailure logs what the caller is not told: causes of internal errors.
 func (s *Server) logFailure(req client.Request, err error) {
 	if fault.KindOf(err) == fault.Internal {
@@ -216,7 +232,7 @@ func (s *Server) logFailure(req client.Request, err error) {
 }
 
 // serveStart carries out a start and undoes it unless the caller acknowledges it.
-func (s *Server) serveStart(ctx context.Context, c *net.UnixConn, spec *sandbox.Spec) error {
+func (s *Server) serveStart(ctx context.Context, c *net.UnixConn, spec *sandbox.Spec, secrets *os.File) error {
 	acked, gone := make(chan struct{}), make(chan struct{})
 	startCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -235,7 +251,7 @@ func (s *Server) serveStart(ctx context.Context, c *net.UnixConn, spec *sandbox.
 	if spec != nil {
 		id = spec.Machine
 	}
-	files, err := s.start(startCtx, spec)
+	files, err := s.start(startCtx, spec, secrets)
 	defer closeFiles(files)
 	s.counters.add(client.OpStart, err)
 	c.SetWriteDeadline(time.Now().Add(requestTimeout))
@@ -257,7 +273,7 @@ func (s *Server) serveStart(ctx context.Context, c *net.UnixConn, spec *sandbox.
 }
 
 // do carries out every operation but OpStart.
-func (s *Server) do(ctx context.Context, req client.Request) (resp client.Response, files []*os.File, err error) {
+func (s *Server) do(ctx context.Context, req client.Request, secrets *os.File) (resp client.Response, files []*os.File, err error) {
 	if req.Op != client.OpPing && req.Op != client.OpList && req.Op != client.OpMetrics {
 		if _, err := key.ParseMachineID(string(req.Machine)); err != nil {
 			return resp, nil, err
@@ -270,7 +286,7 @@ func (s *Server) do(ctx context.Context, req client.Request) (resp client.Respon
 	case client.OpSignal:
 		err = s.signal(ctx, req.Machine, req.Signal)
 	case client.OpExec:
-		resp.Exec, err = s.exec(ctx, req.Machine, req.Exec)
+		resp.Exec, err = s.exec(ctx, req.Machine, req.Exec, secrets)
 	case client.OpProcesses:
 		resp.Processes, err = s.processes(ctx, req.Machine)
 	case client.OpRemove:

@@ -194,6 +194,7 @@ func (a *actor) forgotten() (bool, error) {
 	if err := a.w.journal.remove(a.id, a.rec.Slot); err != nil {
 		return false, err
 	}
+	a.w.vault.drop(a.id)
 	a.w.dropped(a.id, a)
 	return true, nil
 }

@@ -44,6 +44,11 @@ type record struct {
 	Ran   bool `json:"ran,omitempty"`
 	Ended bool `json:"ended,omitempty"`
 
+	// Secrets is the version of the app's secrets that the sandbox was started with, and
+	// HasSecrets that there were any. The values are not here.
+	Secrets    uint64 `json:"secrets,omitempty"`
+	HasSecrets bool   `json:"has_secrets,omitempty"`
+
 	Launched    bool `json:"launched,omitempty"`     // its process ran at least once
 	SelfDestroy bool `json:"self_destroy,omitempty"` // auto_destroy, or a failed launch: it goes whatever is wanted
 
@@ -140,6 +145,9 @@ func (r *record) observation(a *internalpb.Assignment, host privnet.Host) *inter
 		Error:        r.Error,
 		StartNonce:   r.StartNonce,
 		RestartNonce: r.RestartNonce,
+	}
+	if r.Sandbox != "" {
+		o.SecretsVersion = r.Secrets
 	}
 	if r.byTraffic(a) {
 		o.Local, o.Wish = string(r.Local), r.Wish

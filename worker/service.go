@@ -181,7 +181,11 @@ func (w *Worker) execSpec(id key.MachineID, k *seen) (sandbox.ExecSpec, error) {
 	}
 	a := &actor{w: w, id: id, rec: k.rec, asg: k.asg}
 	s, err := a.spec(img)
-	return sandbox.ExecSpec{Env: s.Env, Cwd: s.Cwd, UID: s.UID, GID: s.GID}, err
+	if err != nil {
+		return sandbox.ExecSpec{}, err
+	}
+	secrets, err := a.heldEnvironment()
+	return sandbox.ExecSpec{Env: s.Env, Secrets: secrets, Cwd: s.Cwd, UID: s.UID, GID: s.GID}, err
 }
 
 // Processes lists the processes of the Machine. Times are in milliseconds: stime is

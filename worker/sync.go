@@ -45,6 +45,7 @@ func (w *Worker) Sync(ctx context.Context, controller internalpb.ControllerClien
 		began := time.Now()
 		err := w.syncOnce(ctx, controller)
 		w.metrics.connected.Set(0)
+		w.online.Store(false)
 		if ctx.Err() != nil {
 			return
 		}
@@ -149,6 +150,7 @@ func (w *Worker) receive(stream grpc.BidiStreamingClient[internalpb.FromWorker, 
 			return err
 		}
 		w.metrics.connected.Set(1)
+		w.online.Store(true)
 		w.board.Over(outOfReach)
 		switch k := m.GetKind().(type) {
 		case *internalpb.ToWorker_Snapshot:

@@ -87,6 +87,14 @@ type Options struct {
 	// told to stop, so that every edge has heard of it; default 200 ms.
 	RouteGrace time.Duration
 
+	// Secrets is asked for the secrets of Machines that start; nil: they get none.
+	// Cluster is the cluster's name, to which they are sealed. SecretDir is a directory in
+	// memory that keeps them, encrypted, for starts without the controller; empty: they
+	// are kept in this process.
+	Secrets   SecretSource
+	Cluster   string
+	SecretDir string
+
 	Logs logs.Options
 	// ImageAge is how long an image is kept after its last use; default 24 h.
 	ImageAge time.Duration
@@ -110,6 +118,8 @@ type Worker struct {
 	runtime  sandbox.Runtime
 	images   Images
 	journal  *journal
+	vault    *vault
+	online   atomic.Bool // the controller answers
 	logs     *logs.Store
 	metrics  *metrics
 	capacity *capacity
@@ -218,6 +228,9 @@ func (w *Worker) Open() (err error) {
 	if w.logs, err = logs.Open(filepath.Join(w.opt.Dir, "logs"), w.opt.Logs); err != nil {
 		return errors.Join(err, j.close())
 	}
+	if w.vault, err = openVault(w.opt.SecretDir, w.log); err != nil {
+		return errors.Join(err, j.close())
+	}
 	w.life, w.end = context.WithCancel(context.Background())
 	for _, img := range w.images.List() {
 		w.lastUsed[img.Digest] = w.now()
@@ -240,6 +253,7 @@ func (w *Worker) takeUpAll(entries []entry) {
 	for _, e := range entries {
 		known[e.rec.Machine] = true
 	}
+	w.vault.keepOnly(func(id key.MachineID) bool { return known[id] })
 	if err := w.logs.Sweep(func(id key.MachineID) bool { return known[id] }); err != nil {
 		w.log.Warn("logs of unknown machines stay", "err", err)
 	}

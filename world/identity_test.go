@@ -17,6 +17,7 @@ func TestIdentity(t *testing.T) {
 		run  func(*testing.T, *World)
 	}{
 		{"People", identityPeople},
+		{"Secrets", identitySecrets},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(t, w.In(t)) })
 	}

@@ -19,6 +19,8 @@
 //     instead of executing itself in between, and has its system-call filter
 //     ready-made: both make a start faster and the sandbox no different.
 //   - "start" is "run --detach" that makes the sandbox while its network is made.
+//   - "start" and "exec" take what is secret of the environment from a file of its own
+//     (secrets.go); runsc has it in config.json and in its state file.
 //   - "processes" lists processes as JSON, with times and names.
 package main
 
@@ -43,25 +45,15 @@ import (
 func main() {
 	putOffCollection()
 	cli.Run(nil, map[util.SubCommand]string{
-		new(start):                "",
-		new(cmd.Run):              "",
-		exec{new(cmd.Exec)}:       "",
-		new(cmd.Kill):             "",
-		new(processes):            "",
-		boot{new(sentrycmd.Boot)}: "internal",
-		new(cmd.Gofer):            "internal",
-		new(sentrycmd.Umount):     "internal",
+		new(start):                 "",
+		new(cmd.Run):               "",
+		&exec{Exec: new(cmd.Exec)}: "",
+		new(cmd.Kill):              "",
+		new(processes):             "",
+		boot{new(sentrycmd.Boot)}:  "internal",
+		new(cmd.Gofer):             "internal",
+		new(sentrycmd.Umount):      "internal",
 	}, nil)
-}
-
-// exec runs one more process in a sandbox and waits for it.
-type exec struct{ *cmd.Exec }
-
-// Execute runs the process and reports its wait status.
-func (e exec) Execute(ctx context.Context, f *flag.FlagSet, args ...any) subcommands.ExitStatus {
-	code := e.Exec.Execute(ctx, f, args...)
-	report(code, args)
-	return code
 }
 
 // report writes the wait status to the error log as {"status":N}.

@@ -20,6 +20,7 @@ import (
 type start struct {
 	bundle, pidFile string
 	readyFD         int
+	secretsFD       int
 }
 
 func (*start) Name() string     { return "start" }
@@ -29,6 +30,7 @@ func (*start) Usage() string    { return "start [flags] ID\n" }
 func (s *start) SetFlags(f *flag.FlagSet) {
 	f.StringVar(&s.bundle, "bundle", "", "directory of config.json")
 	f.StringVar(&s.pidFile, "pid-file", "", "file for the sandbox's pid")
+	f.IntVar(&s.secretsFD, "secrets-fd", -1, "file of variables that are put over the environment")
 	f.IntVar(&s.readyFD, "ready-fd", -1, "pipe that says with a byte that the network stands, and with its end that nothing is to be started")
 }
 
@@ -45,7 +47,18 @@ func (s *start) Execute(_ context.Context, f *flag.FlagSet, args ...any) subcomm
 	if err != nil {
 		return util.Errorf("read the bundle: %v", err)
 	}
-	c, err := container.New(conf, container.Args{ID: id, Spec: spec, BundleDir: s.bundle, PIDFile: s.pidFile})
+	secrets, err := readSecrets(s.secretsFD)
+	if err != nil {
+		return util.Errorf("read the secrets: %v", err)
+	}
+	bundle, remove := s.bundle, func() {}
+	if len(secrets) > 0 {
+		if bundle, remove, err = secretBundle(s.bundle, secrets); err != nil {
+			return util.Errorf("take the secrets: %v", err)
+		}
+	}
+	c, err := container.New(conf, container.Args{ID: id, Spec: spec, BundleDir: bundle, PIDFile: s.pidFile})
+	remove()
 	if err != nil {
 		return util.Errorf("creating container: %v", err)
 	}

@@ -78,10 +78,10 @@ func (s *shim) startSandbox() (int, error) {
 		files = append(files, uintptr(wire.FDCgroups+i))
 	}
 	ready := len(files)
-	files = append(files, wire.FDGo)
+	files = append(files, wire.FDGo, wire.FDSecrets)
 	argv := []string{"/proc/self/exe", "enter", strconv.Itoa(s.config.Cgroups), wire.ShimProgram}
 	argv = append(argv, s.config.Flags...)
-	argv = append(argv, "start", "--ready-fd="+strconv.Itoa(ready), "--bundle="+wire.ShimBundle, "--pid-file="+wire.ShimPIDFile, s.config.ID)
+	argv = append(argv, "start", "--ready-fd="+strconv.Itoa(ready), "--secrets-fd="+strconv.Itoa(ready+1), "--bundle="+wire.ShimBundle, "--pid-file="+wire.ShimPIDFile, s.config.ID)
 	_, done, err := s.reaper.start(argv, files)
 	logw.Close()
 	null.Close()

@@ -53,7 +53,7 @@ func (p *Process) Handle(signals ...int) <-chan int {
 
 // Env looks up a variable of the process.
 func (p *Process) Env(name string) string {
-	for _, kv := range p.Spec.Env {
+	for _, kv := range append(slices.Clone(p.Spec.Secrets), p.Spec.Env...) {
 		if k, v, ok := strings.Cut(kv, "="); ok && k == name {
 			return v
 		}
@@ -103,6 +103,16 @@ func (h *Host) Starts(id key.MachineID) int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.starts[id]
+}
+
+// Spec returns what the Machine's sandbox was started from.
+func (h *Host) Spec(id key.MachineID) (sandbox.Spec, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if b := h.boxes[id]; b != nil {
+		return b.spec, true
+	}
+	return sandbox.Spec{}, false
 }
 
 // Faults lists what the users of the Host did and must never do, such as two
@@ -368,6 +378,7 @@ func (h *Host) Exec(ctx context.Context, id key.MachineID, spec sandbox.ExecSpec
 	defer cancel()
 	s := b.spec
 	s.Args, s.Env, s.Cwd = spec.Args, append(slices.Clone(s.Env), spec.Env...), spec.Cwd
+	s.Secrets = spec.Secrets
 	var out, errs bytes.Buffer
 	code := make(chan int, 1)
 	dead := &box{spec: s, signals: make(chan int), handled: map[int]bool{}}

@@ -35,6 +35,7 @@ func Run(t *testing.T, open func(t *testing.T) (sandbox.Runtime, func(args ...st
 		{"Output", testOutput},
 		{"OutputBlocks", testOutputBlocks},
 		{"Environment", testEnvironment},
+		{"Secrets", testSecrets},
 		{"SignalEnds", testSignalEnds},
 		{"SignalHandled", testSignalHandled},
 		{"WaitAgain", testWaitAgain},
@@ -197,6 +198,29 @@ func testEnvironment(t *testing.T, s *suite) {
 	s.wait(sb)
 	if b, _ := io.ReadAll(sb.Stdout()); string(b) != "deep blue\n" {
 		t.Errorf("variable is %q", b)
+	}
+}
+
+// testSecrets: they are variables of the process, over its environment, and of commands
+// that bring them; large ones too.
+func testSecrets(t *testing.T, s *suite) {
+	large := strings.Repeat("s", 64<<10)
+	spec := s.spec("getenv", "COLOUR")
+	spec.Env = append(spec.Env, "COLOUR=deep blue")
+	spec.Secrets = []string{"COLOUR=top secret", "LARGE=" + large}
+	sb := s.start(spec)
+	s.wait(sb)
+	if b, _ := io.ReadAll(sb.Stdout()); string(b) != "top secret\n" {
+		t.Errorf("variable is %q", b)
+	}
+	spec, _ = s.startReady("sleep")
+	for name, want := range map[string]string{"COLOUR": "top secret\n", "LARGE": large + "\n", "SHAPE": "round\n"} {
+		e := execSpec(spec.Args[0], "getenv", name)
+		e.Env = append(e.Env, "COLOUR=deep blue", "SHAPE=round")
+		e.Secrets = []string{"COLOUR=top secret", "LARGE=" + large}
+		if r, err := s.rt.Exec(s.ctx, spec.Machine, e); err != nil || string(r.Stdout) != want {
+			t.Errorf("%s in a command is %.40q, %v", name, r.Stdout, err)
+		}
 	}
 }
 

@@ -34,7 +34,7 @@ const undoTimeout = 40 * time.Second
 
 // call carries out one operation. finish, unless it is nil, is called on the
 // connection after a successful response.
-func (c *Client) call(ctx context.Context, req Request, finish func(*net.UnixConn) error) (resp Response, files []*os.File, err error) {
+func (c *Client) call(ctx context.Context, req Request, finish func(*net.UnixConn) error, with ...*os.File) (resp Response, files []*os.File, err error) {
 	d := net.Dialer{Timeout: dialTimeout}
 	nc, err := d.DialContext(ctx, "unix", c.path)
 	if err != nil {
@@ -54,7 +54,7 @@ func (c *Client) call(ctx context.Context, req Request, finish func(*net.UnixCon
 	defer stop()
 	// The warden may refuse a request before it has read it to its end; then its
 	// answer is there although sending failed.
-	serr := Send(conn, req)
+	serr := Send(conn, req, with...)
 	files, err = Receive(conn, &resp)
 	if err != nil {
 		return resp, nil, unavailable(ctx, errors.Join(serr, err))
@@ -102,9 +102,14 @@ func (c *Client) Metrics(ctx context.Context) (*Metrics, error) {
 
 // Start implements sandbox.Runtime.
 func (c *Client) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
+	with, err := secretFile(spec.Secrets)
+	if err != nil {
+		return nil, err
+	}
+	defer closeAll(with)
 	_, files, err := c.call(ctx, Request{Op: OpStart, Machine: spec.Machine, Spec: &spec}, func(conn *net.UnixConn) error {
 		return Send(conn, Request{Op: OpAck})
-	})
+	}, with...)
 	if err != nil {
 		return nil, err
 	}
@@ -129,7 +134,12 @@ func (c *Client) Signal(ctx context.Context, id key.MachineID, signal int) error
 
 // Exec implements sandbox.Runtime.
 func (c *Client) Exec(ctx context.Context, id key.MachineID, spec sandbox.ExecSpec) (sandbox.ExecResult, error) {
-	resp, files, err := c.call(ctx, Request{Op: OpExec, Machine: id, Exec: &spec}, nil)
+	with, err := secretFile(spec.Secrets)
+	if err != nil {
+		return sandbox.ExecResult{}, err
+	}
+	defer closeAll(with)
+	resp, files, err := c.call(ctx, Request{Op: OpExec, Machine: id, Exec: &spec}, nil, with...)
 	closeAll(files)
 	if err != nil {
 		return sandbox.ExecResult{}, err

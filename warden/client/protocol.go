@@ -4,7 +4,7 @@
 //
 // One connection carries one operation:
 //
-//	worker → Request
+//	worker → Request, with a file of secrets for some OpStart and OpExec
 //	warden → Response, with files for OpStart and OpAttach
 //	worker → Request{Op: OpAck}   after OpStart only
 //

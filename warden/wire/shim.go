@@ -21,7 +21,8 @@ const (
 	FDStderr     = 10 //
 	FDOOM        = 11 // the cgroup file that counts oom_kill
 	FDMeter      = 12 // file: the sandbox's newest Meter
-	FDCgroups    = 13
+	FDSecrets    = 13 // file: what is secret of the environment, each variable ended by a zero byte; may be empty
+	FDCgroups    = 14
 )
 
 // What a shim's root directory holds beside /proc of its own process namespace and

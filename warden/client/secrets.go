@@ -1,0 +1,57 @@
+package client
+
+import (
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"bulkhead/fault"
+	"bulkhead/sandbox"
+)
+
+// secretSeals keep a file of secrets as it is, whoever gets hold of it: the warden
+// passes it on without a look at what is in it.
+const secretSeals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+
+// secretFile puts secrets, NAME=value, into a file in memory, each ended by a zero byte.
+// It returns no file when there are none.
+func secretFile(secrets []string) ([]*os.File, error) {
+	if len(secrets) == 0 {
+		return nil, nil
+	}
+	var b []byte
+	for _, s := range secrets {
+		b = append(append(b, s...), 0)
+	}
+	defer clear(b)
+	if len(b) > sandbox.MaxStrings {
+		return nil, fault.New(fault.Unprocessable, "the secrets take %d bytes; at most %d are allowed", len(b), sandbox.MaxStrings)
+	}
+	fd, err := unix.MemfdCreate("secrets", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, fault.System(err, "no file in memory can be made for the secrets")
+	}
+	f := os.NewFile(uintptr(fd), "secrets")
+	if _, err = f.WriteAt(b, 0); err == nil {
+		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, secretSeals)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fault.System(err, "the secrets cannot be put into a file in memory")
+	}
+	return []*os.File{f}, nil
+}
+
+// CheckSecretFile refuses what is not such a file: a reader must not be made to wait, nor
+// to read without end.
+func CheckSecretFile(f *os.File) error {
+	seals, err := unix.FcntlInt(f.Fd(), unix.F_GET_SEALS, 0)
+	if err != nil || seals&secretSeals != secretSeals {
+		return fault.New(fault.Invalid, "the file of secrets is no sealed file in memory")
+	}
+	fi, err := f.Stat()
+	if err != nil || fi.Size() > sandbox.MaxStrings {
+		return fault.New(fault.Invalid, "the file of secrets is over the limit of %d bytes", sandbox.MaxStrings)
+	}
+	return nil
+}

@@ -1,0 +1,257 @@
+package worker
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+
+	"bulkhead/api/internalpb"
+	"bulkhead/fault"
+	"bulkhead/key"
+	"bulkhead/machine"
+	"bulkhead/secret"
+)
+
+// secretsOf plays the controller's side of FetchSecrets.
+type secretsOf struct {
+	mu      sync.Mutex
+	down    bool
+	version uint64
+	values  map[string]string
+	asked   int
+}
+
+func (s *secretsOf) FetchSecrets(_ context.Context, in *internalpb.FetchSecretsRequest, _ ...grpc.CallOption) (*internalpb.FetchSecretsResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked++
+	if s.down {
+		return nil, fault.New(fault.Unavailable, "the controller is away")
+	}
+	r := &internalpb.FetchSecretsResponse{Version: s.version}
+	if len(s.values) == 0 {
+		return r, nil
+	}
+	b, _ := json.Marshal(s.values)
+	var err error
+	r.Sealed, err = secret.SealTo(in.PublicKey, b, "machine secrets", "c-1", "n1", in.MachineId, in.InstanceId)
+	return r, err
+}
+
+func (s *secretsOf) set(change func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change()
+}
+
+// tmpfsDir is a directory in memory.
+func tmpfsDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "bh-secrets-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil || st.Type != unix.TMPFS_MAGIC {
+		t.Fatalf("/dev/shm is not in memory (%v, type %x): mount a tmpfs there", err, st.Type)
+	}
+	return dir
+}
+
+// secretive is a node whose Machines have secrets.
+func secretive(t *testing.T) (*node, *secretsOf) {
+	n, s := newNode(t), &secretsOf{version: 3, values: map[string]string{"TOKEN": "planted-value", "FROM_IMAGE": "2"}}
+	n.opt.Secrets, n.opt.Cluster, n.opt.SecretDir = s, "c-1", tmpfsDir(t)
+	n.boot()
+	n.w.online.Store(true)
+	return n, s
+}
+
+func (n *node) given(id string) []string {
+	n.t.Helper()
+	spec, ok := n.host.Spec(key.MachineID(id))
+	if !ok {
+		n.t.Fatalf("machine %s has no sandbox", id)
+	}
+	return spec.Secrets
+}
+
+const (
+	secretID   = "01234567890abc"
+	wakeConfig = `{"image":"web","services":[{"internal_port":80,"protocol":"tcp","autostart":true,"ports":[{"port":443}]}]}`
+)
+
+// TestSecretsReachTheSandbox: what the app has at the time of the start, or what the
+// process names; a change comes with the next start.
+func TestSecretsReachTheSandbox(t *testing.T) {
+	n, s := secretive(t)
+	a := n.assign(n.asg(secretID, `{"image":"web"}`, func(a *internalpb.Assignment) { a.SecretsVersion = 3 }))
+	n.state(a, machine.Started)
+	if got := n.given(secretID); len(got) != 2 || got[0] != "FROM_IMAGE=2" || got[1] != "TOKEN=planted-value" {
+		t.Fatalf("given %q", got)
+	}
+	k, _ := n.w.get(secretID)
+	if k.obs.SecretsVersion != 3 {
+		t.Errorf("the controller hears of version %d", k.obs.SecretsVersion)
+	}
+	if x, err := n.w.execSpec(secretID, k); err != nil || len(x.Secrets) != 2 {
+		t.Errorf("a command is given %d secrets, %v", len(x.Secrets), err)
+	}
+	s.set(func() { s.version, s.values = 4, map[string]string{"TOKEN": "other"} })
+	b := n.assign(n.next(a, func(a *internalpb.Assignment) {
+		a.RestartNonce = 1
+		a.Config = []byte(`{"image":"web","processes":[{"secrets":[{"env_var":"RENAMED","name":"TOKEN"}]}]}`)
+		a.InstanceId = string(key.NewInstanceID())
+	}))
+	n.until(secretID, "the new version", func(r *record) bool { return r.State == machine.Started && r.Secrets == 4 })
+	if got := n.given(secretID); len(got) != 1 || got[0] != "RENAMED=other" {
+		t.Errorf("given %q", got)
+	}
+	c := n.assign(n.next(b, desired(machine.WantStopped)))
+	n.state(c, machine.Stopped)
+	n.until(secretID, "the sandbox's removal", func(r *record) bool { return r.Sandbox == "" })
+	if _, ok := n.w.vault.get(secretID); ok {
+		t.Error("the secrets of a stopped machine, which nothing but a user's word starts, are kept")
+	}
+	for name, b := range filesBelow(t, n.dir) {
+		if bytes.Contains(b, []byte("planted-value")) {
+			t.Errorf("%s holds the value", name)
+		}
+	}
+}
+
+func filesBelow(t *testing.T, dir string) map[string][]byte {
+	out := map[string][]byte{}
+	filepath.Walk(dir, func(path string, fi os.FileInfo, err error) error {
+		if err == nil && fi.Mode().IsRegular() {
+			b, err := os.ReadFile(path)
+			if err != nil {
+				t.Error(err)
+			}
+			out[path] = b
+		}
+		return nil
+	})
+	return out
+}
+
+// TestSecretsWithoutTheController: a Machine restarts and wakes with the secrets of its
+// last start, also after the worker was killed; after a power cut it waits and says so;
+// a Machine without secrets never waits.
+func TestSecretsWithoutTheController(t *testing.T) {
+	n, s := secretive(t)
+	a := n.assign(n.asg(secretID, wakeConfig, func(a *internalpb.Assignment) { a.SecretsVersion = 3 }))
+	n.state(a, machine.Started)
+	a = n.assign(n.next(a, desired(machine.WantStopped), func(a *internalpb.Assignment) { a.Wish++ }))
+	n.state(a, machine.Stopped)
+	n.until(secretID, "the sandbox's removal", func(r *record) bool { return r.Sandbox == "" })
+	for path, b := range filesBelow(t, n.opt.SecretDir) {
+		if bytes.Contains(b, []byte("planted-value")) {
+			t.Errorf("%s holds the value as it is", path)
+		}
+	}
+	s.set(func() { s.down = true })
+	n.down()
+	n.boot() // offline: no Sync
+	a = n.assign(n.next(a, desired(machine.WantStarted), func(a *internalpb.Assignment) { a.Wish++ }))
+	n.state(a, machine.Started)
+	if got := n.given(secretID); len(got) != 2 {
+		t.Errorf("woken with %q", got)
+	}
+
+	// The power goes: memory is gone, and the disk holds nothing that opens.
+	n.down()
+	n.host.PowerCut()
+	for _, f := range mustGlob(t, filepath.Join(n.opt.SecretDir, "*")) {
+		if err := os.Remove(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.boot()
+	r := n.until(secretID, "the complaint", func(r *record) bool { return strings.Contains(r.Error, "waits for its secrets") })
+	if r.State == machine.Started || len(r.Events) == 0 || !strings.Contains(r.Events[0].Request.Error, "the controller is away") {
+		t.Errorf("it is %s, its newest event %+v", r.State, r.Events[0])
+	}
+	const other = "0123456789abcd"
+	b := n.assign(n.asg(other, `{"image":"web"}`))
+	n.state(b, machine.Started)
+	s.set(func() { s.down = false })
+	n.until(secretID, "state started", func(r *record) bool { return r.State == machine.Started })
+	if got := n.given(secretID); len(got) != 2 {
+		t.Errorf("started with %q", got)
+	}
+}
+
+func mustGlob(t *testing.T, pattern string) []string {
+	t.Helper()
+	files, err := filepath.Glob(pattern)
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%s: %d files, %v", pattern, len(files), err)
+	}
+	return files
+}
+
+// TestVault: another node key, another Machine's file, a flipped bit: nothing opens, and
+// a directory on a disk is not used.
+func TestVault(t *testing.T) {
+	dir, log := tmpfsDir(t), slog.New(slog.DiscardHandler)
+	v, err := openVault(dir, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.put("a", opened{Version: 2, values: []byte(`{"A":"v"}`)})
+	if v, err = openVault(dir, log); err != nil {
+		t.Fatal(err)
+	}
+	if h, ok := v.get("a"); !ok || h.Version != 2 || string(h.values) != `{"A":"v"}` {
+		t.Fatalf("%+v, %v", h, ok)
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "a"+vaultEnd))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "b"+vaultEnd), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := v.get("b"); ok {
+		t.Error("another machine's file opened")
+	}
+	b[len(b)-1] ^= 1
+	if err := os.WriteFile(filepath.Join(dir, "a"+vaultEnd), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := v.get("a"); ok {
+		t.Error("a flipped bit went unseen")
+	}
+	v.put("a", opened{Version: 2, values: []byte(`{"A":"v"}`)})
+	v.keepOnly(func(id key.MachineID) bool { return id == "a" })
+	if n := len(mustGlob(t, filepath.Join(dir, "*"+vaultEnd))); n != 1 {
+		t.Errorf("%d files are kept", n)
+	}
+	if err := os.WriteFile(filepath.Join(dir, vaultKey), []byte("short"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if v, err = openVault(dir, log); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := v.get("a"); ok {
+		t.Error("it opened without its key")
+	}
+	var st unix.Statfs_t
+	disk := t.TempDir()
+	if err := unix.Statfs(disk, &st); err == nil && st.Type != unix.TMPFS_MAGIC {
+		if v, err = openVault(disk, log); err != nil || v.dir != "" {
+			t.Errorf("a directory on a disk is used: %q, %v", v.dir, err)
+		}
+	}
+}

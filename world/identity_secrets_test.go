@@ -1,0 +1,298 @@
+package world
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"bulkhead/fixture"
+)
+
+// identitySecrets sets, uses, rotates and unsets secrets of a running Machine, and then
+// looks for their values everywhere that outlives a process: the data directory with etcd
+// and journal, the runtime directory, every log, the configs of Machines, and, for those
+// that are used no more, the memory of the roles.
+func identitySecrets(t *testing.T, w *World) {
+	first, second, unseen := planted("first"), planted("second"), planted("unseen")
+	w.CreateApp("vault", "")
+	defer w.MustCLI("apps", "destroy", "vault", "--yes")
+	image := w.Push("vault", fixture.StaticGo(t))
+	w.Must("POST", "/apps/vault/secrets", map[string]any{"values": map[string]any{"TOKEN": first, "GREETING": "secret", "UNSEEN": unseen, "BIG": strings.Repeat("b", 60<<10)}}, nil)
+	m := w.Run("vault", Config{"image": image, "env": map[string]any{"GREETING": "plain"}, "services": HTTPService(8080)})
+	has := func(name, want string) {
+		t.Helper()
+		w.Eventually(30*time.Second, func() string {
+			if got := variable(w, name); got != want {
+				return fmt.Sprintf("%s is %.80q", name, got)
+			}
+			return ""
+		})
+		if want == "" {
+			return
+		}
+		if out := w.Exec("vault", m.ID, "/staticgo", "env", name).Stdout; strings.TrimSpace(out) != name+"="+want {
+			t.Errorf("a command finds %.80q", out)
+		}
+	}
+	has("TOKEN", first)
+	has("GREETING", "secret")
+	for _, p := range w.Processes() {
+		lookAt(t, p.PID, first)
+	}
+	status := func(want string) {
+		t.Helper()
+		w.Eventually(20*time.Second, func() string {
+			var list struct {
+				Secrets []struct{ Name, Status string }
+			}
+			w.Must("GET", "/apps/vault/secrets", nil, &list)
+			for _, s := range list.Secrets {
+				if s.Name == "TOKEN" && s.Status != want {
+					return "TOKEN is " + s.Status + ", want " + want
+				}
+			}
+			return ""
+		})
+	}
+	status("deployed")
+
+	// Staged: nothing changes until the next start.
+	w.MustCLI("secrets", "set", "--app", "vault", "TOKEN="+second, "--stage")
+	status("staged")
+	has("TOKEN", first)
+	if out := w.MustCLI("secrets", "deploy", "--app", "vault", "--json"); !strings.Contains(out, m.ID) {
+		t.Errorf("secrets deploy says %s", out)
+	}
+	has("TOKEN", second)
+	status("deployed")
+
+	everywhere(t, w, first, second, unseen)
+
+	// The worker is killed and the controller held up: the Machine starts again with what
+	// it had.
+	w.Freeze("controller")
+	func() {
+		defer w.Thaw("controller")
+		w.Kill("worker")
+		before := sandboxPIDs(w)
+		w.Get("vault", "/exit?code=3")
+		w.Eventually(60*time.Second, func() string {
+			if got := variable(w, "TOKEN"); got != second || len(sandboxPIDs(w)) == 0 || slices.Equal(before, sandboxPIDs(w)) {
+				return fmt.Sprintf("TOKEN is %.80q", got)
+			}
+			return ""
+		})
+	}()
+
+	w.MustCLI("secrets", "unset", "--app", "vault", "TOKEN")
+	if out := w.MustCLI("secrets", "list", "--app", "vault"); strings.Contains(out, "TOKEN") || !strings.Contains(out, "GREETING") || !strings.Contains(out, "deployed") {
+		t.Errorf("secrets list says %s", out)
+	}
+	has("TOKEN", "")
+	w.Must("POST", "/apps/vault/machines/"+m.ID+"/stop", nil, nil)
+	w.Wait("vault", m.ID, "stopped", 30*time.Second)
+	everywhere(t, w, first, second, unseen)
+	for _, role := range []string{"controller", "worker", "warden"} {
+		// Nothing has printed this one. The warden never had it; of the others, Go's runtime
+		// promises nothing about memory that is free (docs/secrets.md).
+		if inMemory(t, w.Role(role), unseen) {
+			if role == "warden" {
+				t.Error("the warden has read a secret")
+			}
+			t.Logf("the %s has a value of a stopped machine in memory that was not used again", role)
+		}
+		for _, p := range []string{"environ", "cmdline"} {
+			b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/%s", w.Role(role), p))
+			if bytes.Contains(b, []byte(second)) {
+				t.Errorf("the %s of the %s holds it", p, role)
+			}
+		}
+	}
+	coreLimits(t, w)
+}
+
+// variable asks the app for a variable of its environment.
+func variable(w *World, name string) string {
+	_, body, err := w.Get("vault", "/env")
+	vars := map[string]string{}
+	if err == nil {
+		err = json.Unmarshal([]byte(body), &vars)
+	}
+	if err != nil {
+		return err.Error()
+	}
+	return vars[name]
+}
+
+// sandboxPIDs are the shims that run.
+func sandboxPIDs(w *World) (out []int) {
+	for _, p := range w.Processes() {
+		if p.Name == "bulkhead-shim" {
+			out = append(out, p.PID)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// planted makes a value with a core that is the same in JSON, whatever is escaped.
+func planted(name string) string {
+	b := make([]byte, 12)
+	rand.Read(b)
+	return "planted-" + name + "-\"" + core + hex.EncodeToString(b) + "\"-<end>"
+}
+
+// core begins the part of a planted value that is looked for.
+const core = "c0ffee"
+
+// forms are what a planted value could have leaked as: as it is or in JSON, in base64 at
+// any offset, in hexadecimal digits.
+func forms(v string) [][]byte {
+	v = v[strings.Index(v, core):]
+	v = v[:strings.IndexByte(v, '"')]
+	out := [][]byte{[]byte(v), []byte(hex.EncodeToString([]byte(v))), []byte(strings.ToUpper(hex.EncodeToString([]byte(v))))}
+	for shift := range 3 {
+		enc := base64.StdEncoding.EncodeToString([]byte(strings.Repeat("x", shift) + v))
+		out = append(out, []byte(enc[4:len(enc)-4]))
+	}
+	return out
+}
+
+// everywhere greps everything on disk and in the runtime directory, and the log. Its
+// control is a file planted for each form: the same grep finds them all.
+func everywhere(t *testing.T, w *World, values ...string) {
+	t.Helper()
+	var control []string
+	for i, f := range forms(values[0]) {
+		path := filepath.Join(w.DataDir, "worker", fmt.Sprintf("planted-%d", i))
+		if err := os.WriteFile(path, append([]byte("before "), f...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		control = append(control, path)
+	}
+	found, files := grep(w, values)
+	for _, path := range control {
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	slices.Sort(found)
+	if !slices.Equal(found, control) || files < 40 {
+		t.Errorf("of %d files these hold a secret, and only those planted may: %v", files, found)
+	}
+	log := []byte(w.Log())
+	for _, v := range values {
+		for _, f := range forms(v) {
+			if bytes.Contains(log, f) {
+				t.Errorf("the log holds a secret as %.12s…", f)
+			}
+		}
+	}
+	t.Logf("%d files and %d bytes of log hold none of %d values", files-len(control), len(log), len(values))
+}
+
+// grep lists the files that hold one of the values in any form.
+func grep(w *World, values []string) (found []string, files int) {
+	var patterns [][]byte
+	for _, v := range values {
+		patterns = append(patterns, forms(v)...)
+	}
+	for _, dir := range []string{w.DataDir, w.RunDir()} {
+		filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() {
+				return nil
+			}
+			b, err := os.ReadFile(path)
+			if err != nil {
+				return nil // gone meanwhile
+			}
+			files++
+			if slices.ContainsFunc(patterns, func(p []byte) bool { return bytes.Contains(b, p) }) {
+				found = append(found, path)
+			}
+			return nil
+		})
+	}
+	return found, files
+}
+
+// lookAt finds nothing of a value in what others may read of a process.
+func lookAt(t *testing.T, pid int, value string) {
+	t.Helper()
+	for _, p := range []string{"environ", "cmdline"} {
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, p))
+		if bytes.Contains(b, []byte(value)) {
+			t.Errorf("/proc/%d/%s holds a secret", pid, p)
+		}
+	}
+}
+
+// inMemory reads a process's memory.
+func inMemory(t *testing.T, pid int, value string) bool {
+	t.Helper()
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	buf := make([]byte, 4<<20)
+	for line := range strings.Lines(string(maps)) {
+		var from, to uint64
+		var perm string
+		if _, err := fmt.Sscanf(line, "%x-%x %s", &from, &to, &perm); err != nil || !strings.HasPrefix(perm, "rw") {
+			continue
+		}
+		for at := from; at < to; at += uint64(len(buf)) - 4096 {
+			n, _ := mem.ReadAt(buf[:min(uint64(len(buf)), to-at)], int64(at))
+			if bytes.Contains(buf[:max(n, 0)], []byte(value)) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// coreLimits: no role that holds secrets leaves a core dump, and nobody but root looks
+// into it: its /proc belongs to root.
+func coreLimits(t *testing.T, w *World) {
+	t.Helper()
+	for _, role := range []string{"controller", "worker"} {
+		pid := w.Role(role)
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		core := false
+		for line := range strings.Lines(string(b)) {
+			if rest, ok := strings.CutPrefix(line, "Max core file size"); ok {
+				f := strings.Fields(rest)
+				core = len(f) > 1 && f[0] == "0" && f[1] == "0"
+			}
+		}
+		if !core {
+			t.Errorf("the %s may dump core", role)
+		}
+		fi, err := os.Stat(fmt.Sprintf("/proc/%d/mem", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if uid := fi.Sys().(*syscall.Stat_t).Uid; uid != 0 {
+			t.Errorf("the %s can be looked into by user %d", role, uid)
+		}
+	}
+}
