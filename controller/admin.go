@@ -66,6 +66,7 @@ func (c *Controller) adminHandler() http.Handler {
 	ca := c.ca.AdminHandler(c.noteAuthority, func(w http.ResponseWriter, err error) { writeError(w, c.log, err) })
 	mux.Handle("/ca", ca)
 	mux.Handle("/ca/", ca)
+	audited := c.auditedAdmin(mux)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p, ok := pki.PeerOf(r.Context())
 		if !ok || p.UID != 0 {
@@ -74,7 +75,7 @@ func (c *Controller) adminHandler() http.Handler {
 			return
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, 1<<16)
-		mux.ServeHTTP(w, r)
+		audited.ServeHTTP(w, r)
 	})
 }
 

@@ -177,6 +177,7 @@ func (c *Controller) createApp(r *call) (int, any, error) {
 	}
 	var made *app
 	err = retry(r.Context(), func() (err error) {
+		r.note(slug, name, "")
 		made, err = c.addApp(r.Context(), app{Name: name, Org: slug, Network: in.Network, Role: in.Role, CreatedAt: now()})
 		return err
 	})

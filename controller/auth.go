@@ -121,6 +121,9 @@ func tokenOf(r *http.Request) string {
 // repo, or push to it? A repository belongs to the app that its first part names.
 func (c *Controller) authorizeRegistry(ctx context.Context, text, repo string, push bool) error {
 	who, err := c.authenticate(ctx, text)
+	if r, ok := ctx.Value(callKey{}).(*call); ok {
+		r.who = who
+	}
 	if err != nil || repo == "" {
 		return err
 	}
@@ -151,5 +154,5 @@ func (c *Controller) authorizeRegistry(ctx context.Context, text, repo string, p
 	if open != nil {
 		open.watch(who, on)
 	}
-	return nil
+	return imageChange(ctx, a)
 }

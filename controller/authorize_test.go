@@ -49,6 +49,7 @@ var mayCall = map[string]string{
 	"POST /v1/apps/{app}/deploy_token": "OADVU",                                                              // which may what its user may
 	"GET /v1/tokens":                   "*", "GET /v1/tokens/current": "*", "DELETE /v1/tokens/{token}": "*", // of the caller's own, or asked again
 	"GET /v1/platform/token_keys": "P", "POST /v1/platform/token_keys": "P", "DELETE /v1/platform/token_keys/{key}": "P",
+	"GET /v1/orgs/{org}/audit": "OAU", "GET /v1/platform/audit": "P", "GET /v1/audit/key": "*", "GET /v1/audit/log/{path...}": "*",
 
 	"GET /v1/platform/nodes": "P", "DELETE /v1/platform/nodes/{node}": "P", "POST /v1/platform/nodes/{node}/readmit": "P",
 	"GET /v1/platform/regions": "*M", "POST /v1/platform/placements": "*M",

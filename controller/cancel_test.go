@@ -150,6 +150,10 @@ func cuts() map[string]cut {
 		"DELETE /v1/platform/token_keys/{key}": changes("/v1/platform/token_keys/0000000000000000", nil),
 
 		"GET /v1/orgs/{org}/machines":      reads("/v1/orgs/personal/machines"),
+		"GET /v1/orgs/{org}/audit":         reads("/v1/orgs/personal/audit?after=1000000&wait=60"),
+		"GET /v1/platform/audit":           reads("/v1/platform/audit"),
+		"GET /v1/audit/key":                reads("/v1/audit/key"),
+		"GET /v1/audit/log/{path...}":      reads("/v1/audit/log/checkpoint"),
 		"GET /v1/platform/regions":         reads("/v1/platform/regions"),
 		"GET /v1/platform/nodes":           reads("/v1/platform/nodes"),
 		"POST /v1/platform/placements":     {path: "/v1/platform/placements", body: config{"org_slug": "personal"}},

@@ -34,6 +34,7 @@ import (
 
 	"bulkhead/api/internalpb"
 	"bulkhead/api/rpc"
+	"bulkhead/audit/auditlog"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/pki"
@@ -67,6 +68,10 @@ type Controller struct {
 
 	// Set by Open, not changed after.
 	store    store.Store
+	outbox   *outbox // the store, too
+	audit    *auditlog.Log
+	refusals *refusals
+	left     []pendingRecord // records of calls that the process before did not see to their end
 	ca       *pki.CA
 	identity *pki.Identity
 	cert     *apiCert
@@ -162,6 +167,11 @@ func (c *Controller) Open(ctx context.Context) (err error) {
 	if err := c.openRing(ctx); err != nil {
 		return err
 	}
+	c.outbox = &outbox{Store: c.store}
+	c.store = c.outbox
+	if err := c.openAudit(ctx); err != nil {
+		return err
+	}
 	c.directory.unwrap = c.ring.Unwrap
 	if err := c.ensureRootKey(ctx); err != nil {
 		return err
@@ -245,6 +255,8 @@ func (c *Controller) Serve(ctx context.Context, ls map[string]net.Listener, read
 	run("ledger", func() error { return c.ledger.run(ctx, c.store, loaded) })
 	run("routes", func() error { return c.routes.run(ctx) })
 	run("sessions", func() error { return c.sweepSessions(ctx) })
+	run("outbox", func() error { return c.outbox.run(ctx, c.audit, c.left) })
+	run("refusals", func() error { return c.refusals.run(ctx) })
 	run("collector", func() error { return c.collect(ctx) })
 
 	g := rpc.NewServer(c.identity, c.log, c.admit)
@@ -319,6 +331,10 @@ func (c *Controller) Close() error {
 	if c.registry != nil {
 		errs = append(errs, c.registry.Close())
 		c.registry = nil
+	}
+	if c.audit != nil {
+		errs = append(errs, c.audit.Close())
+		c.audit = nil
 	}
 	if c.store != nil {
 		errs = append(errs, c.store.Close())

@@ -148,6 +148,7 @@ func (c *Controller) createMachine(r *call) (int, any, error) {
 		l = newLease(r.who, m, "", ttl)
 		m.hold(l)
 	}
+	r.note(a.Org, a.Name, m.ID)
 	if err := retry(ctx, func() error { return c.addMachine(ctx, a.ID, m, in.Name == "", l) }); err != nil {
 		return 0, nil, err
 	}

@@ -97,6 +97,10 @@ func (c *Controller) endpoints() []endpoint {
 		{"GET /v1/platform/token_keys", actRead, whatCluster, c.listRootKeys},
 		{"POST /v1/platform/token_keys", actCreate, whatCluster, c.rotateRootKey},
 		{"DELETE /v1/platform/token_keys/{key}", actDelete, whatCluster, c.withdrawRootKey},
+		{"GET /v1/orgs/{org}/audit", actRead, whatAudit, c.orgAudit},
+		{"GET /v1/platform/audit", actRead, whatCluster, c.clusterAudit},
+		{"GET /v1/audit/key", actRead, whatSelf, c.auditKey},
+		{"GET /v1/audit/log/{path...}", actRead, whatSelf, c.auditFile},
 
 		{"GET /v1/platform/nodes", actRead, whatCluster, c.listNodes},
 		{"DELETE /v1/platform/nodes/{node}", actDelete, whatCluster, c.removeNode},

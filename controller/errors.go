@@ -38,17 +38,25 @@ func (e notSupported) Error() string {
 	return e.what + " is not supported by this version of Bulkhead yet"
 }
 
+// statusOf is the code that an error is answered with.
+func statusOf(err error) int {
+	var ns notSupported
+	if errors.As(err, &ns) {
+		return http.StatusNotImplemented
+	}
+	if code, ok := httpStatus[fault.KindOf(err)]; ok {
+		return code
+	}
+	return http.StatusInternalServerError
+}
+
 // writeError answers with an error, and logs what the caller is not told.
 func writeError(w http.ResponseWriter, log *slog.Logger, err error) int {
 	var ns notSupported
 	if errors.As(err, &ns) {
 		return writeJSON(w, http.StatusNotImplemented, errorBody{Error: ns.Error(), Status: "unknown"})
 	}
-	kind := fault.KindOf(err)
-	code, ok := httpStatus[kind]
-	if !ok {
-		code = http.StatusInternalServerError
-	}
+	kind, code := fault.KindOf(err), statusOf(err)
 	body := errorBody{Error: fault.MessageOf(err)}
 	var f *fault.Error
 	if errors.As(err, &f) {

@@ -2,9 +2,11 @@ package controller
 
 import (
 	"context"
+	"fmt"
 
 	"bulkhead/api/internalpb"
 	"bulkhead/api/rpc"
+	"bulkhead/audit"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/machine"
@@ -112,6 +114,13 @@ func (c *Controller) fetchSecrets(ctx context.Context, node key.Node, req *inter
 	}
 	defer clear(values)
 	sealed, err := secret.SealTo(req.GetPublicKey(), values, secretsPurpose(c.cfg.Role.Cluster, node, id, r.Instance)...)
+	if err != nil {
+		return nil, err
+	}
+	err = c.record(ctx, audit.Record{
+		Org: r.Org, Name: "worker of node " + string(node), Action: "secrets opened", App: string(own.App), Machine: string(id),
+		Target: fmt.Sprintf("version=%d", s.Version), Detail: fmt.Sprintf("%d secrets", len(s.Secrets)),
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -34,6 +34,8 @@ type call struct {
 	cmd *execRequest // of an exec, once it is read
 	on  access       // what the endpoint is about, as it was allowed
 	id  string       // fly-request-id
+
+	pending *pending // the call's record, once it is allowed to change something
 }
 
 // app, machine and nonce are the parts of a request that many handlers need.
@@ -160,6 +162,7 @@ func (c *Controller) outer(next http.Handler, public bool) http.Handler {
 			rc.SetReadDeadline(time.Now().Add(leftoverLimit))
 			took := time.Since(start)
 			c.metrics.request(req.Method, rec.code, took)
+			c.refused(r, rec.code)
 			log.Info("request", "method", req.Method, "path", clip(req.URL.Path), "code", rec.code,
 				"bytes", rec.bytes, "ms", float64(took.Microseconds())/1000, "caller", r.who.Name, "from", req.RemoteAddr)
 		}()
@@ -198,7 +201,7 @@ func (c *Controller) handle(e endpoint) http.Handler {
 			open.watch(r.who, r.on)
 			r.Request = req.WithContext(ctx)
 		}
-		code, body, err := e.h(r)
+		code, body, err := c.audited(r, e)
 		if req.Context().Err() != nil && err != nil {
 			return // the client is gone
 		}

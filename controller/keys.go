@@ -35,6 +35,7 @@ import (
 //	/host/<node>                       host: when a node was last there
 //	/removed/<node>                    removal: the node was removed and is refused
 //	/secret/<app>                      appSecrets: the app's wrapped key, its secrets and secret keys
+//	/audit/pending/<request id>        pendingRecord: of a change, until it is in the audit log
 //	/tomb/<unix seconds>/<app>/<id>    when a destroyed Machine may be forgotten
 const (
 	prefixApp     = "/app/"

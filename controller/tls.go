@@ -177,7 +177,7 @@ func (c *Controller) registryHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start, rec := time.Now(), &recorder{ResponseWriter: w}
 		rw, req, done := c.ending(rec, r)
-		c.registry.ServeHTTP(rw, req)
+		c.auditedRegistry(rw, rec, req)
 		done()
 		took := time.Since(start)
 		c.metrics.request(r.Method, rec.code, took)

@@ -24,7 +24,7 @@ const (
 type files struct {
 	dir string
 
-	seg    *os.File          // the last segment, open for appending; nil after an error
+	whole  bool              // the last segment is there, and as long as it is to be
 	good   int64             // bytes of it that are synced
 	behind map[string][]byte // of indexes, what could not be written yet
 	dirty  map[string]bool   // indexes that were written since the snapshot
@@ -240,43 +240,48 @@ func (f *files) append(records []audit.Record, salts []byte) error {
 // writeLines appends to the last segment and syncs. After an error the segment is cut
 // back, now or before the next write: a failed sync leaves pages that nobody would
 // write again.
-func (f *files) writeLines(lines []byte) (err error) {
+func (f *files) writeLines(lines []byte) error {
 	path := filepath.Join(f.dir, audit.SegmentPath(f.next/audit.SegmentSize))
-	if f.seg == nil {
-		if f.seg, err = openSegment(path, f.good); err != nil {
+	if !f.whole {
+		if err := prepareSegment(path, f.good); err != nil {
 			return err
 		}
 	}
-	err = failpoint.Write("audit/records", func() error {
-		if _, err := f.seg.WriteAt(lines, f.good); err != nil {
-			return err
-		}
-		return f.seg.Sync()
-	})
+	f.whole = false
+	err := failpoint.Write("audit/records", func() error { return writeAt(path, lines, f.good) })
 	if err != nil {
 		cut(path, f.good)
-		f.seg.Close()
-		f.seg = nil
 		return err
 	}
+	f.whole = true
 	f.good += int64(len(lines))
 	return nil
 }
 
-// openSegment opens a segment and cuts it to what is known to be good.
-func openSegment(path string, good int64) (*os.File, error) {
+// prepareSegment makes a segment, or cuts it to what is known to be good.
+func prepareSegment(path string, good int64) error {
 	if err := makeDir(filepath.Dir(path)); err != nil {
-		return nil, err
+		return err
 	}
 	s, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, fileMode)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err := errors.Join(s.Truncate(good), s.Sync(), syncDir(filepath.Dir(path))); err != nil {
-		s.Close()
-		return nil, err
+	return errors.Join(s.Truncate(good), s.Sync(), s.Close(), syncDir(filepath.Dir(path)))
+}
+
+// writeAt writes to a file and syncs it. It is not kept open: a file system can be made
+// read-only, and be unmounted, while nothing is written.
+func writeAt(path string, b []byte, at int64) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
 	}
-	return s, nil
+	_, err = f.WriteAt(b, at)
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
 }
 
 // took makes records that are synced visible, in their indexes. These need no sync: they
@@ -299,11 +304,7 @@ func (f *files) took(records []audit.Record, places []audit.Place) {
 
 // roll ends a segment: the indexes are synced up to here, and the next one begins.
 func (f *files) roll() error {
-	if f.seg != nil {
-		f.seg.Close()
-		f.seg = nil
-	}
-	f.good = 0
+	f.whole, f.good = false, 0
 	if f.next-f.snap < audit.SegmentSize {
 		return nil
 	}

@@ -93,17 +93,12 @@ func (f *files) probe() error {
 	return errors.Join(err, w.Sync(), w.Close(), os.Remove(path))
 }
 
-// close writes the snapshot and closes what is open.
+// close writes the snapshot.
 func (f *files) close() error {
-	var err error
 	if f.next > f.snap || len(f.dirty) > 0 {
-		err = f.snapshot()
+		return f.snapshot()
 	}
-	if f.seg != nil {
-		err = errors.Join(err, f.seg.Close())
-		f.seg = nil
-	}
-	return err
+	return nil
 }
 
 // place is where an organization's record of a number (from 1) lies. Callers pass an

@@ -82,9 +82,10 @@ type Log struct {
 
 // appending is a record on its way.
 type appending struct {
-	rec  audit.Record
-	must bool
-	done chan error // of capacity 1
+	rec   audit.Record
+	must  bool
+	after func()     // called once it is durable
+	done  chan error // of capacity 1
 }
 
 // Start opens the log, in the background if it cannot be opened now: until then Append
@@ -172,9 +173,10 @@ func (l *Log) Append(ctx context.Context, r audit.Record) error {
 }
 
 // Must is Append for what was done already: when the record cannot be written now, it
-// is kept and written as soon as it can be. The error says that it is not durable yet.
-func (l *Log) Must(ctx context.Context, r audit.Record) error {
-	return l.add(ctx, &appending{rec: r.Bounded(), must: true, done: make(chan error, 1)})
+// is kept and written as soon as it can be. The error says that it is not durable yet;
+// after is called when it is, now or later, and must not wait for anything.
+func (l *Log) Must(ctx context.Context, r audit.Record, after func()) error {
+	return l.add(ctx, &appending{rec: r.Bounded(), must: true, after: after, done: make(chan error, 1)})
 }
 
 func (l *Log) add(ctx context.Context, a *appending) error {
@@ -292,6 +294,9 @@ func (l *Log) commitPart(batch []*appending) {
 	}
 	l.mu.Unlock()
 	for _, a := range batch {
+		if err == nil && a.after != nil {
+			a.after()
+		}
 		select {
 		case a.done <- refusal(err):
 		default: // it was told of the first attempt

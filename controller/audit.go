@@ -1,0 +1,168 @@
+package controller
+
+import (
+	"context"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"bulkhead/audit"
+	"bulkhead/audit/auditlog"
+	"bulkhead/fault"
+	"bulkhead/key"
+	"bulkhead/notice"
+)
+
+// recordLimit is how long an answer waits for its record.
+const recordLimit = 10 * time.Second
+
+// openAudit opens the audit log. One that cannot be written keeps nobody from starting:
+// changes are refused until it can be.
+func (c *Controller) openAudit(ctx context.Context) error {
+	rc := c.cfg.Role
+	signer, public, err := auditlog.OpenKey(filepath.Join(rc.DataDir, "audit.key"), rc.Domain+"/audit")
+	if err != nil {
+		return err
+	}
+	if c.left, err = c.outbox.leftover(ctx); err != nil {
+		return err
+	}
+	c.audit = auditlog.Start(auditlog.Config{
+		Dir: filepath.Join(rc.DataDir, "audit"), Signer: signer, Key: public, Log: c.log, Board: notice.New(c.log),
+	})
+	c.refusals = newRefusals(c.audit)
+	return nil
+}
+
+// record writes an event to the audit log that is no call of the API: a join, a
+// session, a secret that a worker opened. It returns when the record is durable;
+// who is told of the event, or given what it is about, is told after that.
+func (c *Controller) record(ctx context.Context, r audit.Record) error {
+	if r.Result == "" {
+		r.Result = audit.OK
+	}
+	return c.audit.Append(ctx, r)
+}
+
+// recorded reports whether every call of an endpoint has a record, whatever comes of it.
+// Of the others those have one that are refused.
+func (e endpoint) recorded() bool { return e.act != actRead }
+
+// outside reports whether an endpoint does something that is no change of the store: its
+// record is written down first.
+func (e endpoint) outside() bool {
+	return strings.HasSuffix(e.pattern, "/exec") || strings.HasSuffix(e.pattern, "/signal")
+}
+
+// audited runs an endpoint. What changes something does not begin when the audit log
+// cannot be written, and is not answered before its record is durable.
+func (c *Controller) audited(r *call, e endpoint) (code int, body any, err error) {
+	if !e.recorded() {
+		return e.h(r)
+	}
+	if err := c.audit.Ready(); err != nil {
+		return 0, nil, err
+	}
+	p := &pending{at: now(), rec: c.recordOf(r)}
+	r.pending = p
+	r.Request = r.WithContext(withPending(r.Context(), p))
+	if e.outside() {
+		if err := c.outbox.begin(r.Context(), p); err != nil {
+			return 0, nil, err
+		}
+	}
+	ended := false
+	defer func() {
+		if !ended { // a panic
+			c.finish(r.Context(), p, http.StatusInternalServerError)
+		}
+	}()
+	code, body, err = e.h(r)
+	ended = true
+	result := code
+	if err != nil {
+		result = statusOf(err)
+	}
+	if rerr := c.finish(r.Context(), p, result); rerr != nil && err == nil {
+		return 0, nil, rerr
+	}
+	return code, body, err
+}
+
+// finish writes the record of a call with what came of it.
+func (c *Controller) finish(ctx context.Context, p *pending, code int) error {
+	p.change(func(r *audit.Record) { r.Code, r.Result = code, audit.ResultOf(code) })
+	p.mu.Lock()
+	rec, stored := p.rec, p.stored
+	p.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordLimit)
+	defer cancel()
+	err := c.audit.Must(ctx, rec, func() {
+		if stored {
+			c.outbox.forget(rec.ID)
+		}
+	})
+	if err != nil {
+		return fault.Wrap(fault.Unavailable, err, "this was done, or begun, but its record could not be written to the audit log yet; look at what is there before you repeat it").WithStatus("audit_unavailable")
+	}
+	return nil
+}
+
+// recordOf is what is known of a call before it is served. It belongs to the organization
+// that the call is about, if there is one, else to the cluster's operators: what a caller
+// makes up gets no log of its own.
+func (c *Controller) recordOf(r *call) audit.Record {
+	rec := audit.Record{
+		ID: r.id, User: string(r.who.User), Name: r.who.Name, From: addressOf(r.RemoteAddr), Action: r.Pattern, Target: targetOf(r.Request),
+	}
+	if rec.Action == "" || rec.Action == "/" {
+		rec.Action = r.Method // the path is the caller's words
+	}
+	if t := r.who.Token; t != nil {
+		rec.Token = string(t.ID)
+	}
+	if cl := r.who.Claim; cl != nil {
+		rec.Org = cl.Org
+	}
+	if o := c.directory.org(r.PathValue("org")); o != nil {
+		rec.Org = o.Slug
+	}
+	if a := c.directory.app(key.AppName(r.app())); a != nil {
+		rec.Org, rec.App = a.Org, string(a.Name)
+	}
+	if m, err := key.ParseMachineID(r.machine()); err == nil {
+		rec.Machine = string(m)
+	}
+	return rec
+}
+
+// note adds to a call's record what its path does not tell: what it makes.
+func (r *call) note(org string, app key.AppName, m key.MachineID) {
+	if r.pending != nil {
+		r.pending.change(func(rec *audit.Record) { rec.Org, rec.App, rec.Machine = org, string(app), string(m) })
+	}
+}
+
+// targetNames are the parts of paths that name what a call is about, besides app and
+// Machine. None of them can be a secret.
+var targetNames = []string{"node", "user", "invitation", "secret", "key", "name", "id", "token", "version"}
+
+func targetOf(r *http.Request) string {
+	for _, name := range targetNames {
+		if v := r.PathValue(name); v != "" {
+			return name + "=" + clip(v)
+		}
+	}
+	return ""
+}
+
+// refused notes a call that was refused, unless it has a record.
+func (c *Controller) refused(r *call, code int) {
+	if r.pending != nil || audit.ResultOf(code) != audit.Refused {
+		return
+	}
+	rec := c.recordOf(r)
+	rec.Code, rec.Result = code, audit.Refused
+	c.refusals.add(rec)
+}
