@@ -226,7 +226,9 @@ func (c *counting) store() error {
 		return fmt.Errorf("the store: %w", err)
 	}
 	for _, kv := range resp.Kvs {
-		c.add("store: %s", kv.Key)
+		if !bytes.HasPrefix(kv.Key, []byte("/audit/pending/")) { // cleared once a second; TestKilledAnywhereLeavesNoChangeWithoutARecord
+			c.add("store: %s", kv.Key)
+		}
 	}
 	return nil
 }

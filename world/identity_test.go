@@ -18,6 +18,7 @@ func TestIdentity(t *testing.T) {
 	}{
 		{"People", identityPeople},
 		{"Secrets", identitySecrets},
+		{"Audit", identityAudit},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(t, w.In(t)) })
 	}
