@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -64,9 +65,9 @@ func (c *Controller) audited(r *call, e endpoint) (code int, body any, err error
 	if err := c.audit.Ready(); err != nil {
 		return 0, nil, err
 	}
-	p := &pending{at: now(), rec: c.recordOf(r)}
+	p := &callRecord{at: now(), rec: c.recordOf(r)}
 	r.pending = p
-	r.Request = r.WithContext(withPending(r.Context(), p))
+	r.Request = r.WithContext(withRecord(r.Context(), p))
 	if e.outside() {
 		if err := c.outbox.begin(r.Context(), p); err != nil {
 			return 0, nil, err
@@ -90,8 +91,67 @@ func (c *Controller) audited(r *call, e endpoint) (code int, body any, err error
 	return code, body, err
 }
 
+// watched runs a public endpoint, of which nobody knows before whether it changes
+// anything: if it did, its record went along, and the answer waits for it. A page that
+// was sent already has its record in the store.
+func (c *Controller) watched(r *call, e publicEndpoint) (code int, body any, err error) {
+	p := &callRecord{at: now(), rec: c.recordOf(r), ready: c.audit.Ready}
+	r.Request = r.WithContext(withRecord(r.Context(), p))
+	code, body, err = e.h(r)
+	if !p.isStored() {
+		return code, body, err
+	}
+	r.pending = p
+	result := max(code, http.StatusOK)
+	if err != nil && !errors.Is(err, errAnswered) {
+		result = statusOf(err)
+	}
+	if rerr := c.finish(r.Context(), p, result); rerr != nil && err == nil {
+		return 0, nil, rerr
+	}
+	return code, body, err
+}
+
+// noteUser says in the record of a call who turned out to make it.
+func (c *Controller) noteUser(r *call, id key.UserID, org string) {
+	p := recordIn(r.Context())
+	if p == nil {
+		return
+	}
+	p.change(func(rec *audit.Record) {
+		rec.User = string(id)
+		if u := c.directory.user(id); u != nil {
+			rec.Name = u.Name
+		}
+		if c.directory.org(org) != nil {
+			rec.Org = org
+		}
+	})
+}
+
+// noteEvent says in the record of a call what happened, and writes one for a refusal,
+// with the reason's word and not its text.
+func (c *Controller) noteEvent(r *call, what, on string, err error) {
+	if err == nil {
+		if p := recordIn(r.Context()); p != nil {
+			p.change(func(rec *audit.Record) { rec.Detail, rec.Target = what, "session="+clip(on) })
+		}
+		return
+	}
+	rec := c.recordOf(r)
+	rec.Result, rec.Code, rec.Detail = audit.Refused, statusOf(err), what
+	if f := (*fault.Error)(nil); errors.As(err, &f) && f.Status != "" {
+		rec.Detail += ": " + f.Status
+	}
+	if c.directory.org(on) != nil {
+		rec.Org = on
+	}
+	c.refusals.add(rec)
+	r.pending = &callRecord{} // it has its record
+}
+
 // finish writes the record of a call with what came of it.
-func (c *Controller) finish(ctx context.Context, p *pending, code int) error {
+func (c *Controller) finish(ctx context.Context, p *callRecord, code int) error {
 	p.change(func(r *audit.Record) { r.Code, r.Result = code, audit.ResultOf(code) })
 	p.mu.Lock()
 	rec, stored := p.rec, p.stored

@@ -41,7 +41,7 @@ func (c *Controller) changeImages(w http.ResponseWriter, r *call) {
 		writeRegistryError(w, c, err)
 		return
 	}
-	p := &pending{at: now(), rec: c.recordOf(r)}
+	p := &callRecord{at: now(), rec: c.recordOf(r)}
 	p.rec.Action = r.Method + " image"
 	p.rec.Target = "image=" + clip(strings.TrimPrefix(r.URL.Path, "/v2/"))
 	held := &heldAnswer{w: w, header: http.Header{}}
@@ -75,13 +75,13 @@ func (c *Controller) auditedAdmin(next http.Handler) http.Handler {
 			writeError(w, c.log, err)
 			return
 		}
-		p := &pending{at: now(), rec: audit.Record{
+		p := &callRecord{at: now(), rec: audit.Record{
 			ID: string(key.NewInstanceID()) + "-" + c.cfg.Role.Region, Name: "root", From: role.SocketAdmin + " socket", Action: req.Method + " " + req.URL.Path,
 		}}
 		held := &heldAnswer{w: w, header: http.Header{}}
 		err := c.outbox.begin(req.Context(), p)
 		if err == nil {
-			next.ServeHTTP(held, req.WithContext(withPending(req.Context(), p)))
+			next.ServeHTTP(held, req.WithContext(withRecord(req.Context(), p)))
 			err = c.finish(req.Context(), p, held.status())
 		}
 		if err != nil {

@@ -35,7 +35,7 @@ type call struct {
 	on  access       // what the endpoint is about, as it was allowed
 	id  string       // fly-request-id
 
-	pending *pending // the call's record, once it is allowed to change something
+	pending *callRecord // the call's record, once it is allowed to change something
 }
 
 // app, machine and nonce are the parts of a request that many handlers need.

@@ -31,36 +31,44 @@ type pendingRecord struct {
 	Record audit.Record `json:"record"` // without its result
 }
 
-// pending is the record of the call that is being served. It travels in the context of
+// callRecord is the record of the call that is being served. It travels in the context of
 // its handler.
-type pending struct {
-	at time.Time
+type callRecord struct {
+	at    time.Time
+	ready func() error // asked before the first change, if set: of calls that were not asked before they began
 
 	mu     sync.Mutex
 	rec    audit.Record
 	stored bool // it may be in the store
 }
 
-type pendingKey struct{}
+type recordKey struct{}
 
-func withPending(ctx context.Context, p *pending) context.Context {
-	return context.WithValue(ctx, pendingKey{}, p)
+func withRecord(ctx context.Context, p *callRecord) context.Context {
+	return context.WithValue(ctx, recordKey{}, p)
 }
 
-func pendingOf(ctx context.Context) *pending {
-	p, _ := ctx.Value(pendingKey{}).(*pending)
+func recordIn(ctx context.Context) *callRecord {
+	p, _ := ctx.Value(recordKey{}).(*callRecord)
 	return p
 }
 
 // change changes the record.
-func (p *pending) change(f func(r *audit.Record)) {
+func (p *callRecord) change(f func(r *audit.Record)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	f(&p.rec)
 }
 
+// isStored reports whether the record may be in the store.
+func (p *callRecord) isStored() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stored
+}
+
 // op is the change of the store that writes the record down.
-func (p *pending) op() store.Op {
+func (p *callRecord) op() store.Op {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.stored = true
@@ -83,9 +91,14 @@ type outbox struct {
 
 // Txn implements store.Store.
 func (o *outbox) Txn(ctx context.Context, conds []store.Cond, ops []store.Op) (int64, error) {
-	p := pendingOf(ctx)
+	p := recordIn(ctx)
 	if p == nil {
 		return o.Store.Txn(ctx, conds, ops)
+	}
+	if p.ready != nil && !p.isStored() {
+		if err := p.ready(); err != nil {
+			return 0, err
+		}
 	}
 	if len(ops) >= store.MaxOps {
 		if err := o.begin(ctx, p); err != nil {
@@ -98,7 +111,7 @@ func (o *outbox) Txn(ctx context.Context, conds []store.Cond, ops []store.Op) (i
 
 // begin writes the record of a call down before it does what is not a change of the
 // store.
-func (o *outbox) begin(ctx context.Context, p *pending) error {
+func (o *outbox) begin(ctx context.Context, p *callRecord) error {
 	_, err := o.Store.Txn(ctx, nil, []store.Op{p.op()})
 	return err
 }

@@ -90,12 +90,12 @@ func TestKilledAnywhereLeavesNoChangeWithoutARecord(t *testing.T) {
 			for i := range changes {
 				c := &Controller{audit: l, outbox: o}
 				id := fmt.Sprint("r", i)
-				p := &pending{at: now(), rec: audit.Record{ID: id, Action: "PUT", Org: "acme"}}
+				p := &callRecord{at: now(), rec: audit.Record{ID: id, Action: "PUT", Org: "acme"}}
 				var s store.Store = o
 				if bypass {
 					s = o.Store
 				}
-				if _, err := s.Txn(withPending(t.Context(), p), nil, []store.Op{store.Put("/change/"+id, []byte("x"))}); err != nil {
+				if _, err := s.Txn(withRecord(t.Context(), p), nil, []store.Op{store.Put("/change/"+id, []byte("x"))}); err != nil {
 					return
 				}
 				acked[id] = c.finish(t.Context(), p, 200) == nil

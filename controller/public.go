@@ -60,7 +60,7 @@ func (c *Controller) handlePublic(e publicEndpoint) http.Handler {
 		}
 		code, body, err := 0, any(nil), c.publicLimit.take(networkOf(r.from()), now())
 		if err == nil {
-			code, body, err = e.h(r)
+			code, body, err = c.watched(r, e)
 		}
 		if req.Context().Err() != nil && err != nil {
 			return // the client is gone

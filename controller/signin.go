@@ -108,6 +108,7 @@ func (c *Controller) finishSSO(r *call) (int, any, error) {
 		}
 		c.endBrowser(r, &t)
 		secret, s = c.newSession(&t, signedIn{User: u, Kind: kindBrowser, Org: conf.Org, Config: conf.ID, Method: "sso", From: r.from().String()})
+		c.noteUser(r, s.User, s.Org)
 		return c.commit(r.Context(), &t)
 	})
 	if err != nil {
@@ -269,9 +270,9 @@ func (c *Controller) refusedSignIn(r *call, method, on string, err error) error 
 	return err
 }
 
-// event notes what happened around a sign-in. It is no API call of a token's, so that
-// nothing else notes it.
+// event notes what happened around a sign-in.
 func (c *Controller) event(r *call, what, on string, err error) {
+	c.noteEvent(r, what, on, err)
 	log := c.log.With("request", r.id, "event", what, "on", on, "from", r.from())
 	if err != nil {
 		log.Warn("sign-in event", "err", err)
