@@ -140,6 +140,10 @@ soak: soak-random soak-power soak-crash ## everything that tries faults for minu
 soak-random: setup programs ## kill processes at random for SOAK (5m) under several clients, and check what they saw
 	BULKHEAD_SOAK=$(SOAK) $(GO) test ./world -run 'TestSoak$$' -count=1 -v -timeout 60m
 
+.PHONY: fuzz
+fuzz: ## feed every parser of what strangers send with made-up input, for FUZZTIME (60s) each
+	scripts/fuzz
+
 .PHONY: generate
 generate: ## generate api/internalpb from its .proto file
 	scripts/setup protobuf-compiler

@@ -26,9 +26,11 @@ const layers = `
 	failpoint
 
 	# Mechanisms: each does one thing and knows no role.
+	limit
 	notice
 	room
 	boltcheck
+	doctor
 	role, pki, secret, token, api/internalpb, logs, registry, sandbox, sso, passkey
 	image/wire, image/confine, image/erofs
 	image/tree

@@ -156,6 +156,8 @@ func standardHint(e *fault.Error) string {
 		return "log in again with the line that \"bulkheadd up\" printed"
 	case e.Status == client.Unreachable:
 		return "check that bulkheadd runs on the server and that its port can be reached from here"
+	case e.Kind == fault.TooMany && e.RetryAfter > 0:
+		return fmt.Sprintf("wait %v and try again", e.RetryAfter)
 	case e.Kind == fault.TooMany:
 		return "wait a moment and try again"
 	}

@@ -18,6 +18,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -106,7 +107,7 @@ func ParseURL(s string) (*url.URL, error) {
 	if !strings.HasPrefix(host, "api.") || len(host) == len("api.") {
 		return nil, fault.New(fault.Invalid, "the host of %q must start with \"api.\", since the registry and the apps are its siblings", s)
 	}
-	return &url.URL{Scheme: "https", Host: strings.ToLower(u.Host)}, nil
+	return &url.URL{Scheme: "https", Host: strings.TrimSuffix(strings.ToLower(u.Host), ":")}, nil
 }
 
 // URL returns the address of the API, without a slash at its end.
@@ -151,8 +152,13 @@ type call struct {
 	timeout time.Duration // 0 means defaultTimeout
 }
 
+// maxPatience is the longest that the server may ask to wait before the call is sent
+// again by itself; beyond that the caller is told.
+const maxPatience = 10 * time.Second
+
 // do sends r, and again where that is safe: a GET after a transport error or a
-// passing refusal, any method after 429, which says that nothing was done.
+// passing refusal, any method after 429, which says that nothing was done, and not
+// before the time that the server asks for.
 func (c *Client) do(ctx context.Context, r call) error {
 	if r.timeout == 0 {
 		r.timeout = defaultTimeout
@@ -162,13 +168,14 @@ func (c *Client) do(ctx context.Context, r call) error {
 	for attempt, pause := 1, 100*time.Millisecond; ; attempt, pause = attempt+1, pause*4 {
 		err := c.once(ctx, r)
 		again := fault.Is(err, fault.TooMany) || (r.method == http.MethodGet && fault.Is(err, fault.Unavailable))
-		if err == nil || !again || attempt == 3 {
+		asked := fault.RetryAfterOf(err)
+		if err == nil || !again || attempt == 3 || asked > maxPatience {
 			return err
 		}
 		select {
 		case <-ctx.Done():
 			return err
-		case <-time.After(pause):
+		case <-time.After(max(pause, asked)):
 		}
 	}
 }
@@ -265,6 +272,9 @@ func answerError(resp *http.Response) error {
 		msg += " (request id " + id + ")"
 	}
 	e := fault.New(k, "%s", msg)
+	if s, err := strconv.ParseUint(resp.Header.Get("Retry-After"), 10, 20); err == nil {
+		e = e.WithRetryAfter(time.Duration(s) * time.Second)
+	}
 	if body.Status != "" && body.Status != "unknown" {
 		e = e.WithStatus(body.Status)
 	}
@@ -286,6 +296,8 @@ func kindOf(code int) fault.Kind {
 		return fault.Conflict
 	case http.StatusPreconditionFailed:
 		return fault.Precondition
+	case http.StatusRequestEntityTooLarge, http.StatusRequestURITooLong, http.StatusRequestHeaderFieldsTooLarge:
+		return fault.TooLarge
 	case http.StatusUnprocessableEntity:
 		return fault.Unprocessable
 	case http.StatusTooManyRequests:

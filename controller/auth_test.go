@@ -198,7 +198,7 @@ func TestBadRequests(t *testing.T) {
 		{400, "POST", "/v1/apps", "network", map[string]any{"name": "x", "network": "9 lives"}},
 		{400, "POST", "/v1/apps", "JSON", "{"},
 		{400, "POST", "/v1/apps", "name cannot be a number", `{"name": 7}`},
-		{400, "POST", "/v1/apps", "larger than 4 MiB", `{"name": "` + strings.Repeat("x", 5<<20) + `"}`},
+		{413, "POST", "/v1/apps", "larger than 256 KiB", `{"name": "` + strings.Repeat("x", 5<<20) + `"}`},
 		{400, "POST", "/v1/apps/web/machines", "config is missing", "{}"},
 		{400, "POST", "/v1/apps/web/machines", "config.image", config{"config": config{}}},
 		{400, "POST", "/v1/apps/web/machines", "region", config{"config": image(), "region": "moon"}},

@@ -1,9 +1,13 @@
 package controller_test
 
 import (
+	"flag"
+	"os"
 	"strings"
 	"testing"
+	"time"
 
+	"bulkhead/controller"
 	"bulkhead/fault"
 )
 
@@ -254,6 +258,45 @@ func TestInvitations(t *testing.T) {
 
 func must(_, token string) string { return token }
 
+// TestExpiredIsForgotten collects a year later: invitations and tokens that are good no
+// more go, and nobody else's.
+func TestExpiredIsForgotten(t *testing.T) {
+	p := newPeople(t)
+	e := p.e
+	count := func(prefix string) (n int) {
+		keys, err := e.ctl.Keys(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range keys {
+			if strings.HasPrefix(k, prefix) {
+				n++
+			}
+		}
+		return n
+	}
+	var inv struct{ Token string }
+	e.want(201, "POST", "/v1/orgs/acme/invitations", config{"role": "viewer", "expiry": "1m"}, &inv, "Authorization", "Bearer "+p.tokens["O"])
+	tokens, members := count("/token/"), count("/member/")
+	collect := func() {
+		t.Helper()
+		if err := e.ctl.CollectOnce(t.Context(), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	collect()
+	if count("/claim/") != 1 || count("/token/") != tokens || count("/member/") != members {
+		t.Fatal("what is good was collected")
+	}
+	defer controller.Ahead(366 * 24 * time.Hour)()
+	e.want(401, "GET", "/v1/user", nil, nil)
+	e.want(401, "POST", "/v1/claim", config{"name": "late"}, nil, "Authorization", "Bearer "+inv.Token)
+	collect()
+	if count("/claim/") != 0 || count("/token/") != 0 || count("/member/") != members {
+		t.Errorf("left: %d claims, %d tokens, %d of %d members", count("/claim/"), count("/token/"), count("/member/"), members)
+	}
+}
+
 // TestOrganizations makes and removes them, and keeps one's apps from another's members.
 func TestOrganizations(t *testing.T) {
 	p := newPeople(t)
@@ -299,5 +342,32 @@ func TestOrganizations(t *testing.T) {
 		if strings.Contains(k, "/acme") && !strings.HasPrefix(k, "/network/") {
 			t.Errorf("a deleted organization leaves %s", k)
 		}
+	}
+}
+
+var updateRights = flag.Bool("update", false, "write the table of rights into docs/people.md anew")
+
+// TestRightsAreDocumented holds the table in docs/people.md against the rights there are.
+func TestRightsAreDocumented(t *testing.T) {
+	const path, from, to = "../docs/people.md", "-update\" -->\n", "<!-- end of rights -->"
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, rest, ok := strings.Cut(string(b), from)
+	table, tail, ok2 := strings.Cut(rest, to)
+	if !ok || !ok2 {
+		t.Fatalf("%s has no place for the table", path)
+	}
+	want := controller.RightsTable()
+	if *updateRights {
+		if err := os.WriteFile(path, []byte(head+from+want+to+tail), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	} else if table != want {
+		t.Errorf("the table of rights in %s is not what the code says; go test ./controller -run TestRightsAreDocumented -update writes it anew", path)
+	}
+	if strings.Count(want, "\n") < 20 {
+		t.Errorf("a table of %d lines", strings.Count(want, "\n"))
 	}
 }

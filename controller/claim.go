@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
+	"errors"
 	"net/http"
 	"regexp"
 	"time"
@@ -225,4 +226,52 @@ func mightier(a, b memberRole) memberRole {
 		}
 	}
 	return ""
+}
+
+// clearExpired forgets invitations that are good no more, and what is left of
+// users who were removed when a kill cut that off.
+func (c *Controller) clearExpired(ctx context.Context) error {
+	claims, _, err := list[claim](ctx, c.store, prefixClaim)
+	if err != nil {
+		return err
+	}
+	for _, cl := range claims {
+		if cl.ID != installationClaim && cl.expired(now()) {
+			if err := c.commit(ctx, &txn{ops: []store.Op{store.Delete(claimKey(cl.ID))}}); err != nil {
+				return err
+			}
+		}
+	}
+	select {
+	case <-c.directory.loaded:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	for _, rec := range c.directory.allTokens() {
+		if c.directory.user(rec.User) == nil {
+			if err := c.dropOrphan(ctx, rec.User, tokenKey(rec.ID)); err != nil {
+				return err
+			}
+		}
+	}
+	for _, o := range c.directory.allOrgs() {
+		for _, m := range c.directory.membersIn(o.Slug) {
+			if c.directory.user(m.User) == nil {
+				if err := c.dropOrphan(ctx, m.User, memberKey(o.Slug, m.User)); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// dropOrphan removes a record of a user's, if the store too has no such user: the
+// directory may have heard of the record first.
+func (c *Controller) dropOrphan(ctx context.Context, id key.UserID, k string) error {
+	err := c.commit(ctx, &txn{conds: []store.Cond{at(userKey(id), 0)}, ops: []store.Op{store.Delete(k)}})
+	if errors.Is(err, store.ErrChanged) {
+		return nil
+	}
+	return err
 }

@@ -32,7 +32,7 @@ type deviation struct {
 var deviations = []deviation{
 	{"app is answered by POST /apps", regexp.MustCompile(`^POST /apps 201: undocumented body`), "the file has no body for 201; the Go client decodes an App"},
 	{"bodies where the file has none", regexp.MustCompile(`^(POST|DELETE) /apps/\{app_name\}/machines/\{machine_id\}(/[a-z]+)? 200: undocumented body`), "documents and clients have {ok:true} and the like"},
-	{"error codes beside the file's", regexp.MustCompile(`^[A-Z]+ \S+ (400|401|403|404|408|409|412|422|501|503): undocumented code`), "documented in prose, or seen; the body is the file's ErrorResponse"},
+	{"error codes beside the file's", regexp.MustCompile(`^[A-Z]+ \S+ (400|401|403|404|408|409|412|413|414|415|422|429|431|501|503): undocumented code`), "documented in prose, or seen; the body is the file's ErrorResponse"},
 	{"name_taken", regexp.MustCompile(`^POST /apps 422: .*status.*`), "a status that newer clients read"},
 	{"fields that clients read", regexp.MustCompile(`: .*property "(version|cordoned)" is unsupported`), "the Go client reads version and cordoned of a Machine"},
 	{"why a deletion lasts", regexp.MustCompile(`^GET /apps.*: .*property "status_reason" is unsupported`), "an app that is being deleted says what it waits for"},

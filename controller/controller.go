@@ -57,6 +57,8 @@ type Config struct {
 	// RouteGrace is how long after a start a worker that has not reported keeps its
 	// apps' routes from being changed; 30 s.
 	RouteGrace time.Duration
+	// BodyLimit is how long a caller may take to send a request's body; 30 s.
+	BodyLimit time.Duration
 	// TombstoneLife is how long a destroyed Machine is shown; a day.
 	TombstoneLife time.Duration
 }
@@ -88,6 +90,7 @@ type Controller struct {
 	ledger   *ledger
 	metrics  *metrics
 	sessions sessions
+	revoked  revocations
 	peers    peers
 	closures closures
 	reserved reservations
@@ -98,8 +101,8 @@ type Controller struct {
 	attempts    *pending[ssoAttempt]
 	logins      *pending[*cliLogin]
 	codes       *pending[string] // ids of logins, by the code of a device
-	publicLimit *limit
-	codeLimit   *limit
+	publicLimit *buckets
+	codeLimit   *buckets
 	csrfKey     [32]byte
 
 	receivers  sync.WaitGroup // sessions and their readers; a new one starts only while a call is served
@@ -116,6 +119,9 @@ func New(cfg Config) *Controller {
 	if cfg.AckLimit == 0 {
 		cfg.AckLimit = 5 * time.Second
 	}
+	if cfg.BodyLimit == 0 {
+		cfg.BodyLimit = bodyLimit
+	}
 	if cfg.RouteGrace == 0 {
 		cfg.RouteGrace = 30 * time.Second
 	}
@@ -129,6 +135,7 @@ func New(cfg Config) *Controller {
 	c.open.all, c.open.poke = map[*openRequest]struct{}{}, make(chan struct{}, 1)
 	c.routes = newRoutes(c, cfg.RouteGrace)
 	c.metrics = newMetrics(c)
+	c.revoked.changed = make(chan struct{})
 	c.ssoClient = sso.NewClient(cfg.Role.PrivateIssuers)
 	c.providers.all = map[string]*discovered{}
 	c.attempts, c.logins, c.codes = newPending[ssoAttempt](attemptLife), newPending[*cliLogin](cliLoginLife), newPending[string](cliLoginLife)
@@ -254,6 +261,7 @@ func (c *Controller) Serve(ctx context.Context, ls map[string]net.Listener, read
 	run("open requests", func() error { return c.endOpen(ctx) })
 	run("ledger", func() error { return c.ledger.run(ctx, c.store, loaded) })
 	run("routes", func() error { return c.routes.run(ctx) })
+	run("revocations", func() error { return c.followRevoked(ctx) })
 	run("sessions", func() error { return c.sweepSessions(ctx) })
 	run("outbox", func() error { return c.outbox.run(ctx, c.audit, c.left) })
 	run("refusals", func() error { return c.refusals.run(ctx) })
@@ -261,6 +269,7 @@ func (c *Controller) Serve(ctx context.Context, ls map[string]net.Listener, read
 
 	g := rpc.NewServer(c.identity, c.log, c.admit)
 	internalpb.RegisterControllerServer(g, internalServer{c: c})
+	internalpb.RegisterMembershipServer(g, membershipServer{c: c})
 	internalpb.RegisterTelemetryServer(g, telemetryServer{c: c})
 	for _, name := range []string{role.SocketInternal, role.SocketCluster} {
 		if l := ls[name]; l != nil {

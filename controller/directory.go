@@ -407,7 +407,7 @@ func (d *directory) token(id key.TokenID) *tokenRecord {
 	return d.tokens[id]
 }
 
-// allOrgs, allUsers, appsIn, membersIn, orgsOf and tokensOf list, in order.
+// allOrgs, allUsers, allTokens, appsIn, membersIn, orgsOf and tokensOf list, in order.
 
 func (d *directory) allOrgs() []*org {
 	d.mu.RLock()
@@ -445,15 +445,10 @@ func (d *directory) tokensOf(id key.UserID) []*tokenRecord {
 	return sorted(d.owned[id])
 }
 
-// operators counts the users who may do what concerns the whole cluster.
-func (d *directory) operators() int {
-	n := 0
-	for _, u := range d.allUsers() {
-		if u.Operator {
-			n++
-		}
-	}
-	return n
+func (d *directory) allTokens() []*tokenRecord {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return sorted(d.tokens)
 }
 
 // sorted is a map's values, in the order of its keys.

@@ -89,7 +89,12 @@ func newEnv(t testing.TB) *env {
 	return e
 }
 
-func newEnvWithoutWorker(t testing.TB) *env {
+// newEnvWith is newEnv of a changed configuration, without a worker.
+func newEnvWith(t testing.TB, change func(*controller.Config)) *env { return makeEnv(t, change) }
+
+func newEnvWithoutWorker(t testing.TB) *env { return makeEnv(t, func(*controller.Config) {}) }
+
+func makeEnv(t testing.TB, change func(*controller.Config)) *env {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "bh")
 	if err != nil {
@@ -119,6 +124,7 @@ func newEnvWithoutWorker(t testing.TB) *env {
 		},
 		Log: slog.New(slog.NewJSONHandler(e.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
+	change(&e.cfg)
 	e.startController()
 	t.Cleanup(func() {
 		e.stop()
@@ -295,9 +301,11 @@ func (e *env) login() {
 }
 
 // transport reaches the api socket as the edge does: a PROXY v2 header, then TLS.
-func (e *env) transport() *http.Transport {
-	return &http.Transport{ForceAttemptHTTP2: true, DialTLSContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
-		return e.dialAPI(ctx, addr, &tls.Config{RootCAs: e.roots, NextProtos: []string{"h2", "http/1.1"}})
+func (e *env) transport() *http.Transport { return e.transportFor("h2", "http/1.1") }
+
+func (e *env) transportFor(protocols ...string) *http.Transport {
+	return &http.Transport{ForceAttemptHTTP2: protocols[0] == "h2", DialTLSContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+		return e.dialAPI(ctx, addr, &tls.Config{RootCAs: e.roots, NextProtos: protocols})
 	}}
 }
 

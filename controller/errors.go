@@ -5,6 +5,8 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"strconv"
+	"time"
 
 	"bulkhead/fault"
 )
@@ -18,11 +20,19 @@ var httpStatus = map[fault.Kind]int{
 	fault.Timeout:         http.StatusRequestTimeout,
 	fault.Conflict:        http.StatusConflict,
 	fault.Precondition:    http.StatusPreconditionFailed,
+	fault.TooLarge:        http.StatusRequestEntityTooLarge,
 	fault.Unprocessable:   http.StatusUnprocessableEntity,
 	fault.TooMany:         http.StatusTooManyRequests,
 	fault.Unavailable:     http.StatusServiceUnavailable,
 	fault.Full:            http.StatusInsufficientStorage,
 	fault.Internal:        http.StatusInternalServerError,
+}
+
+// statusCode are status words whose code says more than their kind's.
+var statusCode = map[string]int{
+	statusLongTarget:  http.StatusRequestURITooLong,
+	statusManyHeaders: http.StatusRequestHeaderFieldsTooLarge,
+	statusMediaType:   http.StatusUnsupportedMediaType,
 }
 
 // errorBody is the API's error form.
@@ -61,6 +71,10 @@ func writeError(w http.ResponseWriter, log *slog.Logger, err error) int {
 	var f *fault.Error
 	if errors.As(err, &f) {
 		body.Status = f.Status
+		if c := statusCode[f.Status]; c != 0 {
+			code, body.Status = c, "" // the code says it
+		}
+		setRetryAfter(w, f.RetryAfter)
 	}
 	if code >= 500 && kind != fault.Full { // bulkheadd says once that the disk is full
 		log.Error("request failed", "err", err)
@@ -68,6 +82,13 @@ func writeError(w http.ResponseWriter, log *slog.Logger, err error) int {
 		log.Debug("request refused", "err", err)
 	}
 	return writeJSON(w, code, body)
+}
+
+// setRetryAfter says in whole seconds when to come again.
+func setRetryAfter(w http.ResponseWriter, d time.Duration) {
+	if d > 0 {
+		w.Header().Set("Retry-After", strconv.FormatInt(int64((d+time.Second-1)/time.Second), 10))
+	}
 }
 
 // writeJSON answers with a body and returns the code. A nil body is no body.

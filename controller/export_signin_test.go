@@ -30,7 +30,7 @@ func (c *Controller) PublicEndpoints() []string {
 
 // ForgetLimits begins all limits per address anew.
 func (c *Controller) ForgetLimits() {
-	for _, l := range []*limit{c.publicLimit, c.codeLimit} {
+	for _, l := range []*buckets{c.publicLimit, c.codeLimit} {
 		l.mu.Lock()
 		clear(l.all)
 		l.mu.Unlock()

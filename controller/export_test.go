@@ -233,3 +233,45 @@ func (c *Controller) AuditReady() error { return c.audit.Ready() }
 func (c *Controller) RecordSomething() {
 	c.record(context.Background(), audit.Record{Action: "test"})
 }
+
+// RightsTable is the table of rights for docs/people.md.
+func RightsTable() string {
+	var b strings.Builder
+	line := func(w what) {
+		fmt.Fprintf(&b, "| %s |", w)
+		for _, r := range memberRoles {
+			var acts []string
+			for _, a := range []action{actRead, actCreate, actWrite, actDelete, actControl} {
+				if slices.Contains(rights[w][a], r) {
+					acts = append(acts, string(a))
+				}
+			}
+			fmt.Fprintf(&b, " %s |", strings.Join(acts, ", "))
+		}
+		b.WriteString("\n")
+	}
+	const head = "| Thing | owner | admin | deployer | viewer | auditor |\n|---|---|---|---|---|---|\n"
+	b.WriteString("\nOf an app:\n\n" + head)
+	for _, w := range ofApp {
+		line(w)
+	}
+	b.WriteString("\nOf an organization:\n\n" + head)
+	var rest []what
+	for w := range rights {
+		if !slices.Contains(ofApp, w) {
+			rest = append(rest, w)
+		}
+	}
+	slices.Sort(rest)
+	for _, w := range rest {
+		line(w)
+	}
+	b.WriteString("\n")
+	return b.String()
+}
+
+// Ahead sets the clock of what records say; the function it returns sets it back.
+func Ahead(by time.Duration) func() {
+	ahead.Store(int64(by))
+	return func() { ahead.Store(0) }
+}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"runtime/debug"
 	"strconv"
 	"time"
@@ -18,7 +19,7 @@ import (
 
 // Bounds of a request of the API.
 const (
-	maxBody        = 4 << 20          // bytes
+	maxBody        = 4 << 20          // bytes; see bodyBound
 	bodyLimit      = 30 * time.Second // to send the body
 	answerLimit    = 2 * time.Minute  // to compute and take the answer, unless a handler says otherwise
 	leftoverLimit  = 5 * time.Second  // to send what of a body nobody wants
@@ -35,7 +36,8 @@ type call struct {
 	on  access       // what the endpoint is about, as it was allowed
 	id  string       // fly-request-id
 
-	pending *callRecord // the call's record, once it is allowed to change something
+	pending  *callRecord   // the call's record, once it is allowed to change something
+	bodyTime time.Duration // to send the body
 }
 
 // app, machine and nonce are the parts of a request that many handlers need.
@@ -76,17 +78,27 @@ func (r *call) number(name string, def, least, most int) (int, error) {
 // read decodes the body into v. Unknown fields and nulls are fine, an empty body is
 // an error only when it is required.
 func (r *call) read(v any, required bool) error {
-	r.rc.SetReadDeadline(time.Now().Add(bodyLimit))
-	b, err := io.ReadAll(http.MaxBytesReader(r.w, r.Body, maxBody))
+	bound := bodyBound(r.Pattern)
+	r.rc.SetReadDeadline(time.Now().Add(r.bodyTime))
+	b, err := io.ReadAll(http.MaxBytesReader(r.w, r.Body, bound))
 	r.rc.SetReadDeadline(time.Time{})
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
-		return fault.New(fault.Invalid, "the request's body is larger than %d MiB", maxBody>>20)
+		return fault.New(fault.TooLarge, "the request's body is larger than %d KiB", bound>>10)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		r.w.Header().Set("Connection", "close") // what is left of it is not waited for
+		return fault.Wrap(fault.Timeout, errSlowBody, "the request's body did not come within %v", r.bodyTime)
 	case err != nil:
 		return fault.Wrap(fault.Invalid, err, "the request's body could not be read")
 	case len(b) == 0 && !required:
 		return nil
+	}
+	if err := checkMedia(r.Header); err != nil {
+		return err
+	}
+	if err := bodyShape.Check(b); err != nil {
+		return err
 	}
 	if err := json.Unmarshal(b, v); err != nil {
 		return fault.New(fault.Invalid, "the request's body is not the JSON that is wanted: %s", jsonProblem(err))
@@ -148,7 +160,7 @@ func (c *Controller) outer(next http.Handler, public bool) http.Handler {
 		log := c.log.With("request", id)
 		rc := http.NewResponseController(rec)
 		rc.SetWriteDeadline(start.Add(answerLimit))
-		r := &call{Request: req, w: rec, rc: rc, id: id}
+		r := &call{Request: req, w: rec, rc: rc, id: id, bodyTime: c.cfg.BodyLimit}
 		defer func() {
 			if p := recover(); p != nil {
 				if p == http.ErrAbortHandler {
@@ -166,6 +178,10 @@ func (c *Controller) outer(next http.Handler, public bool) http.Handler {
 			log.Info("request", "method", req.Method, "path", clip(req.URL.Path), "code", rec.code,
 				"bytes", rec.bytes, "ms", float64(took.Microseconds())/1000, "caller", r.who.Name, "from", req.RemoteAddr)
 		}()
+		if err := checkSize(req); err != nil {
+			writeError(rec, log, err)
+			return
+		}
 		var who caller
 		var err error
 		if !public {
@@ -180,6 +196,10 @@ func (c *Controller) outer(next http.Handler, public bool) http.Handler {
 		}
 		who.From = r.from()
 		r.who = who
+		if err := checkForm(req); err != nil {
+			writeError(rec, log, err)
+			return
+		}
 		next.ServeHTTP(rec, req.WithContext(context.WithValue(req.Context(), callKey{}, r)))
 	})
 }
@@ -190,6 +210,10 @@ func (c *Controller) handle(e endpoint) http.Handler {
 		r := req.Context().Value(callKey{}).(*call)
 		r.Request = req
 		log := c.log.With("request", r.id)
+		if err := checkNames(req); err != nil {
+			writeError(w, log, err)
+			return
+		}
 		if err := c.mayCall(r, e); err != nil {
 			c.metrics.refused(token.ReasonOf(err))
 			writeError(w, log, err)
@@ -202,7 +226,7 @@ func (c *Controller) handle(e endpoint) http.Handler {
 			r.Request = req.WithContext(ctx)
 		}
 		code, body, err := c.audited(r, e)
-		if req.Context().Err() != nil && err != nil {
+		if req.Context().Err() != nil && err != nil && !errors.Is(err, errSlowBody) {
 			return // the client is gone
 		}
 		if why := endedBy(r.Context()); why != nil && err != nil && !errors.Is(err, errAnswered) {
@@ -240,6 +264,10 @@ func (c *Controller) mayCall(r *call, e endpoint) error {
 	r.on = a
 	return c.authorize(r.who, a)
 }
+
+// errSlowBody is why a body was given up. net/http then takes the client for gone, and
+// would answer 200 for a handler that says nothing.
+var errSlowBody = errors.New("the body is slow")
 
 // errAnswered is returned by a handler that wrote its answer itself.
 var errAnswered = errors.New("answered")

@@ -150,15 +150,20 @@ func (c *Controller) mayGo(ctx context.Context, t *txn, m *member) error {
 		return nil
 	}
 	for _, o := range c.directory.membersIn(m.Org) {
-		if o.User == m.User || o.Role != roleOwner || c.directory.user(o.User) == nil {
+		if o.User == m.User || o.Role != roleOwner {
 			continue
+		}
+		u, userRev, err := get[user](ctx, c.store, userKey(o.User))
+		if err != nil {
+			return err
 		}
 		cur, rev, err := get[member](ctx, c.store, memberKey(o.Org, o.User))
 		if err != nil {
 			return err
 		}
-		if cur != nil && cur.Role == roleOwner {
+		if u != nil && cur != nil && cur.Role == roleOwner {
 			t.when(memberKey(o.Org, o.User), rev)
+			t.when(userKey(o.User), userRev)
 			return nil
 		}
 	}

@@ -266,6 +266,9 @@ func (c *Controller) removeNode(r *call) (int, any, error) {
 	if err := c.refuseNode(ctx, n.Name, r.who.Name, force); err != nil {
 		return 0, nil, err
 	}
+	if _, err := c.revoke(ctx); err != nil { // what is acknowledged is in force
+		return 0, nil, err
+	}
 	out := NodeRemoval{Name: n.Name, Destroyed: []key.MachineID{}}
 	if out.Destroyed, err = c.clearNode(ctx, n.Name); err != nil {
 		return 0, nil, err
@@ -418,6 +421,9 @@ func (c *Controller) readmitNode(r *call) (int, any, error) {
 		_, err = c.store.Txn(r.Context(), []store.Cond{at(removedKey(n.Name), rev)}, []store.Op{put(removedKey(n.Name), gone)})
 		return err
 	})
+	if err == nil {
+		_, err = c.revoke(r.Context())
+	}
 	if err != nil {
 		return 0, nil, err
 	}

@@ -247,11 +247,16 @@ func TestNoMachineComesToARemovedNode(t *testing.T) {
 	e := newEnv(t)
 	n := e.secondNode()
 	e.app("web")
-	n.w.reserve = func() { e.want(200, "DELETE", "/v1/platform/nodes/n2?force=true", nil, nil) }
+	over := make(chan struct{}) // the check is cut off before the removal is over
+	n.w.reserve = func() {
+		defer close(over)
+		e.want(200, "DELETE", "/v1/platform/nodes/n2?force=true", nil, nil)
+	}
 	a := e.do("POST", "/v1/apps/web/machines", config{"config": image()})
 	if a.code != 503 {
 		t.Errorf("a create on a node that is removed meanwhile: %d %s", a.code, a.body)
 	}
+	<-over
 	keys, err := e.ctl.Keys(context.Background())
 	if err != nil {
 		t.Fatal(err)

@@ -103,8 +103,8 @@ func (t *tooFast) Error() string { return t.fault.Error() }
 // Unwrap lets the fault through.
 func (t *tooFast) Unwrap() error { return t.fault }
 
-// limit is a token bucket for each of many.
-type limit struct {
+// buckets is a token bucket for each of many.
+type buckets struct {
 	rate, burst float64
 	mu          sync.Mutex
 	all         map[string]*bucket
@@ -118,8 +118,8 @@ type bucket struct {
 // maxBuckets bounds the memory. Beyond it the full ones are forgotten, and then all.
 const maxBuckets = 20000
 
-func newLimit(rate, burst float64) *limit {
-	return &limit{rate: rate, burst: burst, all: map[string]*bucket{}}
+func newLimit(rate, burst float64) *buckets {
+	return &buckets{rate: rate, burst: burst, all: map[string]*bucket{}}
 }
 
 // networkOf is what counts as one address: /64 of IPv6, which is what one gets.
@@ -136,7 +136,7 @@ func networkOf(a netip.Addr) string {
 }
 
 // take counts one of p's, or refuses it.
-func (l *limit) take(p string, now time.Time) error {
+func (l *buckets) take(p string, now time.Time) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	b := l.all[p]
@@ -157,7 +157,7 @@ func (l *limit) take(p string, now time.Time) error {
 	return nil
 }
 
-func (l *limit) forget(now time.Time) {
+func (l *buckets) forget(now time.Time) {
 	for p, b := range l.all {
 		if b.left+now.Sub(b.at).Seconds()*l.rate >= l.burst {
 			delete(l.all, p)

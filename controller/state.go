@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"bulkhead/fault"
@@ -176,4 +177,9 @@ func (c *Controller) change(ctx context.Context, appName, id, nonce string, f fu
 }
 
 // now is the time as records keep it: UTC, whole milliseconds.
-func now() time.Time { return time.Now().UTC().Truncate(time.Millisecond) }
+func now() time.Time {
+	return time.Now().Add(time.Duration(ahead.Load())).UTC().Truncate(time.Millisecond)
+}
+
+// ahead is how far tests set the clock.
+var ahead atomic.Int64

@@ -176,9 +176,13 @@ func (c *Controller) byHost() http.Handler {
 func (c *Controller) registryHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start, rec := time.Now(), &recorder{ResponseWriter: w}
-		rw, req, done := c.ending(rec, r)
-		c.auditedRegistry(rw, rec, req)
-		done()
+		if err := checkSize(r); err != nil {
+			c.registry.Refuse(rec, r, err)
+		} else {
+			rw, req, done := c.ending(rec, r)
+			c.auditedRegistry(rw, rec, req)
+			done()
+		}
 		took := time.Since(start)
 		c.metrics.request(r.Method, rec.code, took)
 		c.log.Info("registry request", "method", r.Method, "path", clip(r.URL.Path), "code", rec.code,

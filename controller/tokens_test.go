@@ -580,7 +580,7 @@ func TestFlyClientsUnderstandOurTokens(t *testing.T) {
 	}
 	e.want(400, "POST", "/v1/tokens/authorize", config{"header": text}, nil)
 	e.want(401, "POST", "/v1/tokens/authorize", config{"access": config{"app_name": "hello", "action": "r"}}, nil)
-	e.want(400, "POST", "/v1/tokens/authenticate", strings.Repeat("x", 70<<10), nil)
+	e.want(413, "POST", "/v1/tokens/authenticate", strings.Repeat("x", 70<<10), nil)
 
 	// Caveats hold together with roles: as the owner, who is no member of another.
 	if _, err := api.Authorize(ctx, "FlyV1 "+e.token, &machinesapi.Access{OrgSlug: ptr("personal"), OrgFeature: ptr("membership"), Action: resset.ActionWrite}); err != nil {

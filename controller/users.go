@@ -163,11 +163,6 @@ func (c *Controller) deleteUser(r *call) (int, any, error) {
 		return 0, nil, err
 	}
 	ctx := r.Context()
-	for _, m := range c.directory.orgsOf(u.ID) {
-		if err := c.mayGo(ctx, &txn{}, m); err != nil {
-			return 0, nil, err
-		}
-	}
 	// The user's record goes first: no token of theirs is good from then on. What a kill
 	// leaves of the rest names a user that there is not, and gives nobody anything.
 	err = retry(ctx, func() error {
@@ -176,6 +171,11 @@ func (c *Controller) deleteUser(r *call) (int, any, error) {
 			return err
 		}
 		var t txn
+		for _, m := range c.directory.orgsOf(u.ID) {
+			if err := c.mayGo(ctx, &t, m); err != nil {
+				return err
+			}
+		}
 		if cur.Operator {
 			if err := c.anotherOperator(ctx, &t, u.ID); err != nil {
 				return err

@@ -86,6 +86,11 @@ func (s *Server) join(ctx context.Context, env *role.Env) error {
 		return err
 	}
 	defer conn.Close()
+	var following sync.WaitGroup
+	defer following.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	following.Go(func() { rpc.FollowRevoked(ctx, id, conn, env.Log) })
 	return s.Follow(ctx, internalpb.NewControllerClient(conn))
 }
 

@@ -12,6 +12,7 @@ package fault
 import (
 	"errors"
 	"fmt"
+	"time"
 )
 
 // Kind classifies an error by what its caller can do about it. The values cross
@@ -27,8 +28,9 @@ const (
 	Timeout         Kind = "timeout"         // 408: the awaited thing did not happen in time
 	Conflict        Kind = "conflict"        // 409: the object is in a state that forbids it, or is leased
 	Precondition    Kind = "precondition"    // 412: an optimistic lock or a capacity check failed
+	TooLarge        Kind = "too_large"       // 413: the request is larger than is taken
 	Unprocessable   Kind = "unprocessable"   // 422: well-formed, but cannot be done (name taken, unusable image)
-	TooMany         Kind = "too_many"        // 429: slow down
+	TooMany         Kind = "too_many"        // 429: slow down; RetryAfter says how much
 	Unavailable     Kind = "unavailable"     // 503: a part that is needed is down; try again
 	Full            Kind = "full"            // 507: there is no room to keep it; make room and try again
 	Internal        Kind = "internal"        // 500: a fault of Bulkhead
@@ -42,6 +44,9 @@ type Error struct {
 	Status string
 	// Msg is shown to the caller.
 	Msg string
+	// RetryAfter is how long to wait before the same can be asked again; 0 if that is not
+	// known. It reaches callers of the public API and does not cross internal calls.
+	RetryAfter time.Duration
 	// Err is the cause; it is logged and never shown.
 	Err error
 }
@@ -58,6 +63,23 @@ func (e *Error) WithStatus(status string) *Error {
 	c := *e
 	c.Status = status
 	return &c
+}
+
+// WithRetryAfter returns a copy of e with the time to wait set.
+func (e *Error) WithRetryAfter(d time.Duration) *Error {
+	c := *e
+	c.RetryAfter = d
+	return &c
+}
+
+// RetryAfterOf returns how long the first *Error in err's chain asks to wait; 0 when it
+// does not say.
+func RetryAfterOf(err error) time.Duration {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.RetryAfter
+	}
+	return 0
 }
 
 // Wrap returns an error of kind k with a message for the caller and a cause for

@@ -159,7 +159,8 @@ func TestValidateSeesEveryField(t *testing.T) {
 	}
 }
 
-// TestValidateNeverPanics feeds it configs made of arbitrary JSON.
+// FuzzValidate feeds it configs made of arbitrary JSON. One that is valid is kept and
+// sent as JSON: it must mean the same when it is read again.
 func FuzzValidate(f *testing.F) {
 	f.Add(whole)
 	f.Add(`{"image":"x","services":[{"ports":[{"port":0}]}]}`)
@@ -176,6 +177,13 @@ func FuzzValidate(f *testing.F) {
 		}
 		if err := c.Clone().Validate(); err != nil {
 			t.Fatalf("the clone is not valid: %v", err)
+		}
+		kept, again := mustJSON(t, c), new(Config)
+		if err := json.Unmarshal([]byte(kept), again); err != nil {
+			t.Fatalf("%s is valid, and kept as %s cannot be read: %v", s, kept, err)
+		}
+		if back := mustJSON(t, again); back != kept {
+			t.Fatalf("%s is kept as %s, and read as %s", s, kept, back)
 		}
 		c.EffectiveGuest()
 	})

@@ -32,7 +32,8 @@ type Identity struct {
 	log     *slog.Logger
 	file    string // "" keeps nothing on disk
 	state   atomic.Pointer[identityState]
-	unkept  func() error  // writes the file with the newest certificate, when that failed
+	unkept  func() error // writes the file with the newest certificate, when that failed
+	revoked revoked
 	doubted atomic.Int64  // when a peer's authority was last unknown, in Unix ns
 	soon    chan struct{} // holds one: the certificate is to be renewed at once
 	cancel  context.CancelFunc
@@ -58,6 +59,7 @@ func NewIdentity(ctx context.Context, signer Signer, log *slog.Logger) (*Identit
 // taken, so that an authority that was made anew counts as soon as it answers.
 func OpenIdentity(ctx context.Context, file string, signer Signer, log *slog.Logger) (*Identity, error) {
 	i := &Identity{signer: signer, log: log, file: file, soon: make(chan struct{}, 1), done: make(chan struct{})}
+	i.recallRevoked()
 	if s := i.recall(); s != nil {
 		i.state.Store(s)
 		i.begin(true)
@@ -241,6 +243,9 @@ func (i *Identity) ClientTLS(role string, node key.Node) *tls.Config {
 			peer, err := i.verify(cs, x509.ExtKeyUsageServerAuth)
 			if err != nil {
 				return err
+			}
+			if i.Revoked(peer) {
+				return errRevoked(peer)
 			}
 			if peer.Role != role || (node != "" && peer.Node != node) {
 				return fault.New(fault.Unauthenticated, "called %s/%s, answered by %s", role, node, peer)

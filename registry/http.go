@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -38,7 +39,7 @@ func (e *refusal) Unwrap() error { return e.err }
 func refuse(status int, code, format string, args ...any) error {
 	kinds := map[int]fault.Kind{
 		400: fault.Invalid, 401: fault.Unauthenticated, 403: fault.Denied, 404: fault.NotFound,
-		405: fault.Unprocessable, 409: fault.Conflict, 413: fault.Unprocessable,
+		405: fault.Unprocessable, 409: fault.Conflict, 413: fault.TooLarge,
 		416: fault.Precondition, 429: fault.TooMany, 503: fault.Unavailable,
 	}
 	return &refusal{status: status, code: code, err: fault.New(kinds[status], format, args...)}
@@ -126,14 +127,24 @@ func (r *Registry) authorize(ctx context.Context, tok, repo string, push bool) e
 
 // ServeHTTP serves the distribution API below /v2/.
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	h := w.Header()
+	setHeaders(w.Header())
+	if err := r.serve(w, req); err != nil {
+		r.writeError(w, req, err)
+	}
+}
+
+// Refuse answers a request with an error, for whoever looks at requests before the
+// registry does.
+func (r *Registry) Refuse(w http.ResponseWriter, req *http.Request, err error) {
+	setHeaders(w.Header())
+	r.writeError(w, req, err)
+}
+
+func setHeaders(h http.Header) {
 	h.Set("Docker-Distribution-API-Version", "registry/2.0")
 	// What is served is what somebody pushed; no browser should make anything of it.
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Security-Policy", "default-src 'none'; sandbox")
-	if err := r.serve(w, req); err != nil {
-		r.writeError(w, req, err)
-	}
 }
 
 // serve authorizes and dispatches.
@@ -206,6 +217,9 @@ func (r *Registry) writeError(w http.ResponseWriter, req *http.Request, err erro
 		r.log.Error("registry request failed", "method", req.Method, "path", req.URL.Path, "status", status, "err", err)
 	}
 	h := w.Header()
+	if d := fault.RetryAfterOf(err); d > 0 {
+		h.Set("Retry-After", strconv.FormatInt(int64((d+time.Second-1)/time.Second), 10))
+	}
 	if status == http.StatusUnauthorized {
 		h.Set("WWW-Authenticate", `Basic realm="bulkhead"`)
 	}
@@ -237,11 +251,11 @@ func describe(err error) (int, []errorEntry) {
 	}
 	byKind := map[fault.Kind]errorEntry{
 		fault.Unauthenticated: {Code: "UNAUTHORIZED"}, fault.Denied: {Code: "DENIED"},
-		fault.NotFound: {Code: "NAME_UNKNOWN"}, fault.TooMany: {Code: "TOOMANYREQUESTS"},
+		fault.NotFound: {Code: "NAME_UNKNOWN"}, fault.TooMany: {Code: "TOOMANYREQUESTS"}, fault.TooLarge: {Code: "SIZE_INVALID"},
 	}
 	statuses := map[fault.Kind]int{
 		fault.Unauthenticated: 401, fault.Denied: 403, fault.NotFound: 404, fault.TooMany: 429, fault.Invalid: 400,
-		fault.Full: 507, fault.Unavailable: 503, fault.Timeout: 503, fault.Conflict: 409, fault.Unprocessable: 400, fault.Precondition: 412,
+		fault.Full: 507, fault.Unavailable: 503, fault.Timeout: 503, fault.Conflict: 409, fault.Unprocessable: 400, fault.Precondition: 412, fault.TooLarge: 413,
 	}
 	kind := fault.KindOf(err)
 	entry, status := byKind[kind], statuses[kind]

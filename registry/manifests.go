@@ -17,6 +17,7 @@ import (
 
 	"bulkhead/fault"
 	"bulkhead/key"
+	"bulkhead/limit"
 )
 
 // Media types of manifests.
@@ -29,6 +30,9 @@ const (
 
 // maxParts bounds what one manifest may refer to.
 const maxParts = 4096
+
+// manifestShape bounds a manifest's JSON. A part has a few members, and annotations.
+var manifestShape = limit.JSON{Depth: 16, Elements: 16 * maxParts}
 
 // descriptor points at a part of an image.
 type descriptor struct {
@@ -168,6 +172,10 @@ func parseManifest(content []byte, mediaType string) (*document, error) {
 		return nil, refuse(400, "MANIFEST_INVALID", format, args...)
 	}
 	var d document
+	// One name twice would let two readers see two images.
+	if err := manifestShape.Check(content); err != nil {
+		return bad("%s", fault.MessageOf(err))
+	}
 	if err := json.Unmarshal(content, &d); err != nil {
 		return bad("the manifest is not JSON of the right form: %v", err)
 	}

@@ -2,6 +2,7 @@ package sso
 
 import (
 	"context"
+	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"slices"
@@ -73,7 +74,7 @@ func (p *Provider) check(ctx context.Context, raw, nonce string) (*oidc.IDToken,
 	if id.IssuedAt.After(now.Add(skew)) || time.Unix(int64(nbf), 0).After(now.Add(skew)) {
 		return nil, nil, Refuse(Expired, nil, "the ID token is from the future: a clock is wrong, here or there")
 	}
-	if nonce == "" || id.Nonce != nonce {
+	if nonce == "" || subtle.ConstantTimeCompare([]byte(id.Nonce), []byte(nonce)) != 1 {
 		return nil, nil, Refuse(BadNonce, nil, "the ID token belongs to another sign-in")
 	}
 	if id.Subject == "" || len(id.Subject) > maxSubject {

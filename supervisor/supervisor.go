@@ -78,6 +78,8 @@ type State struct {
 	APIURL    string `json:"api_url"`
 	HTTPAddr  string `json:"http_addr"`
 	HTTPSAddr string `json:"https_addr"`
+	// ClusterAddr is empty when there is no cluster port.
+	ClusterAddr string `json:"cluster_addr,omitempty"`
 }
 
 // Ready is the content of the ready file.
@@ -247,6 +249,7 @@ func (s *Supervisor) prepare(ctx context.Context, lock *os.File) error {
 	s.state = State{
 		PID: os.Getpid(), RunDir: c.RunDir, Tag: in.id.Tag, Domain: in.id.Domain,
 		HTTPAddr: s.sockets.addrs[role.SocketHTTP], HTTPSAddr: s.sockets.addrs[role.SocketHTTPS],
+		ClusterAddr: s.sockets.addrs[role.SocketCluster],
 	}
 	s.state.APIURL = apiURL(in.id.Domain, s.state.HTTPSAddr)
 	b, err := json.MarshalIndent(s.state, "", "  ")

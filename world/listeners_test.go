@@ -3,73 +3,63 @@ package world_test
 import (
 	"bytes"
 	"crypto/tls"
-	"fmt"
+	"encoding/json"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
+	"bulkhead/doctor"
+	"bulkhead/fixture"
 	"bulkhead/world"
 )
 
-// TestNothingAnswersWithoutCredentials lists every socket on which a running
-// platform listens, and tries each without credentials. A socket that nobody
-// planned fails the test.
+// TestNothingAnswersWithoutCredentials has the doctor list every socket on which a
+// running platform listens, and try each without credentials. A socket that nobody
+// planned fails it.
 func TestNothingAnswersWithoutCredentials(t *testing.T) {
 	cluster := "127.0.0.1:" + freePort(t)
 	w := world.Start(t, "--cluster-addr", cluster)
+	w.CreateApp("a", "red")
+	w.Run("a", world.Config{"image": w.Push("a", fixture.StaticGo(t)), "services": world.HTTPService(8080)})
 
-	t.Run("the cluster port", func(t *testing.T) {
-		if err := plainTLS("tcp", cluster); err == nil {
-			t.Error("it answers a caller without a certificate")
+	report := examine(t, w, 0)
+	var tcp []string
+	known, attempts := map[string]int{}, 0
+	for _, l := range report.Listeners {
+		known[l.Expected]++
+		attempts += len(l.Trials)
+		if l.Expected == "" {
+			t.Errorf("nobody planned %s %s (%s), held by %v", l.Network, l.Addr, l.Namespace, l.Processes)
 		}
-	})
-
-	t.Run("TCP and UDP", func(t *testing.T) {
-		var got []string
-		for _, p := range w.Processes() {
-			got = append(got, listening(t, p.PID)...)
-		}
-		slices.Sort(got)
-		got = slices.Compact(got)
-		want := []string{"tcp " + w.HTTPAddr, "tcp " + w.Ready.HTTPSAddr, "tcp " + cluster}
-		slices.Sort(want)
-		if !slices.Equal(got, want) {
-			t.Errorf("the platform listens on %v, want %v and nothing else", got, want)
-		}
-	})
-
-	t.Run("the public API", func(t *testing.T) {
-		for _, host := range []string{"api", "registry"} {
-			for _, path := range []string{"/", "/v1/apps", "/v1/platform/regions", "/healthz", "/metrics", "/v2/", "/v2/x/tags/list", "/debug/pprof/", "/nothing"} {
-				for _, auth := range []string{"", "Bearer bh_wrong", "FlyV1 fm2_wrong", "Basic eDp4"} {
-					req, err := http.NewRequest("GET", w.URL(host, path), nil)
-					if err != nil {
-						t.Fatal(err)
-					}
-					if auth != "" {
-						req.Header.Set("Authorization", auth)
-					}
-					resp, err := w.Client().Do(req)
-					if err != nil {
-						t.Fatalf("%s%s: %v", host, path, err)
-					}
-					resp.Body.Close()
-					if resp.StatusCode != http.StatusUnauthorized {
-						t.Errorf("%s%s with %q answers %d", host, path, auth, resp.StatusCode)
-					}
-				}
+		for _, trial := range l.Trials {
+			if !trial.Refused {
+				t.Errorf("%s %s: %s is not refused: %s", l.Network, l.Addr, trial.What, trial.Got)
 			}
 		}
-	})
+		if l.Network == "tcp" || l.Network == "udp" {
+			tcp = append(tcp, l.Network+" "+l.Addr)
+		}
+	}
+	want := []string{"tcp " + w.HTTPAddr, "tcp " + w.Ready.HTTPSAddr, "tcp " + cluster}
+	slices.Sort(want)
+	slices.Sort(tcp)
+	if !slices.Equal(tcp, want) {
+		t.Errorf("the platform listens on %v, want %v and nothing else", tcp, want)
+	}
+	// Nothing was overlooked: seven sockets of the roles, two of etcd, two of a sandbox, and its card.
+	if len(known) < 13 || known["control socket of a sandbox"] != 2 || known["etcd"] != 2 || attempts < 60 {
+		t.Errorf("%d attempts at %v", attempts, known)
+	}
+	t.Logf("%d attempts at %d sockets", attempts, len(report.Listeners))
+
+	t.Run("TestDoctorSeesAnOpenedPlatform", func(t *testing.T) { openedPlatform(t, w) })
 
 	t.Run("the API under another name", func(t *testing.T) {
 		req, err := http.NewRequest("GET", w.URL("api", "/v1/apps"), nil)
@@ -119,32 +109,112 @@ func TestNothingAnswersWithoutCredentials(t *testing.T) {
 		}
 	})
 
-	t.Run("unix sockets", func(t *testing.T) {
-		found := 0
-		filepath.Walk(w.RunDir(), func(path string, fi os.FileInfo, err error) error {
-			if err != nil || fi.Mode()&os.ModeSocket == 0 {
-				return nil
-			}
-			found++
-			if fi.Mode().Perm()&0o007 != 0 {
-				t.Errorf("%s is open to everybody: %v", path, fi.Mode())
-			}
-			if err := dialAs(65534, path); err == nil {
-				t.Errorf("user nobody may connect to %s", path)
-			}
-			name := strings.TrimSuffix(filepath.Base(path), ".sock")
-			switch name {
-			case "internal", "worker", "edge":
-				if err := plainTLS("unix", path); err == nil {
-					t.Errorf("%s answers a caller without a certificate", path)
-				}
-			}
-			return nil
-		})
-		if found < 6 {
-			t.Errorf("only %d sockets were found in %s", found, w.RunDir())
+}
+
+// examine runs the doctor on a platform and wants an exit code.
+func examine(t *testing.T, w *world.World, code int) doctor.Report {
+	t.Helper()
+	cmd := exec.Command(filepath.Join(w.Bin, "bulkheadd"), "doctor", "--json", "--data-dir", w.DataDir)
+	var complaints bytes.Buffer
+	cmd.Stderr = &complaints
+	out, err := cmd.Output()
+	if got := cmd.ProcessState.ExitCode(); got != code {
+		t.Errorf("bulkheadd doctor ends with %d, want %d: %v %s", got, code, err, complaints.String())
+	}
+	var r doctor.Report
+	if err := json.Unmarshal(out, &r); err != nil {
+		t.Fatalf("%v: %.500s", err, out)
+	}
+	for _, f := range r.Findings {
+		if code == 0 && f.Level == doctor.Fail {
+			t.Errorf("%s: %s", f.Check, f.Found)
 		}
+	}
+	return r
+}
+
+// openedPlatform is the control: what is opened on a running platform is seen.
+func openedPlatform(t *testing.T, w *world.World) {
+	key := filepath.Join(w.DataDir, "controller", "api.key")
+	var ports []string
+	seeds := []struct {
+		what string
+		open func() (undo func(), err error)
+		part string
+	}{
+		{"a key that others may read", func() (func(), error) {
+			return func() { os.Chmod(key, 0o600) }, os.Chmod(key, 0o644)
+		}, key + " (mode 0644)"},
+		{"a socket of the platform that others may write to", func() (func(), error) {
+			s := filepath.Join(w.RunDir(), "worker.sock")
+			return func() { os.Chmod(s, 0o660) }, os.Chmod(s, 0o666)
+		}, "(calls to the worker) does not refuse connecting as user nobody"},
+		{"somebody else's socket in the runtime directory", func() (func(), error) {
+			l, err := net.Listen("unix", filepath.Join(w.RunDir(), "stranger.sock"))
+			return func() { l.Close() }, err
+		}, "stranger.sock is answered by a process that is not the platform's"},
+		{"a port opened by a program that was slipped in", func() (func(), error) {
+			cmd, addr, err := implant(t, w)
+			if err != nil {
+				return nil, err
+			}
+			ports = append(ports, addr)
+			return func() { cmd.Process.Kill(); cmd.Wait() }, nil
+		}, "held by bulkhead-implant"},
+	}
+	var undo []func()
+	defer func() {
+		for _, u := range undo {
+			u()
+		}
+	}()
+	for _, s := range seeds {
+		u, err := s.open()
+		if err != nil {
+			t.Fatalf("%s: %v", s.what, err)
+		}
+		undo = append(undo, u)
+	}
+	report := examine(t, w, 1)
+	for _, s := range seeds {
+		if !slices.ContainsFunc(report.Findings, func(f doctor.Finding) bool {
+			return f.Level == doctor.Fail && strings.Contains(f.Found, s.part) && f.Remedy != ""
+		}) {
+			t.Errorf("%s is not found", s.what)
+		}
+	}
+	for _, l := range report.Listeners {
+		if slices.Contains(ports, l.Addr) && (l.Expected != "" || len(l.Trials) < 2 || l.Trials[1].Refused) {
+			t.Errorf("the planted port: %+v", l)
+		}
+	}
+}
+
+// implant starts a program that serves HTTP and looks like one of the platform's.
+func implant(t *testing.T, w *world.World) (*exec.Cmd, string, error) {
+	b, err := os.ReadFile("/usr/bin/python3")
+	if err != nil {
+		return nil, "", err
+	}
+	bin := filepath.Join(t.TempDir(), "bulkhead-implant")
+	if err := os.WriteFile(bin, b, 0o755); err != nil {
+		return nil, "", err
+	}
+	addr := "127.0.0.1:" + freePort(t)
+	cmd := exec.Command(bin, "-m", "http.server", "--bind", "127.0.0.1", "--directory", w.RunDir()+"/netns", port(addr))
+	cmd.Env = []string{"PYTHONHOME=/usr"}
+	if err := cmd.Start(); err != nil {
+		return nil, "", err
+	}
+	w.Eventually(30*time.Second, func() string {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			return "the planted program does not listen: " + err.Error()
+		}
+		c.Close()
+		return ""
 	})
+	return cmd, addr, nil
 }
 
 // freePort returns a loopback port that was free a moment ago.
@@ -155,97 +225,4 @@ func freePort(t *testing.T) string {
 	}
 	defer l.Close()
 	return port(l.Addr().String())
-}
-
-// listening lists what a process listens on, over TCP, UDP and abstract sockets,
-// in its own network namespace.
-func listening(t *testing.T, pid int) (out []string) {
-	inodes := map[string]bool{}
-	fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
-	for _, fd := range fds {
-		if link, err := os.Readlink(fd); err == nil && strings.HasPrefix(link, "socket:[") {
-			inodes[strings.Trim(link[7:], "[]")] = true
-		}
-	}
-	// A socket belongs to the namespace it was made in: the host's table shows those
-	// that the edge inherited.
-	for _, table := range []string{fmt.Sprintf("/proc/%d/net/", pid), "/proc/self/net/"} {
-		for _, proto := range []string{"tcp", "tcp6", "udp", "udp6"} {
-			b, err := os.ReadFile(table + proto)
-			if err != nil {
-				continue
-			}
-			for line := range strings.Lines(string(b)) {
-				f := strings.Fields(line)
-				if len(f) < 10 || !inodes[f[9]] || (proto[:3] == "tcp" && f[3] != "0A") {
-					continue
-				}
-				out = append(out, proto[:3]+" "+hexAddr(f[1]))
-			}
-		}
-		b, _ := os.ReadFile(table + "unix")
-		for line := range strings.Lines(string(b)) {
-			f := strings.Fields(line)
-			if len(f) == 8 && inodes[f[6]] && strings.HasPrefix(f[7], "@") && f[3] == "00010000" {
-				out = append(out, "abstract "+f[7])
-			}
-		}
-	}
-	return out
-}
-
-// hexAddr reads the kernel's form of an address.
-func hexAddr(s string) string {
-	host, p, _ := strings.Cut(s, ":")
-	n, _ := strconv.ParseUint(p, 16, 16)
-	var ip net.IP
-	for i := 0; i+8 <= len(host); i += 8 {
-		for j := 6; j >= 0; j -= 2 {
-			b, _ := strconv.ParseUint(host[i+j:i+j+2], 16, 8)
-			ip = append(ip, byte(b))
-		}
-	}
-	return net.JoinHostPort(ip.String(), strconv.Itoa(int(n)))
-}
-
-// dialAs connects to a unix socket as another user.
-func dialAs(uid int, path string) error {
-	done := make(chan error, 1)
-	go func() {
-		// The thread keeps the user and ends with the goroutine, which never unlocks it.
-		runtime.LockOSThread()
-		if _, _, e := syscall.RawSyscall(syscall.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)); e != 0 {
-			done <- nil
-			return
-		}
-		fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
-		if err != nil {
-			done <- nil
-			return
-		}
-		defer syscall.Close(fd)
-		done <- syscall.Connect(fd, &syscall.SockaddrUnix{Name: path})
-	}()
-	return <-done
-}
-
-// plainTLS asks a socket for HTTP over TLS without showing a certificate.
-func plainTLS(network, addr string) error {
-	c, err := net.Dial(network, addr)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(5 * time.Second))
-	conn := tls.Client(c, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
-	if err := conn.Handshake(); err != nil {
-		return err
-	}
-	// In TLS 1.3 the refusal of a client certificate arrives with the first read.
-	_, err = conn.Read(make([]byte, 1))
-	if err == nil {
-		// The server's HTTP/2 settings frame: it took us for a caller.
-		return nil
-	}
-	return err
 }

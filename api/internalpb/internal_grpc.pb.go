@@ -708,6 +708,164 @@ var Worker_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
+	Membership_Renew_FullMethodName        = "/bulkhead.internal.v1.Membership/Renew"
+	Membership_WatchRevoked_FullMethodName = "/bulkhead.internal.v1.Membership/WatchRevoked"
+)
+
+// MembershipClient is the client API for Membership service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Membership is served by the controller: what a node needs to stay one of the cluster's.
+type MembershipClient interface {
+	// Renew signs another certificate for the caller's own identity, for a key that it made.
+	// Roles of the controller's machine ask over the enroll socket instead. Caller: a worker
+	// or edge of a node that joined and was not removed, with its present certificate.
+	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error)
+	// WatchRevoked streams which identities are revoked: first all, and all again whenever
+	// that changes. Callers: worker, edge.
+	WatchRevoked(ctx context.Context, in *WatchRevokedRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Revoked], error)
+}
+
+type membershipClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewMembershipClient(cc grpc.ClientConnInterface) MembershipClient {
+	return &membershipClient{cc}
+}
+
+func (c *membershipClient) Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RenewResponse)
+	err := c.cc.Invoke(ctx, Membership_Renew_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *membershipClient) WatchRevoked(ctx context.Context, in *WatchRevokedRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Revoked], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Membership_ServiceDesc.Streams[0], Membership_WatchRevoked_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchRevokedRequest, Revoked]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Membership_WatchRevokedClient = grpc.ServerStreamingClient[Revoked]
+
+// MembershipServer is the server API for Membership service.
+// All implementations must embed UnimplementedMembershipServer
+// for forward compatibility.
+//
+// Membership is served by the controller: what a node needs to stay one of the cluster's.
+type MembershipServer interface {
+	// Renew signs another certificate for the caller's own identity, for a key that it made.
+	// Roles of the controller's machine ask over the enroll socket instead. Caller: a worker
+	// or edge of a node that joined and was not removed, with its present certificate.
+	Renew(context.Context, *RenewRequest) (*RenewResponse, error)
+	// WatchRevoked streams which identities are revoked: first all, and all again whenever
+	// that changes. Callers: worker, edge.
+	WatchRevoked(*WatchRevokedRequest, grpc.ServerStreamingServer[Revoked]) error
+	mustEmbedUnimplementedMembershipServer()
+}
+
+// UnimplementedMembershipServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedMembershipServer struct{}
+
+func (UnimplementedMembershipServer) Renew(context.Context, *RenewRequest) (*RenewResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Renew not implemented")
+}
+func (UnimplementedMembershipServer) WatchRevoked(*WatchRevokedRequest, grpc.ServerStreamingServer[Revoked]) error {
+	return status.Error(codes.Unimplemented, "method WatchRevoked not implemented")
+}
+func (UnimplementedMembershipServer) mustEmbedUnimplementedMembershipServer() {}
+func (UnimplementedMembershipServer) testEmbeddedByValue()                    {}
+
+// UnsafeMembershipServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to MembershipServer will
+// result in compilation errors.
+type UnsafeMembershipServer interface {
+	mustEmbedUnimplementedMembershipServer()
+}
+
+func RegisterMembershipServer(s grpc.ServiceRegistrar, srv MembershipServer) {
+	// If the following call panics, it indicates UnimplementedMembershipServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Membership_ServiceDesc, srv)
+}
+
+func _Membership_Renew_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RenewRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MembershipServer).Renew(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Membership_Renew_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MembershipServer).Renew(ctx, req.(*RenewRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Membership_WatchRevoked_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchRevokedRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(MembershipServer).WatchRevoked(m, &grpc.GenericServerStream[WatchRevokedRequest, Revoked]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Membership_WatchRevokedServer = grpc.ServerStreamingServer[Revoked]
+
+// Membership_ServiceDesc is the grpc.ServiceDesc for Membership service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Membership_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "bulkhead.internal.v1.Membership",
+	HandlerType: (*MembershipServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Renew",
+			Handler:    _Membership_Renew_Handler,
+		},
+	},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "WatchRevoked",
+			Handler:       _Membership_WatchRevoked_Handler,
+			ServerStreams: true,
+		},
+	},
+	Metadata: "api/internalpb/internal.proto",
+}
+
+const (
 	Telemetry_Metrics_FullMethodName = "/bulkhead.internal.v1.Telemetry/Metrics"
 )
 

@@ -31,6 +31,7 @@ var grpcCode = map[fault.Kind]codes.Code{
 	fault.Timeout:         codes.DeadlineExceeded,
 	fault.Conflict:        codes.Aborted,
 	fault.Precondition:    codes.FailedPrecondition,
+	fault.TooLarge:        codes.InvalidArgument,
 	fault.Unprocessable:   codes.InvalidArgument,
 	fault.TooMany:         codes.ResourceExhausted,
 	fault.Unavailable:     codes.Unavailable,

@@ -26,5 +26,8 @@ var Policy = map[string][]string{
 	internalpb.Worker_Wake_FullMethodName: {role.Edge},
 	internalpb.Worker_Idle_FullMethodName: {role.Edge},
 
+	internalpb.Membership_Renew_FullMethodName:        {role.Worker, role.Edge},
+	internalpb.Membership_WatchRevoked_FullMethodName: {role.Worker, role.Edge},
+
 	internalpb.Telemetry_Metrics_FullMethodName: {role.Controller},
 }

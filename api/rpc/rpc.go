@@ -35,9 +35,9 @@ type Admit func(ctx context.Context, caller pki.ID) error
 // these to those that every admit lets in. The caller registers services and serves
 // it on any number of listeners.
 func NewServer(id *pki.Identity, log *slog.Logger, admit ...Admit) *grpc.Server {
-	a := authorizer{log: log, admit: admit}
+	a := authorizer{log: log, id: id, admit: admit}
 	return grpc.NewServer(
-		grpc.Creds(credentials.NewTLS(id.ServerTLS())),
+		grpc.Creds(tracked{credentials.NewTLS(id.ServerTLS()), id}),
 		grpc.MaxRecvMsgSize(MaxMessage),
 		grpc.MaxSendMsgSize(MaxMessage),
 		grpc.ConnectionTimeout(10*time.Second),
@@ -55,7 +55,7 @@ func NewServer(id *pki.Identity, log *slog.Logger, admit ...Admit) *grpc.Server 
 // first used and again whenever the connection is lost; node may be empty for any.
 func Dial(id *pki.Identity, socketPath, wantRole string, wantNode key.Node) (*grpc.ClientConn, error) {
 	return grpc.NewClient("passthrough:///"+socketPath,
-		grpc.WithTransportCredentials(credentials.NewTLS(id.ClientTLS(wantRole, wantNode))),
+		grpc.WithTransportCredentials(tracked{credentials.NewTLS(id.ClientTLS(wantRole, wantNode)), id}),
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "unix", addr)
@@ -75,7 +75,11 @@ func Peer(ctx context.Context) (pki.ID, error) {
 	if !ok {
 		return pki.ID{}, fault.New(fault.Unauthenticated, "the call has no peer")
 	}
-	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	return peerOf(p.AuthInfo)
+}
+
+func peerOf(auth credentials.AuthInfo) (pki.ID, error) {
+	info, ok := auth.(credentials.TLSInfo)
 	if !ok || len(info.State.PeerCertificates) == 0 {
 		return pki.ID{}, fault.New(fault.Unauthenticated, "the call has no certificate")
 	}
@@ -85,6 +89,7 @@ func Peer(ctx context.Context) (pki.ID, error) {
 // authorizer checks every call against Policy before its method runs.
 type authorizer struct {
 	log   *slog.Logger
+	id    *pki.Identity
 	admit []Admit
 }
 
@@ -101,6 +106,9 @@ func (a authorizer) check(ctx context.Context, method string) error {
 		if err := admit(ctx, id); err != nil {
 			return err
 		}
+	}
+	if a.id.Revoked(id) {
+		return fault.New(fault.Denied, "%s was removed from the cluster", id).WithStatus(NodeRemoved)
 	}
 	return nil
 }

@@ -22,7 +22,7 @@ import (
 
 // TestEveryMethodHasAPolicy fails when a call is added without saying who may make it.
 func TestEveryMethodHasAPolicy(t *testing.T) {
-	services := []grpc.ServiceDesc{internalpb.Controller_ServiceDesc, internalpb.Worker_ServiceDesc, internalpb.Telemetry_ServiceDesc}
+	services := []grpc.ServiceDesc{internalpb.Controller_ServiceDesc, internalpb.Worker_ServiceDesc, internalpb.Membership_ServiceDesc, internalpb.Telemetry_ServiceDesc}
 	n := 0
 	for _, s := range services {
 		var methods []string
@@ -48,6 +48,7 @@ func TestEveryMethodHasAPolicy(t *testing.T) {
 type probe struct {
 	internalpb.UnimplementedControllerServer
 	internalpb.UnimplementedWorkerServer
+	internalpb.UnimplementedMembershipServer
 	internalpb.UnimplementedTelemetryServer
 	err error
 }
@@ -69,6 +70,7 @@ func serve(t *testing.T, ca *pki.CA, p *probe) (socket string) {
 	srv := rpc.NewServer(pkitest.Identity(t, ca, pki.ID{Cluster: "c-1", Role: role.Controller, Node: "n1"}), slog.New(slog.DiscardHandler))
 	internalpb.RegisterControllerServer(srv, p)
 	internalpb.RegisterWorkerServer(srv, p)
+	internalpb.RegisterMembershipServer(srv, p)
 	internalpb.RegisterTelemetryServer(srv, p)
 	socket = filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", socket)

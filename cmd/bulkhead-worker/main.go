@@ -84,6 +84,7 @@ func run(parent context.Context, env *role.Env) (err error) {
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return server.Serve(listener) })
 		g.Go(func() error { w.Sync(ctx, controller); return nil })
+		g.Go(func() error { rpc.FollowRevoked(ctx, id, cc, env.Log); return nil })
 		return g.Wait()
 	})
 	err = g.Wait()

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/term"
 
+	"bulkhead/doctor"
 	"bulkhead/supervisor"
 )
 
@@ -37,6 +38,7 @@ Usage:
   bulkheadd down [flags]     after "up" has ended: end the Machines, remove what they left on this machine
   bulkheadd token [flags]    make a new admin token of the running platform, print the line to log in with
   bulkheadd ca ACTION        the cluster's certificate authority: status, seal, discard, rotate, finish
+  bulkheadd doctor [flags]   find what listens, prove that it refuses strangers, warn of what weakens this host
   bulkheadd version          print the version
 
 "bulkheadd COMMAND --help" lists the flags. All but version must run as root.
@@ -50,6 +52,9 @@ func main() {
 	if len(os.Args) == 2 && os.Args[1] == supervisor.ProbeCommand {
 		os.Exit(supervisor.ProbeHost())
 	}
+	if len(os.Args) > 1 && os.Args[1] == doctor.StrangerCommand {
+		os.Exit(doctor.Stranger(os.Args[2:]))
+	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
@@ -60,6 +65,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	name, args := args[0], args[1:]
 	switch name {
+	case "doctor":
+		return examine(args, stdout, stderr)
 	case "up", "down", "token":
 		return command(name, args, stdout, stderr)
 	case "ca":

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 
+	"bulkhead/doctor"
 	"bulkhead/supervisor"
 )
 
@@ -62,6 +63,12 @@ func TestCommandLine(t *testing.T) {
 		{"up as nobody", nobody, []string{"up"}, "", "bulkheadd up must run as root", 1},
 		{"down as nobody", nobody, []string{"down"}, "", "bulkheadd down must run as root", 1},
 		{"token as nobody", nobody, []string{"token"}, "", "bulkheadd token must run as root", 1},
+		{"doctor as nobody", nobody, []string{"doctor"}, "", "bulkheadd doctor must run as root", 1},
+		{"doctor of nothing", 0, []string{"doctor", "--data-dir", "/nowhere"}, "", "/nowhere holds no installation", 1},
+		{"doctor with an argument", 0, []string{"doctor", "now"}, "", `doctor takes no argument, but got "now"`, 2},
+		{"doctor with an unknown flag", 0, []string{"doctor", "--cure"}, "", `"bulkheadd doctor --help" lists the flags`, 2},
+		{"help of doctor", 0, []string{"doctor", "--help"}, "--strict", "", 0},
+		{"stranger by hand", 0, []string{doctor.StrangerCommand, "0"}, "", "for the doctor's own use", 1},
 		{"config missing", 0, []string{"up", "--config", "/nowhere.toml"}, "", "the configuration file cannot be read: open /nowhere.toml: no such file or directory", 2},
 		{"config with an unknown field", 0, []string{"up", "--config", bad}, "", bad + `:2:1: there is no field "colour"`, 2},
 		{"bad value", 0, []string{"up", "--https-addr", "8443"}, "", `https_addr "8443": it must be host:port`, 2},

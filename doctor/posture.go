@@ -1,0 +1,8 @@
+package doctor
+
+import "context"
+
+// Posture is what the controller alone knows.
+type Posture struct{}
+
+func (p Platform) posture(context.Context) []Finding { return nil }
