@@ -27,9 +27,9 @@ type signedIn struct {
 	Config string `json:"config,omitempty"`
 	Method string `json:"method"` // "sso", "passkey"
 
-	Token key.TokenID `json:"token,omitempty"` // of a CLI: ends with the session
-	Name  string      `json:"name,omitempty"`  // of the host that asked
-	From  string      `json:"from,omitempty"`
+	TokenID key.TokenID `json:"token,omitempty"` // of a CLI: ends with the session
+	Name    string      `json:"name,omitempty"`  // of the host that asked
+	From    string      `json:"from,omitempty"`
 
 	CreatedAt time.Time     `json:"created_at"`
 	SeenAt    time.Time     `json:"seen_at"`
@@ -117,8 +117,8 @@ func (t *txn) end(s *signedIn) {
 		}
 	}
 	t.do(store.Delete(sessionKey(s.ID)))
-	if s.Token != "" {
-		t.do(store.Delete(tokenKey(s.Token)))
+	if s.TokenID != "" {
+		t.do(store.Delete(tokenKey(s.TokenID)))
 	}
 }
 
@@ -192,9 +192,9 @@ func (c *Controller) listSessions(r *call) (int, any, error) {
 			continue
 		}
 		out.Sessions = append(out.Sessions, Session{
-			ID: s.ID[:16], Kind: s.Kind, Method: s.Method, Org: s.Org, Name: s.Name, From: s.From, Token: string(s.Token),
+			ID: s.ID[:16], Kind: s.Kind, Method: s.Method, Org: s.Org, Name: s.Name, From: s.From, Token: string(s.TokenID),
 			CreatedAt: stamp(s.CreatedAt), SeenAt: stamp(s.SeenAt), ExpiresAt: stamp(s.ExpiresAt),
-			Current: r.who.Token != nil && s.Token == r.who.Token.ID,
+			Current: r.who.Token != nil && s.TokenID == r.who.Token.ID,
 		})
 	}
 	return http.StatusOK, out, nil
@@ -208,7 +208,7 @@ func (c *Controller) deleteSession(r *call) (int, any, error) {
 	which := r.PathValue("session")
 	ended := 0
 	for _, s := range c.directory.sessionsOf(r.who.User) {
-		current := r.who.Token != nil && s.Token == r.who.Token.ID
+		current := r.who.Token != nil && s.TokenID == r.who.Token.ID
 		if which == "all" || which == "current" && current || len(which) >= 16 && strings.HasPrefix(s.ID, which) {
 			if err := c.endSession(r.Context(), s); err != nil {
 				return 0, nil, err
@@ -229,14 +229,14 @@ func (d *directory) takeSession(e store.Event) {
 	id := strings.TrimPrefix(e.Key, prefixSession)
 	if old := d.sessions[id]; old != nil {
 		drop(d.signed, old.User, id)
-		delete(d.tokenOf, old.Token)
+		delete(d.tokenOf, old.TokenID)
 		delete(d.sessions, id)
 	}
 	if s := live[signedIn](e); s != nil {
 		d.sessions[id] = s
 		add(d.signed, s.User, id, s)
-		if s.Token != "" {
-			d.tokenOf[s.Token] = s
+		if s.TokenID != "" {
+			d.tokenOf[s.TokenID] = s
 		}
 	}
 }
