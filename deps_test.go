@@ -30,6 +30,7 @@ const layers = `
 	notice
 	room
 	boltcheck
+	doctor/posture
 	doctor
 	role, pki, secret, token, api/internalpb, logs, registry, sandbox, sso, passkey
 	image/wire, image/confine, image/erofs

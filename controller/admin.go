@@ -31,6 +31,7 @@ type AdminLogin struct {
 //	POST /token?if_none=1   only if there is none yet, otherwise 409
 //	GET  /login             what is needed to log in, besides the token
 //	/ca, /ca/...            the certificate authority, see pki.CA.AdminHandler
+//	GET  /posture           what the operator's choices come to, for bulkheadd doctor
 //	GET  /ready             200 once a worker is connected, 503 before
 func (c *Controller) adminHandler() http.Handler {
 	mux := http.NewServeMux()
@@ -63,6 +64,7 @@ func (c *Controller) adminHandler() http.Handler {
 		// Not an error of a request's: bulkheadd asks many times a second while it starts.
 		writeJSON(w, http.StatusServiceUnavailable, errorBody{Error: "no worker is connected yet"})
 	})
+	mux.HandleFunc("GET /posture", c.showPosture)
 	ca := c.ca.AdminHandler(c.noteAuthority, func(w http.ResponseWriter, err error) { writeError(w, c.log, err) })
 	mux.Handle("/ca", ca)
 	mux.Handle("/ca/", ca)

@@ -14,6 +14,8 @@ import (
 	"io"
 	"strings"
 	"time"
+
+	"bulkhead/doctor/posture"
 )
 
 // Level says how bad what was found is.
@@ -50,7 +52,7 @@ type Platform struct {
 	// Probe does what a sandbox needs, and says what the host refuses. nil: not tried.
 	Probe func(context.Context) error
 	// Posture asks the controller what it alone knows. nil when it does not run.
-	Posture func(context.Context) (Posture, error)
+	Posture func(context.Context) (posture.Posture, error)
 }
 
 // Report is everything that was found.

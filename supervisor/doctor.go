@@ -2,12 +2,16 @@ package supervisor
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 
 	"bulkhead/doctor"
+	"bulkhead/doctor/posture"
+	"bulkhead/role"
 )
 
 // Patient describes the platform of a configuration to the doctor: as it runs, or, if
@@ -29,8 +33,19 @@ func Patient(c Config, configFile string) (doctor.Platform, error) {
 		return p, nil
 	}
 	p.Supervisor = st.PID
+	p.Posture = newAdmin(socketPath(st.RunDir, role.SocketAdmin)).posture
 	p.HTTPAddr, p.HTTPSAddr, p.ClusterAddr = st.HTTPAddr, st.HTTPSAddr, st.ClusterAddr
 	return p, nil
+}
+
+// posture asks the controller what its operator's choices come to.
+func (a *admin) posture(ctx context.Context) (posture.Posture, error) {
+	var p posture.Posture
+	b, err := a.call(ctx, http.MethodGet, "/posture")
+	if err == nil {
+		err = json.Unmarshal(b, &p)
+	}
+	return p, err
 }
 
 // holdsLock reports whether a process has the lock file of a data directory open: the

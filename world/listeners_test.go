@@ -57,6 +57,12 @@ func TestNothingAnswersWithoutCredentials(t *testing.T) {
 	if len(known) < 13 || known["control socket of a sandbox"] != 2 || known["etcd"] != 2 || attempts < 60 {
 		t.Errorf("%d attempts at %v", attempts, known)
 	}
+	// What the controller knows is asked: a fresh installation, whose token was used.
+	for check, level := range map[string]doctor.Level{"installation": doctor.OK, "root key": doctor.Warn, "single sign-on": doctor.Warn} {
+		if !slices.ContainsFunc(report.Findings, func(f doctor.Finding) bool { return f.Check == check && f.Level == level }) {
+			t.Errorf("%s is not found to be %s: %+v", check, level, report.Findings)
+		}
+	}
 	t.Logf("%d attempts at %d sockets", attempts, len(report.Listeners))
 
 	t.Run("TestDoctorSeesAnOpenedPlatform", func(t *testing.T) { openedPlatform(t, w) })
@@ -161,6 +167,9 @@ func openedPlatform(t *testing.T, w *world.World) {
 			ports = append(ports, addr)
 			return func() { cmd.Process.Kill(); cmd.Wait() }, nil
 		}, "held by bulkhead-implant"},
+		{"a one-time token that nobody has used", func() (func(), error) {
+			return func() {}, exec.Command(filepath.Join(w.Bin, "bulkheadd"), "token", "--data-dir", w.DataDir).Run()
+		}, "the one-time token of an operator, made"},
 	}
 	var undo []func()
 	defer func() {
@@ -178,7 +187,7 @@ func openedPlatform(t *testing.T, w *world.World) {
 	report := examine(t, w, 1)
 	for _, s := range seeds {
 		if !slices.ContainsFunc(report.Findings, func(f doctor.Finding) bool {
-			return f.Level == doctor.Fail && strings.Contains(f.Found, s.part) && f.Remedy != ""
+			return f.Level != doctor.OK && strings.Contains(f.Found, s.part) && f.Remedy != ""
 		}) {
 			t.Errorf("%s is not found", s.what)
 		}
