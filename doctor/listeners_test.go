@@ -21,7 +21,7 @@ import (
 // TestMain makes this program also the stranger, and a process that does nothing.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == StrangerCommand {
-		os.Exit(Stranger(os.Args[2:]))
+		syscall.Exit(Stranger(os.Args[2:])) // os.Exit waits a second for the race detector
 	}
 	if len(os.Args) > 1 && os.Args[1] == "idle" {
 		select {}
