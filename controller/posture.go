@@ -26,6 +26,7 @@ func (c *Controller) posture(ctx context.Context) (posture.Posture, error) {
 	if one != nil && !one.expired(now()) {
 		p.Unclaimed = one.CreatedAt
 	}
+	p.Audit = &posture.Audit{} // without a witness
 	p.Orgs, p.Tokens = c.directory.posture()
 	return p, nil
 }
@@ -34,8 +35,11 @@ func (c *Controller) posture(ctx context.Context) (posture.Posture, error) {
 func (d *directory) posture() (orgs []posture.Org, tokens []posture.Token) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
-	for slug := range d.orgs {
-		o := posture.Org{Slug: slug}
+	for slug, rec := range d.orgs {
+		o := posture.Org{Slug: slug, TokenMax: rec.TokenMax}
+		if conf := d.sso[slug]; conf != nil {
+			o.SSO = conf.Mode
+		}
 		for _, m := range d.members[slug] {
 			if m.Role == roleOwner {
 				o.Owners++

@@ -80,7 +80,7 @@ func tokens(p posture.Posture, now time.Time) (out []Finding) {
 	}
 	for _, o := range p.Orgs {
 		if o.TokenMax == 0 {
-			out = append(out, Finding{"token limits", Warn, "organization " + o.Slug + " sets no limit of its own to the life of its tokens: one may be made for a year", "set one (bulkhead orgs --help)"})
+			out = append(out, Finding{"token limits", Warn, "organization " + o.Slug + " sets no limit of its own to the life of its tokens: one may be made for a year", "set token_max_expiry of the organization: docs/tokens.md"})
 		}
 	}
 	if out == nil {
@@ -95,9 +95,9 @@ func signOn(p posture.Posture, _ time.Time) (out []Finding) {
 		switch o.SSO {
 		case "required":
 		case "":
-			out = append(out, Finding{"single sign-on", Warn, "organization " + o.Slug + " has no single sign-on: a token that is stolen opens it by itself, and who leaves has to be removed by hand", "set it up: docs/sso.md"})
+			out = append(out, Finding{"single sign-on", Warn, "organization " + o.Slug + " has no single sign-on: a token that is stolen opens it by itself, and who leaves has to be removed by hand", "set one up, and require it (docs/api.md, sso)"})
 		default:
-			out = append(out, Finding{"single sign-on", Warn, "single sign-on is " + o.SSO + " in organization " + o.Slug + ": a token that is stolen opens it by itself", "require it: docs/sso.md"})
+			out = append(out, Finding{"single sign-on", Warn, "single sign-on is " + o.SSO + " in organization " + o.Slug + ": a token that is stolen opens it by itself", "require it (docs/api.md, sso)"})
 		}
 	}
 	if out == nil {
