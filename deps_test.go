@@ -39,7 +39,7 @@ const layers = `
 	api/rpc: api/internalpb pki role
 	audit
 	audit/auditlog
-	image/imagetest, sso/ssotest, passkey/passkeytest, pki/pkitest, registry/registrytest, sandbox/fake, sandbox/sandboxtest, store
+	image/imagetest, secret/secrettest, sso/ssotest, passkey/passkeytest, pki/pkitest, registry/registrytest, sandbox/fake, sandbox/sandboxtest, store
 
 	# Ports' adapters.
 	store/etcd, store/fake, store/storetest: store

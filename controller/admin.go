@@ -30,6 +30,7 @@ type AdminLogin struct {
 //	POST /token             makes a new one-time token; the one before is refused from then on
 //	POST /token?if_none=1   only if there is none yet, otherwise 409
 //	GET  /login             what is needed to log in, besides the token
+//	POST /secrets/rotate-key  replaces the cluster key, or goes on with that
 //	/ca, /ca/...            the certificate authority, see pki.CA.AdminHandler
 //	GET  /posture           what the operator's choices come to, for bulkheadd doctor
 //	GET  /ready             200 once a worker is connected, 503 before
@@ -54,6 +55,7 @@ func (c *Controller) adminHandler() http.Handler {
 			Pin: c.cert.pin(), CAPEM: string(c.ca.RootPEM()), APIURL: "https://" + host, Domain: c.cfg.Role.Domain,
 		})
 	})
+	mux.HandleFunc("POST /secrets/rotate-key", c.rotateKeyCall)
 	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, r *http.Request) {
 		for _, n := range c.view.allNodes() {
 			if n.Connected {

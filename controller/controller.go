@@ -20,6 +20,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"log"
 	"log/slog"
 	"net"
@@ -50,6 +51,8 @@ import (
 type Config struct {
 	Role role.Config
 	Log  *slog.Logger
+	// ClusterKey is the open credential that Role.ClusterCredential names.
+	ClusterKey io.ReaderAt
 
 	// AckLimit is how long a call waits for the worker to take up a change before it
 	// answers anyway; 5 s.
@@ -80,6 +83,8 @@ type Controller struct {
 	registry *registry.Registry
 	grantKey ed25519.PrivateKey
 	ring     *secret.Ring // wraps what is secret in the store
+	keysMu   sync.RWMutex // held while the ring's keys change
+	rotating sync.Mutex   // held while the cluster key is rotated
 	tmp      string       // directory of the store's sockets, when DataDir is too deep
 
 	directory *directory
@@ -266,6 +271,8 @@ func (c *Controller) Serve(ctx context.Context, ls map[string]net.Listener, read
 	run("outbox", func() error { return c.outbox.run(ctx, c.audit, c.left) })
 	run("refusals", func() error { return c.refusals.run(ctx) })
 	run("collector", func() error { return c.collect(ctx) })
+
+	wg.Go(func() { c.resumeRotation(ctx) })
 
 	g := rpc.NewServer(c.identity, c.log, c.admit)
 	internalpb.RegisterControllerServer(g, internalServer{c: c})

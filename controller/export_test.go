@@ -64,6 +64,30 @@ func (l lying) Txn(ctx context.Context, conds []store.Cond, ops []store.Op) (int
 	return rev, l.f(ops, err)
 }
 
+// AroundTxn makes f carry out each transaction of the store; before Serve only.
+func (c *Controller) AroundTxn(f func(ops []store.Op, txn func() error) error) {
+	c.store = around{c.store, f}
+}
+
+type around struct {
+	store.Store
+	f func(ops []store.Op, txn func() error) error
+}
+
+func (a around) Txn(ctx context.Context, conds []store.Cond, ops []store.Op) (rev int64, err error) {
+	err = a.f(ops, func() error {
+		rev, err = a.Store.Txn(ctx, conds, ops)
+		return err
+	})
+	return rev, err
+}
+
+// Raw reads a record as it is in the store.
+func (c *Controller) Raw(ctx context.Context, k string) ([]byte, error) {
+	kv, err := c.store.Get(ctx, k)
+	return kv.Value, err
+}
+
 // HoldLogStreams counts n Machines as being read by somebody else.
 func (c *Controller) HoldLogStreams(n int) { c.logStreams.Add(int64(n)) }
 

@@ -19,6 +19,12 @@ func (c *Controller) keeper() secret.Keeper {
 	if path == "" {
 		path = filepath.Join(c.cfg.Role.DataDir, "cluster.key")
 	}
+	if name := c.cfg.Role.ClusterCredential; name != "" {
+		return secret.CredentialKeeper{Name: name, File: c.cfg.ClusterKey}
+	}
+	if socket := c.cfg.Role.ClusterKMS; socket != "" {
+		return secret.FileKeeper{Path: path, Sealer: secret.KMS{Socket: socket}}
+	}
 	return secret.FileKeeper{Path: path}
 }
 
@@ -44,5 +50,6 @@ func (c *Controller) openRing(ctx context.Context) error {
 		}
 	}
 	c.ring = ring
+	c.store = newestKey{Store: c.store, ring: ring, mu: &c.keysMu}
 	return nil
 }

@@ -51,6 +51,10 @@ const (
 	SocketHTTPS    = "https"    // edge: public, TLS
 )
 
+// FileClusterKey names the open file that is handed to the controller when its key is a
+// credential.
+const FileClusterKey = "cluster-key"
+
 // Config is what bulkheadd tells a role. Every role gets the same shape; fields that
 // a role has no use for are empty.
 type Config struct {
@@ -88,6 +92,11 @@ type Config struct {
 	// ClusterKeyFile is where the controller keeps the key that wraps what is secret in
 	// the store; empty: cluster.key in DataDir.
 	ClusterKeyFile string `json:"cluster_key_file,omitempty"`
+	// ClusterKMS is the socket of the key management service that seals that file, and
+	// ClusterCredential the name of the credential that holds the key in place of it: an
+	// open file named FileClusterKey. Empty: neither.
+	ClusterKMS        string `json:"cluster_kms,omitempty"`
+	ClusterCredential string `json:"cluster_credential,omitempty"`
 	// SecretDir is a directory in memory, the worker's, for what its Machines need to start
 	// again while the controller is away.
 	SecretDir string `json:"secret_dir,omitempty"`

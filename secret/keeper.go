@@ -136,6 +136,9 @@ func (c CredentialKeeper) String() string { return "the credential " + c.Name }
 
 // Load implements Keeper.
 func (c CredentialKeeper) Load(context.Context) ([]Key, error) {
+	if c.File == nil {
+		return nil, fault.New(fault.Internal, "%s was not handed over", c)
+	}
 	b, err := io.ReadAll(io.NewSectionReader(c.File, 0, MaxKeyFile))
 	if err != nil {
 		return nil, fault.System(err, "%s cannot be read", c)

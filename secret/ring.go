@@ -1,9 +1,11 @@
 package secret
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/hex"
 	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -16,6 +18,7 @@ type Ring struct {
 	cluster string
 	where   string
 	keys    atomic.Pointer[[]Key]
+	former  atomic.Pointer[[]Key]
 }
 
 // NewRing returns a ring of a cluster's keys, the newest first. where says in errors
@@ -26,8 +29,15 @@ func NewRing(cluster, where string, keys []Key) *Ring {
 	return r
 }
 
-// Set replaces the keys, the newest first.
-func (r *Ring) Set(keys []Key) { r.keys.Store(&keys) }
+// Set replaces the keys, the newest first. former are keys that are to be forgotten soon:
+// they unwrap still.
+func (r *Ring) Set(keys []Key, former ...Key) {
+	r.keys.Store(&keys)
+	r.former.Store(&former)
+}
+
+// all lists the keys that unwrap.
+func (r *Ring) all() []Key { return append(slices.Clone(r.Keys()), *r.former.Load()...) }
 
 // Keys returns the keys, the newest first.
 func (r *Ring) Keys() []Key { return *r.keys.Load() }
@@ -74,7 +84,7 @@ func (r *Ring) Unwrap(purpose string, wrapped []byte) ([]byte, error) {
 	if !ok || is != purpose {
 		return nil, fault.New(fault.Internal, "what should be a wrapped key for %q is none: it was changed, or put in the place of another", purpose)
 	}
-	for _, k := range r.Keys() {
+	for _, k := range r.all() {
 		if k.ID != id {
 			continue
 		}
@@ -112,6 +122,9 @@ func (r *Ring) Rewrap(value []byte) (out []byte, n, lost int) {
 		out, n, lost = r.rewrapOne(value)
 		return out, n, lost
 	}
+	if !bytes.Contains(value, []byte(`"`+magicBase64)) {
+		return value, 0, 0
+	}
 	out = wrappedText.ReplaceAllFunc(value, func(quoted []byte) []byte {
 		raw, err := base64.StdEncoding.DecodeString(string(quoted[1 : len(quoted)-1]))
 		if err != nil {
@@ -129,15 +142,10 @@ func (r *Ring) Rewrap(value []byte) (out []byte, n, lost int) {
 
 func (r *Ring) rewrapOne(wrapped []byte) (out []byte, n, lost int) {
 	id, purpose, _, ok := split(wrapped)
-	ids := r.IDs()
-	if !ok || id == ids[0] {
+	if !ok || id == r.Keys()[0].ID {
 		return wrapped, 0, 0
 	}
-	known := false
-	for _, have := range ids {
-		known = known || have == id
-	}
-	if !known {
+	if !slices.ContainsFunc(r.all(), func(k Key) bool { return k.ID == id }) {
 		return wrapped, 0, 0
 	}
 	plain, err := r.Unwrap(purpose, wrapped)

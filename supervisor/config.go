@@ -61,6 +61,9 @@ type Config struct {
 	// SSOPrivateIssuers are addresses besides public ones at which organizations may have
 	// their identity providers: networks such as 10.1.0.0/16, with commas between them.
 	SSOPrivateIssuers string `toml:"sso_private_issuers"`
+	// ClusterKey says where the key is that wraps everything secret in the store: "file",
+	// "credential:NAME" of systemd, or "kms:/SOCKET".
+	ClusterKey string `toml:"cluster_key"`
 	// LogFormat is how the log looks on stderr: "json" (one object a line) or "text".
 	LogFormat string `toml:"log_format"`
 }
@@ -89,6 +92,7 @@ var Fields = []Field{
 	{"lib_dir", "lib-dir", "DIR", "where bulkheadd is", "directory of Bulkhead's other programs", func(c *Config) *string { return &c.LibDir }},
 	{"idle_after", "idle-after", "DURATION", "1m", "how long a machine with autostop runs on without a request", func(c *Config) *string { return &c.IdleAfter }},
 	{"sso_private_issuers", "sso-private-issuers", "NETWORKS", "none", "private networks, with commas between them, where organizations may have identity providers", func(c *Config) *string { return &c.SSOPrivateIssuers }},
+	{"cluster_key", "cluster-key", "file|credential:NAME|kms:/SOCKET", "file", "where the key is that wraps everything secret in the store: <data_dir>/cluster-key, a credential of systemd, or that file sealed by a key management service", func(c *Config) *string { return &c.ClusterKey }},
 	{"log_format", "log-format", "json|text", "text on a terminal, else json", "how the log looks on stderr", func(c *Config) *string { return &c.LogFormat }},
 }
 
@@ -177,6 +181,7 @@ func (c Config) Complete() (Config, error) {
 	set(&c.HTTPSAddr, ":443")
 	set(&c.Region, "local")
 	set(&c.IdleAfter, "1m")
+	set(&c.ClusterKey, "file")
 	c.Domain = strings.ToLower(strings.TrimSuffix(c.Domain, "."))
 	for _, p := range []struct {
 		name string
@@ -222,6 +227,9 @@ func (c Config) check() error {
 		}
 	}
 	if _, err := c.privateIssuers(); err != nil {
+		return err
+	}
+	if err := checkClusterKey(c.ClusterKey); err != nil {
 		return err
 	}
 	if d, err := time.ParseDuration(c.IdleAfter); err != nil || d < minIdleAfter {

@@ -335,9 +335,18 @@ func (s *Supervisor) newRunner(name string) (*runner, error) {
 		HTTPAddr: s.state.HTTPAddr, HTTPSAddr: s.state.HTTPSAddr,
 		Sockets: s.sockets.paths, UIDs: in.users.uid, GIDs: in.users.gid, Tag: in.id.Tag,
 	}
+	var names []string
+	var files []*os.File
 	switch name {
 	case role.Controller:
-		rc.GrantKeyFile, rc.ClusterKeyFile = in.path(grantKey), filepath.Join(in.path(clusterKeyDir), clusterKeyFile)
+		rc.GrantKeyFile = in.path(grantKey)
+		f, err := s.clusterKey(&rc)
+		if err != nil {
+			return nil, err
+		}
+		if f != nil {
+			names, files = append(names, role.FileClusterKey), append(files, f)
+		}
 		rc.PrivateIssuers, _ = c.privateIssuers() // checked when the configuration was read
 	case role.Warden:
 		rc.GrantKeyFile, rc.ImageDir, rc.MachineDir = in.path(grantPub), in.path(imageDir), in.path(machineDir)
@@ -348,7 +357,7 @@ func (s *Supervisor) newRunner(name string) (*runner, error) {
 	}
 	r := &runner{
 		name: name, config: rc, cred: in.users.of(name), groups: []uint32{in.users.group}, runDir: c.RunDir,
-		env: environment(name), spawn: s.spawner, out: s.out, log: s.log, timing: s.timing, board: s.board,
+		env: environment(name), names: names, files: files, spawn: s.spawner, out: s.out, log: s.log, timing: s.timing, board: s.board,
 	}
 	r.init()
 	switch name {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -95,6 +96,19 @@ func identitySecrets(t *testing.T, w *World) {
 		})
 	}()
 
+	// The cluster key is replaced under way, and what was wrapped with it opens all the same.
+	keyFile := filepath.Join(w.DataDir, "cluster-key", "cluster.key")
+	before, err := os.ReadFile(keyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(filepath.Join(w.Bin, "bulkheadd"), "secrets", "rotate-key", "--data-dir", w.DataDir).CombinedOutput()
+	if err != nil || !bytes.Contains(out, []byte("the cluster key is")) {
+		t.Fatalf("rotate-key: %v\n%s", err, out)
+	}
+	if after, err := os.ReadFile(keyFile); err != nil || bytes.Equal(before, after) || bytes.Count(after, []byte("\nbulkhead-cluster-key")) != 1 {
+		t.Errorf("the key file was not replaced: %v", err)
+	}
 	w.MustCLI("secrets", "unset", "--app", "vault", "TOKEN")
 	if out := w.MustCLI("secrets", "list", "--app", "vault"); strings.Contains(out, "TOKEN") || !strings.Contains(out, "GREETING") || !strings.Contains(out, "deployed") {
 		t.Errorf("secrets list says %s", out)

@@ -14,7 +14,11 @@ import (
 func main() { role.Main(role.Controller, run) }
 
 func run(ctx context.Context, env *role.Env) error {
-	c := controller.New(controller.Config{Role: env.Config, Log: env.Log})
+	conf := controller.Config{Role: env.Config, Log: env.Log}
+	if f := env.Files[role.FileClusterKey]; f != nil {
+		conf.ClusterKey = f
+	}
+	c := controller.New(conf)
 	if err := c.Open(ctx); err != nil {
 		return err
 	}

@@ -39,6 +39,7 @@ Usage:
   bulkheadd token [flags]    make a new admin token of the running platform, print the line to log in with
   bulkheadd ca ACTION        the cluster's certificate authority: status, seal, discard, rotate, finish
   bulkheadd doctor [flags]   find what listens, prove that it refuses strangers, warn of what weakens this host
+  bulkheadd secrets ACTION   the cluster key: rotate-key, new-key
   bulkheadd version          print the version
 
 "bulkheadd COMMAND --help" lists the flags. All but version must run as root.
@@ -71,6 +72,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return command(name, args, stdout, stderr)
 	case "ca":
 		return caCommand(args, stdout, stderr)
+	case "secrets":
+		return secretsCommand(args, stdout, stderr)
 	case "version", "--version":
 		fmt.Fprintf(stdout, "bulkheadd %s (%s, %s/%s)\n", versionText(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 		return exitOK
