@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"bulkhead/audit"
 	"bulkhead/failpoint"
 	"bulkhead/fault"
 	"bulkhead/secret"
@@ -167,7 +168,13 @@ func (c *Controller) resumeRotation(ctx context.Context) {
 // rotateKeyCall serves the admin socket. A rotation that outlasts the call goes on: the
 // next call finishes it.
 func (c *Controller) rotateKeyCall(w http.ResponseWriter, r *http.Request) {
-	out, err := c.rotateKey(context.WithoutCancel(r.Context()))
+	ctx := context.WithoutCancel(r.Context())
+	out, err := c.rotateKey(ctx)
+	rec := audit.Record{Name: "root", Action: "cluster key rotated", Target: "key=" + out.Key}
+	if err != nil {
+		rec.Result = audit.Failed
+	}
+	err = errors.Join(err, c.record(ctx, rec))
 	if err != nil {
 		c.log.Error("the cluster key was not rotated to the end", "err", err)
 		writeError(w, c.log, err)
