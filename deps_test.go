@@ -32,7 +32,7 @@ const layers = `
 	boltcheck
 	doctor/posture
 	doctor
-	role, pki, secret, token, api/internalpb, logs, registry, sandbox, sso, passkey
+	role, pki, secret, workload, token, api/internalpb, logs, registry, sandbox, sso, passkey
 	image/wire, image/confine, image/erofs
 	image/tree
 	image/unpack, image

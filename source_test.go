@@ -80,9 +80,10 @@ var (
 
 // locations are identifiers that look like addresses, and that nothing connects to.
 var locations = map[string]string{
-	"api.fly.io":  "the location that clients of the Machines API expect in a macaroon",
-	"auth.fly.io": "the same, of an authentication",
-	"oidc.fly.io": "the issuer that the claims of the reference have",
+	"api.fly.io":     "the location that clients of the Machines API expect in a macaroon",
+	"auth.fly.io":    "the same, of an authentication",
+	"oidc.fly.io":    "the issuer that the claims of the reference have",
+	"aws.amazon.com": "the name of a claim in identity tokens (session tags)",
 }
 
 // TestProgramsNameNoEndpoint: no program has an address of anybody's in it. It sends

@@ -47,12 +47,8 @@ func (c *Controller) adminHandler() http.Handler {
 		json.NewEncoder(w).Encode(AdminToken{Token: token})
 	})
 	mux.HandleFunc("GET /login", func(w http.ResponseWriter, r *http.Request) {
-		host := "api." + c.cfg.Role.Domain
-		if port := portOf(c.cfg.Role.HTTPSAddr); port != "" && port != "443" {
-			host += ":" + port
-		}
 		writeJSON(w, http.StatusOK, AdminLogin{
-			Pin: c.cert.pin(), CAPEM: string(c.ca.RootPEM()), APIURL: "https://" + host, Domain: c.cfg.Role.Domain,
+			Pin: c.cert.pin(), CAPEM: string(c.ca.RootPEM()), APIURL: "https://" + c.apiHost(), Domain: c.cfg.Role.Domain,
 		})
 	})
 	mux.HandleFunc("POST /secrets/rotate-key", c.rotateKeyCall)

@@ -55,6 +55,21 @@ func newSecret() string {
 	return base64.RawURLEncoding.EncodeToString(b[:])
 }
 
+// whoCalls says who makes a request. What comes from inside a Machine is that Machine's,
+// whatever token it sends: one that it has got from elsewhere is of no use there.
+func (c *Controller) whoCalls(req *http.Request) (caller, error) {
+	conn := callingMachine(req.Context())
+	if conn == nil {
+		return c.authenticate(req.Context(), tokenOf(req))
+	}
+	select {
+	case <-c.directory.loaded:
+	case <-req.Context().Done():
+		return caller{}, req.Context().Err()
+	}
+	return caller{Kind: callerMachine, Name: "machine " + string(conn.machine), App: conn.app, Machine: conn.machine}, nil
+}
+
 // authenticate says whose token it is. Secrets are compared in the same time whatever
 // they are.
 func (c *Controller) authenticate(ctx context.Context, text string) (caller, error) {

@@ -124,6 +124,8 @@ func (c *Controller) authorize(who caller, a access) error {
 	switch {
 	case who.Kind == callerClaim:
 		return fault.New(fault.Denied, "this token is good for one thing: to become a named user; \"bulkhead login\" does that")
+	case a.What == whatOIDC:
+		return fault.New(fault.Denied, "identity tokens are given to machines alone: ask over the socket /.fly/api inside of one")
 	case who.Kind == callerMachine:
 		return fault.New(fault.Denied, "a machine may act on itself alone")
 	case a.App != "":

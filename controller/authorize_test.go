@@ -55,6 +55,7 @@ var mayCall = map[string]string{
 	"GET /v1/platform/token_keys": "P", "POST /v1/platform/token_keys": "P", "DELETE /v1/platform/token_keys/{key}": "P",
 	"GET /v1/orgs/{org}/audit": "OAU", "GET /v1/platform/audit": "P", "GET /v1/audit/key": "*", "GET /v1/audit/log/{path...}": "*",
 
+	"POST /v1/tokens/oidc": "M", "GET /v1/platform/issuer": "P", "POST /v1/platform/issuer/rotate": "P",
 	"GET /v1/platform/nodes": "P", "DELETE /v1/platform/nodes/{node}": "P", "POST /v1/platform/nodes/{node}/readmit": "P",
 	"GET /v1/platform/regions": "*M", "POST /v1/platform/placements": "*M",
 }

@@ -79,6 +79,9 @@ func cuts() map[string]cut {
 		"POST " + m + "/signal":             {path: M + "/signal", body: config{"signal": "SIGUSR1"}},
 		"POST " + m + "/cordon":             changes(M+"/cordon", nil),
 		"POST " + m + "/uncordon":           {path: M + "/uncordon", changes: true, prepare: func(e *env, id string) { e.want(200, "POST", "/v1/apps/cut/machines/"+id+"/cordon", nil, nil) }},
+		"POST /v1/tokens/oidc":              {path: "/v1/tokens/oidc", body: config{"aud": "x"}}, // refused: no Machine asks
+		"GET /v1/platform/issuer":           reads("/v1/platform/issuer"),
+		"POST /v1/platform/issuer/rotate":   {path: "/v1/platform/issuer/rotate", body: config{}},
 		"GET " + m + "/wait":                reads(M + "/wait?state=stopped&timeout=60"),
 		"GET " + m + "/events":              reads(M + "/events"),
 		"GET " + m + "/versions":            reads(M + "/versions"),
@@ -197,7 +200,8 @@ func TestCallsThatAreCutOff(t *testing.T) {
 	}
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	rows, count := cuts(), 0
-	e.app("there") // what is not supported yet says so of an app that there is
+	e.get("/v1/platform/issuer", nil) // waits until its first key is there
+	e.app("there")                    // what is not supported yet says so of an app that there is
 	for _, pattern := range e.ctl.Endpoints() {
 		row, ok := rows[pattern]
 		if !ok {

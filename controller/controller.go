@@ -88,6 +88,8 @@ type Controller struct {
 	tmp      string       // directory of the store's sockets, when DataDir is too deep
 
 	directory *directory
+	issuer    *issuer     // of Machines' identity tokens
+	machines  *machineAPI // the API as Machines reach it
 
 	open     openRequests
 	view     *view
@@ -139,6 +141,7 @@ func New(cfg Config) *Controller {
 	c := &Controller{cfg: cfg, log: cfg.Log, directory: newDirectory(), view: newView(), ledger: newLedger(), unfinished: make(chan struct{}, 1)}
 	c.open.all, c.open.poke = map[*openRequest]struct{}{}, make(chan struct{}, 1)
 	c.routes = newRoutes(c, cfg.RouteGrace)
+	c.issuer, c.machines = newIssuer(c), newMachineAPI()
 	c.metrics = newMetrics(c)
 	c.revoked.changed = make(chan struct{})
 	c.ssoClient = sso.NewClient(cfg.Role.PrivateIssuers)
@@ -264,6 +267,9 @@ func (c *Controller) Serve(ctx context.Context, ls map[string]net.Listener, read
 	loaded := make(chan struct{})
 	run("directory", func() error { return c.directory.run(ctx, c.store) })
 	run("open requests", func() error { return c.endOpen(ctx) })
+	run("issuer", func() error { return c.issuer.run(ctx) })
+	machines := c.machineServer()
+	run("machines' API", func() error { return machines.Serve(c.machines) })
 	run("ledger", func() error { return c.ledger.run(ctx, c.store, loaded) })
 	run("routes", func() error { return c.routes.run(ctx) })
 	run("revocations", func() error { return c.followRevoked(ctx) })
@@ -314,8 +320,10 @@ func (c *Controller) Serve(ctx context.Context, ls map[string]net.Listener, read
 	stop, done := context.WithTimeout(context.Background(), shutdownLimit)
 	defer done()
 	api.Shutdown(stop)
+	machines.Shutdown(stop)
 	admin.Shutdown(stop)
 	api.Close()
+	machines.Close()
 	admin.Close()
 	g.Stop()
 	wg.Wait()

@@ -101,6 +101,9 @@ func (c *Controller) endpoints() []endpoint {
 		{"GET /v1/platform/audit", actRead, whatCluster, c.clusterAudit},
 		{"GET /v1/audit/key", actRead, whatSelf, c.auditKey},
 		{"GET /v1/audit/log/{path...}", actRead, whatSelf, c.auditFile},
+		{"POST /v1/tokens/oidc", actCreate, whatOIDC, c.identityToken},
+		{"GET /v1/platform/issuer", actRead, whatCluster, c.showIssuer},
+		{"POST /v1/platform/issuer/rotate", actWrite, whatCluster, c.rotateIssuer},
 
 		{"GET /v1/platform/nodes", actRead, whatCluster, c.listNodes},
 		{"DELETE /v1/platform/nodes/{node}", actDelete, whatCluster, c.removeNode},
@@ -120,6 +123,7 @@ func (c *Controller) endpoints() []endpoint {
 		"/v1/apps/{app}/network_policies/{rest...}": "network policies",
 		"POST /v1/apps/{app}/ip_assignments":        "public addresses for one app",
 		"DELETE /v1/apps/{app}/ip_assignments/{ip}": "public addresses for one app",
+		"POST /v1/tokens/kms":                       "tokens for another key service (secret keys are used through the API)",
 		"/v1/tokens/{rest...}":                      "the token service",
 		"/v1/postgres":                              "managed Postgres",
 		"/v1/postgres/{rest...}":                    "managed Postgres",

@@ -184,8 +184,11 @@ func (c *Controller) outer(next http.Handler, public bool) http.Handler {
 		}
 		var who caller
 		var err error
-		if !public {
-			who, err = c.authenticate(req.Context(), tokenOf(req))
+		switch {
+		case !public:
+			who, err = c.whoCalls(req)
+		case callingMachine(req.Context()) != nil:
+			err = fault.New(fault.Denied, "a machine may act on itself alone; this is for people, over the network")
 		}
 		if err != nil {
 			if fault.Is(err, fault.Unauthenticated) {
@@ -252,6 +255,12 @@ func (c *Controller) mayCall(r *call, e endpoint) error {
 			return noApp(name)
 		}
 		a.Org, a.App = app.Org, app.Name
+	}
+	if e.what == whatOIDC { // about who asks
+		a.App, a.Machine = r.who.App, r.who.Machine
+		if app := c.directory.app(a.App); app != nil {
+			a.Org = app.Org
+		}
 	}
 	// What a command is a token may forbid; who may run none is told so without being read.
 	if e.what == whatExec && e.act == actControl && r.Body != nil && r.who.allowed(c.directory, a) {

@@ -24,6 +24,7 @@ import (
 //	/tokenkey/<id>                     rootKey: of tokens
 //	/counter/<name>                    counter
 //	/cluster-key                       clusterKey: by which the right cluster key is known
+//	/issuer                            issuerKeys: by which Machines' identity tokens are signed
 //	/network/<org>/<name>              network: the number of a private network, for ever
 //	/app/<name>                        app
 //	/machine/<app>/<id>                record
@@ -45,6 +46,7 @@ const (
 	prefixHost    = "/host/"
 	prefixRemoved = "/removed/"
 	keyClusterKey = "/cluster-key"
+	keyIssuer     = "/issuer"
 	prefixOrg     = "/org/"
 	prefixUser    = "/user/"
 	prefixMember  = "/member/"

@@ -35,6 +35,8 @@ func (c *Controller) publicEndpoints() []publicEndpoint {
 		{"GET /device", "asks the browser's session", true, c.devicePage},
 		{"POST /device", "asks the browser's session", true, c.enterCode},
 		{"GET /ui/{file}", "style and script of the pages", true, c.uiFile},
+		{"GET /oidc/{org}/.well-known/openid-configuration", "finds the keys of identity tokens", false, c.issuerDiscovery},
+		{"GET /oidc/{org}/.well-known/jwks", "the keys of identity tokens", false, c.issuerKeySet},
 		{"POST /v1/cli_sessions", cli, false, c.startCLI},
 		{"POST /v1/cli_sessions/{id}/poll", cli, false, c.pollCLI},
 		{"POST /v1/tokens/authenticate", about, false, c.authenticateTokens},

@@ -8,6 +8,7 @@ package sandbox
 
 import (
 	"context"
+	"net"
 	"os"
 	"time"
 
@@ -57,6 +58,10 @@ const (
 	MaxOutput  = 1 << 20  // bytes of each stream that Exec returns
 	MaxMessage = 16 << 20 // bytes of one message to the warden
 )
+
+// APISocket is the path of the platform's API inside a sandbox: a stream socket that
+// every process there may connect to.
+const APISocket = "/.fly/api"
 
 // Exit says how a sandbox's first process ended.
 type Exit struct {
@@ -138,6 +143,12 @@ type Runtime interface {
 	Exec(ctx context.Context, id key.MachineID, spec ExecSpec) (ExecResult, error)
 	// Processes lists the processes.
 	Processes(ctx context.Context, id key.MachineID) ([]Process, error)
+	// Listen returns where the connections arrive that processes inside make to
+	// APISocket. Accept ends with an error when the sandbox does. Of several listeners
+	// of one Machine the newest counts. A connection is made when Accept is called: who
+	// calls it no more lets those who connect wait, and be refused after a second. Bytes
+	// go from process to listener untouched, and nothing but bytes.
+	Listen(ctx context.Context, id key.MachineID) (net.Listener, error)
 	// Remove kills the sandbox if it runs, and removes everything that Start made.
 	// It is idempotent: removing what is not there succeeds.
 	Remove(ctx context.Context, id key.MachineID) error

@@ -166,6 +166,32 @@ func (s *Server) processes(ctx context.Context, id key.MachineID) ([]sandbox.Pro
 	return runsc.ParseProcesses(b, time.Now())
 }
 
+// listen makes a door to the Machine's API: one end for the sandbox, one for the worker.
+func (s *Server) listen(ctx context.Context, id key.MachineID) ([]*os.File, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	done, err := s.beginCommand(id)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	inside, outside := os.NewFile(uintptr(fds[0]), "door"), os.NewFile(uintptr(fds[1]), "door")
+	defer inside.Close()
+	reply, err := s.ask(ctx, id, []string{wire.ShimDoor}, inside)
+	if err == nil && reply.Code != 0 {
+		err = fault.Wrap(fault.Internal, fmt.Errorf("%s", reply.Log), "the shim of machine %s takes no door", id)
+	}
+	if err != nil {
+		outside.Close()
+		return nil, err
+	}
+	return []*os.File{outside}, nil
+}
+
 // exec runs a command and waits for it. It does not hold the Machine's lock: a
 // command may take minutes, and the Machine must be stoppable meanwhile.
 func (s *Server) exec(ctx context.Context, id key.MachineID, e *sandbox.ExecSpec, secrets *os.File) (*sandbox.ExecResult, error) {

@@ -289,6 +289,8 @@ func (s *Server) do(ctx context.Context, req client.Request, secrets *os.File) (
 		resp.Exec, err = s.exec(ctx, req.Machine, req.Exec, secrets)
 	case client.OpProcesses:
 		resp.Processes, err = s.processes(ctx, req.Machine)
+	case client.OpListen:
+		files, err = s.listen(ctx, req.Machine)
 	case client.OpRemove:
 		// Half a removal helps nobody: it goes on when the caller has left.
 		err = s.remove(context.WithoutCancel(ctx), req.Machine)

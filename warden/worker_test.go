@@ -2,6 +2,7 @@ package warden
 
 import (
 	"context"
+	"net"
 	"runtime"
 	"syscall"
 
@@ -76,4 +77,9 @@ func (c workerClient) Remove(ctx context.Context, id key.MachineID) (err error) 
 func (c workerClient) List(ctx context.Context) (list []sandbox.Info, err error) {
 	as(workerUID, func() { list, err = c.Client.List(ctx) })
 	return list, err
+}
+
+func (c workerClient) Listen(ctx context.Context, id key.MachineID) (l net.Listener, err error) {
+	as(workerUID, func() { l, err = c.Client.Listen(ctx, id) })
+	return l, err
 }

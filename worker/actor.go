@@ -44,6 +44,7 @@ type actor struct {
 	box       sandbox.Sandbox   // the handle, when attached
 	exit      chan sandbox.Exit // receives the end of box's process, once
 	pumps     *pumps
+	api       *apiGate
 	signalled time.Time // r.Since of the state in which the stop signal was sent
 	failures  int       // of the present step, in a row
 

@@ -95,6 +95,16 @@ type gate chan struct{}
 
 func newGate(n int) gate { return make(gate, n) }
 
+// try takes a place if there is one, and returns what gives it back, or nil.
+func (g gate) try() (release func()) {
+	select {
+	case g <- struct{}{}:
+		return func() { <-g }
+	default:
+		return nil
+	}
+}
+
 // enter waits for a place; release gives it back.
 func (g gate) enter(ctx context.Context) (release func(), err error) {
 	select {

@@ -38,11 +38,13 @@ type brain struct {
 	hellos   []*internalpb.Hello
 	down     chan *internalpb.ToWorker // to the worker of the present stream
 	blobs    map[string][]byte
-	cut      int // FetchBlob streams that break after a few bytes
+	cut      int            // FetchBlob streams that break after a few bytes
+	calls    map[string]int // connections to the API, by Machine
+	refuse   error          // of the next ones
 }
 
 func newBrain() *brain {
-	return &brain{assigned: map[string]*internalpb.Assignment{}, heard: map[string]*internalpb.Observation{}, blobs: map[string][]byte{}}
+	return &brain{assigned: map[string]*internalpb.Assignment{}, heard: map[string]*internalpb.Observation{}, blobs: map[string][]byte{}, calls: map[string]int{}}
 }
 
 // Sync takes a hello, sends the snapshot, and then both ways.
@@ -202,9 +204,10 @@ type cluster struct {
 func newCluster(t *testing.T) *cluster {
 	c := &cluster{t: t, dir: t.TempDir(), ca: pkitest.CA(t, "test", "bulkhead.localhost"), brain: newBrain(), node: newNode(t)}
 	c.id = pkitest.Identity(t, c.ca, pki.ID{Cluster: "test", Role: role.Worker, Node: "n1"})
+	cc := c.dial(c.id, c.socket("internal"), role.Controller)
+	c.node.opt.API = internalpb.NewControllerClient(cc)
 	c.node.boot()
 	ctx, cancel := context.WithCancel(context.Background())
-	cc := c.dial(c.id, c.socket("internal"), role.Controller)
 	done := make(chan struct{})
 	go func() { c.node.w.Sync(ctx, internalpb.NewControllerClient(cc)); close(done) }()
 	t.Cleanup(func() { cancel(); <-done; c.stopController() })

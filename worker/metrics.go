@@ -25,6 +25,8 @@ type metrics struct {
 	fetchSeconds prometheus.Histogram
 	connected    prometheus.Gauge
 	wakes, idles prometheus.Counter
+	apiConns     prometheus.Counter
+	apiRefused   prometheus.Counter
 }
 
 func newMetrics(w *Worker) *metrics {
@@ -41,7 +43,9 @@ func newMetrics(w *Worker) *metrics {
 	}
 	m.wakes = prometheus.NewCounter(prometheus.CounterOpts{Name: "bulkhead_worker_wakes_total", Help: "Machines that were started for a request."})
 	m.idles = prometheus.NewCounter(prometheus.CounterOpts{Name: "bulkhead_worker_idle_stops_total", Help: "Machines that were stopped because no request came."})
-	m.registry.MustRegister(m.wakes, m.idles, m.transitions, m.exits, m.ooms, m.limits, m.startSeconds, m.fetchSeconds, m.connected,
+	m.apiConns = prometheus.NewCounter(prometheus.CounterOpts{Name: "bulkhead_worker_api_connections_total", Help: "Connections that Machines made to their own API."})
+	m.apiRefused = prometheus.NewCounter(prometheus.CounterOpts{Name: "bulkhead_worker_api_refused_total", Help: "Of these, those that the controller did not take."})
+	m.registry.MustRegister(m.wakes, m.idles, m.apiConns, m.apiRefused, m.transitions, m.exits, m.ooms, m.limits, m.startSeconds, m.fetchSeconds, m.connected,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "bulkhead_worker_memory_limit_megabytes", Help: "Memory that Machines may take together."}, func() float64 { return float64(w.capacity.limit) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "bulkhead_worker_memory_taken_megabytes", Help: "Memory that Machines with a sandbox take."}, func() float64 {

@@ -452,6 +452,7 @@ func (a *actor) hold(box sandbox.Sandbox) {
 		a.w.logs.Limit(a.id, logs.Rate{Bytes: int64(l.LogKBPerSecond) << 10, Lines: int64(l.LogLinesPerSecond), Burst: machine.LogBurst})
 	}
 	a.pumps = pump(a.w.logs, a.id, box, a.w.kept)
+	a.api = a.w.openAPI(a.id)
 	ctx, exit := a.w.life, a.exit
 	go func() {
 		e, err := box.Wait(ctx)
@@ -484,7 +485,8 @@ func (a *actor) detach() {
 	if err := a.box.Close(); err != nil && !errors.Is(err, context.Canceled) {
 		a.log.Debug("closing a sandbox's handle", "err", err)
 	}
-	a.box, a.exit = nil, nil
+	a.api.close()
+	a.box, a.exit, a.api = nil, nil, nil
 	a.w.logs.Release(a.id)
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -101,6 +102,10 @@ func (b *brokenRuntime) Start(ctx context.Context, s sandbox.Spec) (sandbox.Sand
 	box := &emptyBox{ended: make(chan struct{})}
 	b.boxes[s.Machine] = box
 	return box, nil
+}
+
+func (b *brokenRuntime) Listen(ctx context.Context, id key.MachineID) (net.Listener, error) {
+	return nil, fault.New(fault.Unavailable, "there is no API here")
 }
 
 func (b *brokenRuntime) Attach(ctx context.Context, id key.MachineID) (sandbox.Sandbox, error) {

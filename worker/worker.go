@@ -77,6 +77,10 @@ type Options struct {
 	// by default those of the node's resolv.conf that Machines can reach.
 	Nameservers []netip.Addr
 
+	// API takes the connections that Machines make to their own API; nil leaves them
+	// without an answer.
+	API internalpb.ControllerClient
+
 	// Warden asks the warden for what it counts; nil leaves its metrics out.
 	Warden func(context.Context) (*client.Metrics, error)
 
@@ -126,6 +130,7 @@ type Worker struct {
 	starts   gate // sandboxes being started at once
 	fetches  gate // images being fetched at once from the cluster's own registry
 	foreign  gate // and from registries elsewhere, which may be slow or hostile
+	apiCalls gate // connections of Machines to their API
 
 	life   context.Context // ends with Close
 	end    context.CancelFunc
@@ -201,7 +206,7 @@ func New(opt Options) *Worker {
 	}
 	w := &Worker{
 		opt: opt, log: opt.Log, board: notice.New(opt.Log), kick: make(chan struct{}, 1), suspects: make(chan key.Digest, 16), runtime: opt.Runtime, images: opt.Images,
-		capacity: newCapacity(memoryLimit(opt)), starts: newGate(8), fetches: newGate(3), foreign: newGate(3),
+		capacity: newCapacity(memoryLimit(opt)), starts: newGate(8), fetches: newGate(3), foreign: newGate(3), apiCalls: newGate(apiCalls),
 		whole: make(chan struct{}), survey: make(chan struct{}), linked: make(chan struct{}), changed: make(chan struct{}, 1),
 		actors: map[key.MachineID]*actor{}, seen: map[key.MachineID]*seen{},
 		dirty: map[key.MachineID]bool{}, late: map[key.MachineID]*internalpb.Assignment{}, lastUsed: map[key.Digest]time.Time{}, awake: map[group]int{},

@@ -19,6 +19,7 @@ func TestIdentity(t *testing.T) {
 		{"People", identityPeople},
 		{"Secrets", identitySecrets},
 		{"Audit", identityAudit},
+		{"Workload", identityWorkload},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(t, w.In(t)) })
 	}

@@ -1269,6 +1269,59 @@ func (x *Observation) GetSecretsVersion() uint64 {
 	return 0
 }
 
+// MachineBytes are bytes of a connection. machine_id is set in the first message up.
+type MachineBytes struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	MachineId     string                 `protobuf:"bytes,2,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MachineBytes) Reset() {
+	*x = MachineBytes{}
+	mi := &file_api_internalpb_internal_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MachineBytes) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MachineBytes) ProtoMessage() {}
+
+func (x *MachineBytes) ProtoReflect() protoreflect.Message {
+	mi := &file_api_internalpb_internal_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MachineBytes.ProtoReflect.Descriptor instead.
+func (*MachineBytes) Descriptor() ([]byte, []int) {
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *MachineBytes) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *MachineBytes) GetMachineId() string {
+	if x != nil {
+		return x.MachineId
+	}
+	return ""
+}
+
 type FetchManifestRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	MachineId     string                 `protobuf:"bytes,1,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
@@ -1280,7 +1333,7 @@ type FetchManifestRequest struct {
 
 func (x *FetchManifestRequest) Reset() {
 	*x = FetchManifestRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[17]
+	mi := &file_api_internalpb_internal_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1292,7 +1345,7 @@ func (x *FetchManifestRequest) String() string {
 func (*FetchManifestRequest) ProtoMessage() {}
 
 func (x *FetchManifestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[17]
+	mi := &file_api_internalpb_internal_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1305,7 +1358,7 @@ func (x *FetchManifestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchManifestRequest.ProtoReflect.Descriptor instead.
 func (*FetchManifestRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{17}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *FetchManifestRequest) GetMachineId() string {
@@ -1339,7 +1392,7 @@ type FetchManifestResponse struct {
 
 func (x *FetchManifestResponse) Reset() {
 	*x = FetchManifestResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[18]
+	mi := &file_api_internalpb_internal_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1351,7 +1404,7 @@ func (x *FetchManifestResponse) String() string {
 func (*FetchManifestResponse) ProtoMessage() {}
 
 func (x *FetchManifestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[18]
+	mi := &file_api_internalpb_internal_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1364,7 +1417,7 @@ func (x *FetchManifestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchManifestResponse.ProtoReflect.Descriptor instead.
 func (*FetchManifestResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{18}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *FetchManifestResponse) GetMediaType() string {
@@ -1393,7 +1446,7 @@ type FetchBlobRequest struct {
 
 func (x *FetchBlobRequest) Reset() {
 	*x = FetchBlobRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[19]
+	mi := &file_api_internalpb_internal_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1405,7 +1458,7 @@ func (x *FetchBlobRequest) String() string {
 func (*FetchBlobRequest) ProtoMessage() {}
 
 func (x *FetchBlobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[19]
+	mi := &file_api_internalpb_internal_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1418,7 +1471,7 @@ func (x *FetchBlobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchBlobRequest.ProtoReflect.Descriptor instead.
 func (*FetchBlobRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{19}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *FetchBlobRequest) GetMachineId() string {
@@ -1458,7 +1511,7 @@ type BlobChunk struct {
 
 func (x *BlobChunk) Reset() {
 	*x = BlobChunk{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[20]
+	mi := &file_api_internalpb_internal_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1470,7 +1523,7 @@ func (x *BlobChunk) String() string {
 func (*BlobChunk) ProtoMessage() {}
 
 func (x *BlobChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[20]
+	mi := &file_api_internalpb_internal_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1483,7 +1536,7 @@ func (x *BlobChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlobChunk.ProtoReflect.Descriptor instead.
 func (*BlobChunk) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{20}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *BlobChunk) GetData() []byte {
@@ -1501,7 +1554,7 @@ type WatchRoutesRequest struct {
 
 func (x *WatchRoutesRequest) Reset() {
 	*x = WatchRoutesRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[21]
+	mi := &file_api_internalpb_internal_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1513,7 +1566,7 @@ func (x *WatchRoutesRequest) String() string {
 func (*WatchRoutesRequest) ProtoMessage() {}
 
 func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[21]
+	mi := &file_api_internalpb_internal_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1526,7 +1579,7 @@ func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRoutesRequest.ProtoReflect.Descriptor instead.
 func (*WatchRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{21}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{22}
 }
 
 // RouteUpdate changes the edge's table: one of its fields is set.
@@ -1541,7 +1594,7 @@ type RouteUpdate struct {
 
 func (x *RouteUpdate) Reset() {
 	*x = RouteUpdate{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[22]
+	mi := &file_api_internalpb_internal_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1553,7 +1606,7 @@ func (x *RouteUpdate) String() string {
 func (*RouteUpdate) ProtoMessage() {}
 
 func (x *RouteUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[22]
+	mi := &file_api_internalpb_internal_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1566,7 +1619,7 @@ func (x *RouteUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteUpdate.ProtoReflect.Descriptor instead.
 func (*RouteUpdate) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{22}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RouteUpdate) GetRoute() *Route {
@@ -1604,7 +1657,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[23]
+	mi := &file_api_internalpb_internal_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1616,7 +1669,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[23]
+	mi := &file_api_internalpb_internal_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1629,7 +1682,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{23}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Route) GetApp() string {
@@ -1667,7 +1720,7 @@ type ServiceRoute struct {
 
 func (x *ServiceRoute) Reset() {
 	*x = ServiceRoute{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[24]
+	mi := &file_api_internalpb_internal_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1679,7 +1732,7 @@ func (x *ServiceRoute) String() string {
 func (*ServiceRoute) ProtoMessage() {}
 
 func (x *ServiceRoute) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[24]
+	mi := &file_api_internalpb_internal_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1692,7 +1745,7 @@ func (x *ServiceRoute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceRoute.ProtoReflect.Descriptor instead.
 func (*ServiceRoute) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{24}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ServiceRoute) GetPort() int32 {
@@ -1752,7 +1805,7 @@ type Backend struct {
 
 func (x *Backend) Reset() {
 	*x = Backend{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[25]
+	mi := &file_api_internalpb_internal_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1764,7 +1817,7 @@ func (x *Backend) String() string {
 func (*Backend) ProtoMessage() {}
 
 func (x *Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[25]
+	mi := &file_api_internalpb_internal_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1777,7 +1830,7 @@ func (x *Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backend.ProtoReflect.Descriptor instead.
 func (*Backend) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{25}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Backend) GetMachineId() string {
@@ -1860,7 +1913,7 @@ type IssueServerCertificateRequest struct {
 
 func (x *IssueServerCertificateRequest) Reset() {
 	*x = IssueServerCertificateRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[26]
+	mi := &file_api_internalpb_internal_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1872,7 +1925,7 @@ func (x *IssueServerCertificateRequest) String() string {
 func (*IssueServerCertificateRequest) ProtoMessage() {}
 
 func (x *IssueServerCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[26]
+	mi := &file_api_internalpb_internal_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1885,7 +1938,7 @@ func (x *IssueServerCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueServerCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueServerCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{26}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *IssueServerCertificateRequest) GetApp() string {
@@ -1911,7 +1964,7 @@ type IssueServerCertificateResponse struct {
 
 func (x *IssueServerCertificateResponse) Reset() {
 	*x = IssueServerCertificateResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[27]
+	mi := &file_api_internalpb_internal_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1923,7 +1976,7 @@ func (x *IssueServerCertificateResponse) String() string {
 func (*IssueServerCertificateResponse) ProtoMessage() {}
 
 func (x *IssueServerCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[27]
+	mi := &file_api_internalpb_internal_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1936,7 +1989,7 @@ func (x *IssueServerCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueServerCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueServerCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{27}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *IssueServerCertificateResponse) GetChainDer() [][]byte {
@@ -1962,7 +2015,7 @@ type ReserveRequest struct {
 
 func (x *ReserveRequest) Reset() {
 	*x = ReserveRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[28]
+	mi := &file_api_internalpb_internal_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1974,7 +2027,7 @@ func (x *ReserveRequest) String() string {
 func (*ReserveRequest) ProtoMessage() {}
 
 func (x *ReserveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[28]
+	mi := &file_api_internalpb_internal_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1987,7 +2040,7 @@ func (x *ReserveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReserveRequest.ProtoReflect.Descriptor instead.
 func (*ReserveRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{28}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ReserveRequest) GetMachineId() string {
@@ -2041,7 +2094,7 @@ type ReserveResponse struct {
 
 func (x *ReserveResponse) Reset() {
 	*x = ReserveResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[29]
+	mi := &file_api_internalpb_internal_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2053,7 +2106,7 @@ func (x *ReserveResponse) String() string {
 func (*ReserveResponse) ProtoMessage() {}
 
 func (x *ReserveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[29]
+	mi := &file_api_internalpb_internal_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2066,7 +2119,7 @@ func (x *ReserveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReserveResponse.ProtoReflect.Descriptor instead.
 func (*ReserveResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{29}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ReserveResponse) GetImageRef() []byte {
@@ -2085,7 +2138,7 @@ type WakeRequest struct {
 
 func (x *WakeRequest) Reset() {
 	*x = WakeRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[30]
+	mi := &file_api_internalpb_internal_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2097,7 +2150,7 @@ func (x *WakeRequest) String() string {
 func (*WakeRequest) ProtoMessage() {}
 
 func (x *WakeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[30]
+	mi := &file_api_internalpb_internal_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2110,7 +2163,7 @@ func (x *WakeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WakeRequest.ProtoReflect.Descriptor instead.
 func (*WakeRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{30}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WakeRequest) GetMachineId() string {
@@ -2129,7 +2182,7 @@ type WakeResponse struct {
 
 func (x *WakeResponse) Reset() {
 	*x = WakeResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[31]
+	mi := &file_api_internalpb_internal_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2141,7 +2194,7 @@ func (x *WakeResponse) String() string {
 func (*WakeResponse) ProtoMessage() {}
 
 func (x *WakeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[31]
+	mi := &file_api_internalpb_internal_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2154,7 +2207,7 @@ func (x *WakeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WakeResponse.ProtoReflect.Descriptor instead.
 func (*WakeResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{31}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WakeResponse) GetSeq() int64 {
@@ -2173,7 +2226,7 @@ type IdleRequest struct {
 
 func (x *IdleRequest) Reset() {
 	*x = IdleRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[32]
+	mi := &file_api_internalpb_internal_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2185,7 +2238,7 @@ func (x *IdleRequest) String() string {
 func (*IdleRequest) ProtoMessage() {}
 
 func (x *IdleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[32]
+	mi := &file_api_internalpb_internal_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2198,7 +2251,7 @@ func (x *IdleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdleRequest.ProtoReflect.Descriptor instead.
 func (*IdleRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{32}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *IdleRequest) GetMachineId() string {
@@ -2217,7 +2270,7 @@ type IdleResponse struct {
 
 func (x *IdleResponse) Reset() {
 	*x = IdleResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[33]
+	mi := &file_api_internalpb_internal_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2229,7 +2282,7 @@ func (x *IdleResponse) String() string {
 func (*IdleResponse) ProtoMessage() {}
 
 func (x *IdleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[33]
+	mi := &file_api_internalpb_internal_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2242,7 +2295,7 @@ func (x *IdleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdleResponse.ProtoReflect.Descriptor instead.
 func (*IdleResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{33}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *IdleResponse) GetSeq() int64 {
@@ -2262,7 +2315,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[34]
+	mi := &file_api_internalpb_internal_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2274,7 +2327,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[34]
+	mi := &file_api_internalpb_internal_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2287,7 +2340,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{34}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SignalRequest) GetMachineId() string {
@@ -2312,7 +2365,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[35]
+	mi := &file_api_internalpb_internal_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2324,7 +2377,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[35]
+	mi := &file_api_internalpb_internal_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2337,7 +2390,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{35}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{36}
 }
 
 type ExecRequest struct {
@@ -2352,7 +2405,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[36]
+	mi := &file_api_internalpb_internal_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2364,7 +2417,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[36]
+	mi := &file_api_internalpb_internal_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2377,7 +2430,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{36}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ExecRequest) GetMachineId() string {
@@ -2420,7 +2473,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[37]
+	mi := &file_api_internalpb_internal_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2432,7 +2485,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[37]
+	mi := &file_api_internalpb_internal_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2445,7 +2498,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{37}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ExecResponse) GetExitCode() int32 {
@@ -2485,7 +2538,7 @@ type ProcessesRequest struct {
 
 func (x *ProcessesRequest) Reset() {
 	*x = ProcessesRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[38]
+	mi := &file_api_internalpb_internal_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2497,7 +2550,7 @@ func (x *ProcessesRequest) String() string {
 func (*ProcessesRequest) ProtoMessage() {}
 
 func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[38]
+	mi := &file_api_internalpb_internal_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2510,7 +2563,7 @@ func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{38}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ProcessesRequest) GetMachineId() string {
@@ -2529,7 +2582,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[39]
+	mi := &file_api_internalpb_internal_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2541,7 +2594,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[39]
+	mi := &file_api_internalpb_internal_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2554,7 +2607,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{39}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -2580,7 +2633,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[40]
+	mi := &file_api_internalpb_internal_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2592,7 +2645,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[40]
+	mi := &file_api_internalpb_internal_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2605,7 +2658,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{40}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Process) GetPid() int32 {
@@ -2674,7 +2727,7 @@ type ListenSocket struct {
 
 func (x *ListenSocket) Reset() {
 	*x = ListenSocket{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[41]
+	mi := &file_api_internalpb_internal_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2686,7 +2739,7 @@ func (x *ListenSocket) String() string {
 func (*ListenSocket) ProtoMessage() {}
 
 func (x *ListenSocket) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[41]
+	mi := &file_api_internalpb_internal_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2699,7 +2752,7 @@ func (x *ListenSocket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListenSocket.ProtoReflect.Descriptor instead.
 func (*ListenSocket) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{41}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListenSocket) GetProto() string {
@@ -2727,7 +2780,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[42]
+	mi := &file_api_internalpb_internal_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2739,7 +2792,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[42]
+	mi := &file_api_internalpb_internal_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2752,7 +2805,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{42}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *LogsRequest) GetMachineId() string {
@@ -2787,7 +2840,7 @@ type LogLine struct {
 
 func (x *LogLine) Reset() {
 	*x = LogLine{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[43]
+	mi := &file_api_internalpb_internal_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2799,7 +2852,7 @@ func (x *LogLine) String() string {
 func (*LogLine) ProtoMessage() {}
 
 func (x *LogLine) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[43]
+	mi := &file_api_internalpb_internal_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2812,7 +2865,7 @@ func (x *LogLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogLine.ProtoReflect.Descriptor instead.
 func (*LogLine) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{43}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *LogLine) GetTimeNs() int64 {
@@ -2950,7 +3003,11 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"\rrestart_nonce\x18\v \x01(\x03R\frestartNonce\x12\x14\n" +
 	"\x05local\x18\f \x01(\tR\x05local\x12\x12\n" +
 	"\x04wish\x18\r \x01(\x03R\x04wish\x12'\n" +
-	"\x0fsecrets_version\x18\x0e \x01(\x04R\x0esecretsVersion\"m\n" +
+	"\x0fsecrets_version\x18\x0e \x01(\x04R\x0esecretsVersion\"A\n" +
+	"\fMachineBytes\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1d\n" +
+	"\n" +
+	"machine_id\x18\x02 \x01(\tR\tmachineId\"m\n" +
 	"\x14FetchManifestRequest\x12\x1d\n" +
 	"\n" +
 	"machine_id\x18\x01 \x01(\tR\tmachineId\x12\x1e\n" +
@@ -3076,7 +3133,7 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"\aLogLine\x12\x17\n" +
 	"\atime_ns\x18\x01 \x01(\x03R\x06timeNs\x12\x16\n" +
 	"\x06stream\x18\x02 \x01(\tR\x06stream\x12\x12\n" +
-	"\x04line\x18\x03 \x01(\fR\x04line2\xe7\x04\n" +
+	"\x04line\x18\x03 \x01(\fR\x04line2\xc1\x05\n" +
 	"\n" +
 	"Controller\x12L\n" +
 	"\x04Sync\x12 .bulkhead.internal.v1.FromWorker\x1a\x1e.bulkhead.internal.v1.ToWorker(\x010\x01\x12h\n" +
@@ -3084,7 +3141,9 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"\tFetchBlob\x12&.bulkhead.internal.v1.FetchBlobRequest\x1a\x1f.bulkhead.internal.v1.BlobChunk0\x01\x12e\n" +
 	"\fFetchSecrets\x12).bulkhead.internal.v1.FetchSecretsRequest\x1a*.bulkhead.internal.v1.FetchSecretsResponse\x12\\\n" +
 	"\vWatchRoutes\x12(.bulkhead.internal.v1.WatchRoutesRequest\x1a!.bulkhead.internal.v1.RouteUpdate0\x01\x12\x83\x01\n" +
-	"\x16IssueServerCertificate\x123.bulkhead.internal.v1.IssueServerCertificateRequest\x1a4.bulkhead.internal.v1.IssueServerCertificateResponse2\xcc\x04\n" +
+	"\x16IssueServerCertificate\x123.bulkhead.internal.v1.IssueServerCertificateRequest\x1a4.bulkhead.internal.v1.IssueServerCertificateResponse\x12X\n" +
+	"\n" +
+	"MachineAPI\x12\".bulkhead.internal.v1.MachineBytes\x1a\".bulkhead.internal.v1.MachineBytes(\x010\x012\xcc\x04\n" +
 	"\x06Worker\x12V\n" +
 	"\aReserve\x12$.bulkhead.internal.v1.ReserveRequest\x1a%.bulkhead.internal.v1.ReserveResponse\x12S\n" +
 	"\x06Signal\x12#.bulkhead.internal.v1.SignalRequest\x1a$.bulkhead.internal.v1.SignalResponse\x12M\n" +
@@ -3112,7 +3171,7 @@ func file_api_internalpb_internal_proto_rawDescGZIP() []byte {
 	return file_api_internalpb_internal_proto_rawDescData
 }
 
-var file_api_internalpb_internal_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_api_internalpb_internal_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_api_internalpb_internal_proto_goTypes = []any{
 	(*RenewRequest)(nil),                   // 0: bulkhead.internal.v1.RenewRequest
 	(*RenewResponse)(nil),                  // 1: bulkhead.internal.v1.RenewResponse
@@ -3131,33 +3190,34 @@ var file_api_internalpb_internal_proto_goTypes = []any{
 	(*FetchSecretsRequest)(nil),            // 14: bulkhead.internal.v1.FetchSecretsRequest
 	(*FetchSecretsResponse)(nil),           // 15: bulkhead.internal.v1.FetchSecretsResponse
 	(*Observation)(nil),                    // 16: bulkhead.internal.v1.Observation
-	(*FetchManifestRequest)(nil),           // 17: bulkhead.internal.v1.FetchManifestRequest
-	(*FetchManifestResponse)(nil),          // 18: bulkhead.internal.v1.FetchManifestResponse
-	(*FetchBlobRequest)(nil),               // 19: bulkhead.internal.v1.FetchBlobRequest
-	(*BlobChunk)(nil),                      // 20: bulkhead.internal.v1.BlobChunk
-	(*WatchRoutesRequest)(nil),             // 21: bulkhead.internal.v1.WatchRoutesRequest
-	(*RouteUpdate)(nil),                    // 22: bulkhead.internal.v1.RouteUpdate
-	(*Route)(nil),                          // 23: bulkhead.internal.v1.Route
-	(*ServiceRoute)(nil),                   // 24: bulkhead.internal.v1.ServiceRoute
-	(*Backend)(nil),                        // 25: bulkhead.internal.v1.Backend
-	(*IssueServerCertificateRequest)(nil),  // 26: bulkhead.internal.v1.IssueServerCertificateRequest
-	(*IssueServerCertificateResponse)(nil), // 27: bulkhead.internal.v1.IssueServerCertificateResponse
-	(*ReserveRequest)(nil),                 // 28: bulkhead.internal.v1.ReserveRequest
-	(*ReserveResponse)(nil),                // 29: bulkhead.internal.v1.ReserveResponse
-	(*WakeRequest)(nil),                    // 30: bulkhead.internal.v1.WakeRequest
-	(*WakeResponse)(nil),                   // 31: bulkhead.internal.v1.WakeResponse
-	(*IdleRequest)(nil),                    // 32: bulkhead.internal.v1.IdleRequest
-	(*IdleResponse)(nil),                   // 33: bulkhead.internal.v1.IdleResponse
-	(*SignalRequest)(nil),                  // 34: bulkhead.internal.v1.SignalRequest
-	(*SignalResponse)(nil),                 // 35: bulkhead.internal.v1.SignalResponse
-	(*ExecRequest)(nil),                    // 36: bulkhead.internal.v1.ExecRequest
-	(*ExecResponse)(nil),                   // 37: bulkhead.internal.v1.ExecResponse
-	(*ProcessesRequest)(nil),               // 38: bulkhead.internal.v1.ProcessesRequest
-	(*ProcessesResponse)(nil),              // 39: bulkhead.internal.v1.ProcessesResponse
-	(*Process)(nil),                        // 40: bulkhead.internal.v1.Process
-	(*ListenSocket)(nil),                   // 41: bulkhead.internal.v1.ListenSocket
-	(*LogsRequest)(nil),                    // 42: bulkhead.internal.v1.LogsRequest
-	(*LogLine)(nil),                        // 43: bulkhead.internal.v1.LogLine
+	(*MachineBytes)(nil),                   // 17: bulkhead.internal.v1.MachineBytes
+	(*FetchManifestRequest)(nil),           // 18: bulkhead.internal.v1.FetchManifestRequest
+	(*FetchManifestResponse)(nil),          // 19: bulkhead.internal.v1.FetchManifestResponse
+	(*FetchBlobRequest)(nil),               // 20: bulkhead.internal.v1.FetchBlobRequest
+	(*BlobChunk)(nil),                      // 21: bulkhead.internal.v1.BlobChunk
+	(*WatchRoutesRequest)(nil),             // 22: bulkhead.internal.v1.WatchRoutesRequest
+	(*RouteUpdate)(nil),                    // 23: bulkhead.internal.v1.RouteUpdate
+	(*Route)(nil),                          // 24: bulkhead.internal.v1.Route
+	(*ServiceRoute)(nil),                   // 25: bulkhead.internal.v1.ServiceRoute
+	(*Backend)(nil),                        // 26: bulkhead.internal.v1.Backend
+	(*IssueServerCertificateRequest)(nil),  // 27: bulkhead.internal.v1.IssueServerCertificateRequest
+	(*IssueServerCertificateResponse)(nil), // 28: bulkhead.internal.v1.IssueServerCertificateResponse
+	(*ReserveRequest)(nil),                 // 29: bulkhead.internal.v1.ReserveRequest
+	(*ReserveResponse)(nil),                // 30: bulkhead.internal.v1.ReserveResponse
+	(*WakeRequest)(nil),                    // 31: bulkhead.internal.v1.WakeRequest
+	(*WakeResponse)(nil),                   // 32: bulkhead.internal.v1.WakeResponse
+	(*IdleRequest)(nil),                    // 33: bulkhead.internal.v1.IdleRequest
+	(*IdleResponse)(nil),                   // 34: bulkhead.internal.v1.IdleResponse
+	(*SignalRequest)(nil),                  // 35: bulkhead.internal.v1.SignalRequest
+	(*SignalResponse)(nil),                 // 36: bulkhead.internal.v1.SignalResponse
+	(*ExecRequest)(nil),                    // 37: bulkhead.internal.v1.ExecRequest
+	(*ExecResponse)(nil),                   // 38: bulkhead.internal.v1.ExecResponse
+	(*ProcessesRequest)(nil),               // 39: bulkhead.internal.v1.ProcessesRequest
+	(*ProcessesResponse)(nil),              // 40: bulkhead.internal.v1.ProcessesResponse
+	(*Process)(nil),                        // 41: bulkhead.internal.v1.Process
+	(*ListenSocket)(nil),                   // 42: bulkhead.internal.v1.ListenSocket
+	(*LogsRequest)(nil),                    // 43: bulkhead.internal.v1.LogsRequest
+	(*LogLine)(nil),                        // 44: bulkhead.internal.v1.LogLine
 }
 var file_api_internalpb_internal_proto_depIdxs = []int32{
 	4,  // 0: bulkhead.internal.v1.Revoked.identities:type_name -> bulkhead.internal.v1.RevokedIdentity
@@ -3170,45 +3230,47 @@ var file_api_internalpb_internal_proto_depIdxs = []int32{
 	10, // 7: bulkhead.internal.v1.Hello.capacity:type_name -> bulkhead.internal.v1.Capacity
 	13, // 8: bulkhead.internal.v1.Snapshot.assignments:type_name -> bulkhead.internal.v1.Assignment
 	16, // 9: bulkhead.internal.v1.Snapshot.observed:type_name -> bulkhead.internal.v1.Observation
-	23, // 10: bulkhead.internal.v1.RouteUpdate.route:type_name -> bulkhead.internal.v1.Route
-	24, // 11: bulkhead.internal.v1.Route.services:type_name -> bulkhead.internal.v1.ServiceRoute
-	25, // 12: bulkhead.internal.v1.ServiceRoute.backends:type_name -> bulkhead.internal.v1.Backend
-	40, // 13: bulkhead.internal.v1.ProcessesResponse.processes:type_name -> bulkhead.internal.v1.Process
-	41, // 14: bulkhead.internal.v1.Process.listen_sockets:type_name -> bulkhead.internal.v1.ListenSocket
+	24, // 10: bulkhead.internal.v1.RouteUpdate.route:type_name -> bulkhead.internal.v1.Route
+	25, // 11: bulkhead.internal.v1.Route.services:type_name -> bulkhead.internal.v1.ServiceRoute
+	26, // 12: bulkhead.internal.v1.ServiceRoute.backends:type_name -> bulkhead.internal.v1.Backend
+	41, // 13: bulkhead.internal.v1.ProcessesResponse.processes:type_name -> bulkhead.internal.v1.Process
+	42, // 14: bulkhead.internal.v1.Process.listen_sockets:type_name -> bulkhead.internal.v1.ListenSocket
 	7,  // 15: bulkhead.internal.v1.Controller.Sync:input_type -> bulkhead.internal.v1.FromWorker
-	17, // 16: bulkhead.internal.v1.Controller.FetchManifest:input_type -> bulkhead.internal.v1.FetchManifestRequest
-	19, // 17: bulkhead.internal.v1.Controller.FetchBlob:input_type -> bulkhead.internal.v1.FetchBlobRequest
+	18, // 16: bulkhead.internal.v1.Controller.FetchManifest:input_type -> bulkhead.internal.v1.FetchManifestRequest
+	20, // 17: bulkhead.internal.v1.Controller.FetchBlob:input_type -> bulkhead.internal.v1.FetchBlobRequest
 	14, // 18: bulkhead.internal.v1.Controller.FetchSecrets:input_type -> bulkhead.internal.v1.FetchSecretsRequest
-	21, // 19: bulkhead.internal.v1.Controller.WatchRoutes:input_type -> bulkhead.internal.v1.WatchRoutesRequest
-	26, // 20: bulkhead.internal.v1.Controller.IssueServerCertificate:input_type -> bulkhead.internal.v1.IssueServerCertificateRequest
-	28, // 21: bulkhead.internal.v1.Worker.Reserve:input_type -> bulkhead.internal.v1.ReserveRequest
-	34, // 22: bulkhead.internal.v1.Worker.Signal:input_type -> bulkhead.internal.v1.SignalRequest
-	36, // 23: bulkhead.internal.v1.Worker.Exec:input_type -> bulkhead.internal.v1.ExecRequest
-	38, // 24: bulkhead.internal.v1.Worker.Processes:input_type -> bulkhead.internal.v1.ProcessesRequest
-	42, // 25: bulkhead.internal.v1.Worker.Logs:input_type -> bulkhead.internal.v1.LogsRequest
-	30, // 26: bulkhead.internal.v1.Worker.Wake:input_type -> bulkhead.internal.v1.WakeRequest
-	32, // 27: bulkhead.internal.v1.Worker.Idle:input_type -> bulkhead.internal.v1.IdleRequest
-	0,  // 28: bulkhead.internal.v1.Membership.Renew:input_type -> bulkhead.internal.v1.RenewRequest
-	2,  // 29: bulkhead.internal.v1.Membership.WatchRevoked:input_type -> bulkhead.internal.v1.WatchRevokedRequest
-	5,  // 30: bulkhead.internal.v1.Telemetry.Metrics:input_type -> bulkhead.internal.v1.MetricsRequest
-	8,  // 31: bulkhead.internal.v1.Controller.Sync:output_type -> bulkhead.internal.v1.ToWorker
-	18, // 32: bulkhead.internal.v1.Controller.FetchManifest:output_type -> bulkhead.internal.v1.FetchManifestResponse
-	20, // 33: bulkhead.internal.v1.Controller.FetchBlob:output_type -> bulkhead.internal.v1.BlobChunk
-	15, // 34: bulkhead.internal.v1.Controller.FetchSecrets:output_type -> bulkhead.internal.v1.FetchSecretsResponse
-	22, // 35: bulkhead.internal.v1.Controller.WatchRoutes:output_type -> bulkhead.internal.v1.RouteUpdate
-	27, // 36: bulkhead.internal.v1.Controller.IssueServerCertificate:output_type -> bulkhead.internal.v1.IssueServerCertificateResponse
-	29, // 37: bulkhead.internal.v1.Worker.Reserve:output_type -> bulkhead.internal.v1.ReserveResponse
-	35, // 38: bulkhead.internal.v1.Worker.Signal:output_type -> bulkhead.internal.v1.SignalResponse
-	37, // 39: bulkhead.internal.v1.Worker.Exec:output_type -> bulkhead.internal.v1.ExecResponse
-	39, // 40: bulkhead.internal.v1.Worker.Processes:output_type -> bulkhead.internal.v1.ProcessesResponse
-	43, // 41: bulkhead.internal.v1.Worker.Logs:output_type -> bulkhead.internal.v1.LogLine
-	31, // 42: bulkhead.internal.v1.Worker.Wake:output_type -> bulkhead.internal.v1.WakeResponse
-	33, // 43: bulkhead.internal.v1.Worker.Idle:output_type -> bulkhead.internal.v1.IdleResponse
-	1,  // 44: bulkhead.internal.v1.Membership.Renew:output_type -> bulkhead.internal.v1.RenewResponse
-	3,  // 45: bulkhead.internal.v1.Membership.WatchRevoked:output_type -> bulkhead.internal.v1.Revoked
-	6,  // 46: bulkhead.internal.v1.Telemetry.Metrics:output_type -> bulkhead.internal.v1.MetricsResponse
-	31, // [31:47] is the sub-list for method output_type
-	15, // [15:31] is the sub-list for method input_type
+	22, // 19: bulkhead.internal.v1.Controller.WatchRoutes:input_type -> bulkhead.internal.v1.WatchRoutesRequest
+	27, // 20: bulkhead.internal.v1.Controller.IssueServerCertificate:input_type -> bulkhead.internal.v1.IssueServerCertificateRequest
+	17, // 21: bulkhead.internal.v1.Controller.MachineAPI:input_type -> bulkhead.internal.v1.MachineBytes
+	29, // 22: bulkhead.internal.v1.Worker.Reserve:input_type -> bulkhead.internal.v1.ReserveRequest
+	35, // 23: bulkhead.internal.v1.Worker.Signal:input_type -> bulkhead.internal.v1.SignalRequest
+	37, // 24: bulkhead.internal.v1.Worker.Exec:input_type -> bulkhead.internal.v1.ExecRequest
+	39, // 25: bulkhead.internal.v1.Worker.Processes:input_type -> bulkhead.internal.v1.ProcessesRequest
+	43, // 26: bulkhead.internal.v1.Worker.Logs:input_type -> bulkhead.internal.v1.LogsRequest
+	31, // 27: bulkhead.internal.v1.Worker.Wake:input_type -> bulkhead.internal.v1.WakeRequest
+	33, // 28: bulkhead.internal.v1.Worker.Idle:input_type -> bulkhead.internal.v1.IdleRequest
+	0,  // 29: bulkhead.internal.v1.Membership.Renew:input_type -> bulkhead.internal.v1.RenewRequest
+	2,  // 30: bulkhead.internal.v1.Membership.WatchRevoked:input_type -> bulkhead.internal.v1.WatchRevokedRequest
+	5,  // 31: bulkhead.internal.v1.Telemetry.Metrics:input_type -> bulkhead.internal.v1.MetricsRequest
+	8,  // 32: bulkhead.internal.v1.Controller.Sync:output_type -> bulkhead.internal.v1.ToWorker
+	19, // 33: bulkhead.internal.v1.Controller.FetchManifest:output_type -> bulkhead.internal.v1.FetchManifestResponse
+	21, // 34: bulkhead.internal.v1.Controller.FetchBlob:output_type -> bulkhead.internal.v1.BlobChunk
+	15, // 35: bulkhead.internal.v1.Controller.FetchSecrets:output_type -> bulkhead.internal.v1.FetchSecretsResponse
+	23, // 36: bulkhead.internal.v1.Controller.WatchRoutes:output_type -> bulkhead.internal.v1.RouteUpdate
+	28, // 37: bulkhead.internal.v1.Controller.IssueServerCertificate:output_type -> bulkhead.internal.v1.IssueServerCertificateResponse
+	17, // 38: bulkhead.internal.v1.Controller.MachineAPI:output_type -> bulkhead.internal.v1.MachineBytes
+	30, // 39: bulkhead.internal.v1.Worker.Reserve:output_type -> bulkhead.internal.v1.ReserveResponse
+	36, // 40: bulkhead.internal.v1.Worker.Signal:output_type -> bulkhead.internal.v1.SignalResponse
+	38, // 41: bulkhead.internal.v1.Worker.Exec:output_type -> bulkhead.internal.v1.ExecResponse
+	40, // 42: bulkhead.internal.v1.Worker.Processes:output_type -> bulkhead.internal.v1.ProcessesResponse
+	44, // 43: bulkhead.internal.v1.Worker.Logs:output_type -> bulkhead.internal.v1.LogLine
+	32, // 44: bulkhead.internal.v1.Worker.Wake:output_type -> bulkhead.internal.v1.WakeResponse
+	34, // 45: bulkhead.internal.v1.Worker.Idle:output_type -> bulkhead.internal.v1.IdleResponse
+	1,  // 46: bulkhead.internal.v1.Membership.Renew:output_type -> bulkhead.internal.v1.RenewResponse
+	3,  // 47: bulkhead.internal.v1.Membership.WatchRevoked:output_type -> bulkhead.internal.v1.Revoked
+	6,  // 48: bulkhead.internal.v1.Telemetry.Metrics:output_type -> bulkhead.internal.v1.MetricsResponse
+	32, // [32:49] is the sub-list for method output_type
+	15, // [15:32] is the sub-list for method input_type
 	15, // [15:15] is the sub-list for extension type_name
 	15, // [15:15] is the sub-list for extension extendee
 	0,  // [0:15] is the sub-list for field type_name
@@ -3234,7 +3296,7 @@ func file_api_internalpb_internal_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_internalpb_internal_proto_rawDesc), len(file_api_internalpb_internal_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   44,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -29,6 +29,7 @@ const (
 	Controller_FetchSecrets_FullMethodName           = "/bulkhead.internal.v1.Controller/FetchSecrets"
 	Controller_WatchRoutes_FullMethodName            = "/bulkhead.internal.v1.Controller/WatchRoutes"
 	Controller_IssueServerCertificate_FullMethodName = "/bulkhead.internal.v1.Controller/IssueServerCertificate"
+	Controller_MachineAPI_FullMethodName             = "/bulkhead.internal.v1.Controller/MachineAPI"
 )
 
 // ControllerClient is the client API for Controller service.
@@ -56,6 +57,11 @@ type ControllerClient interface {
 	// IssueServerCertificate signs a certificate for <app>.<domain> of an existing
 	// app, for a key made by the edge. Caller: edge.
 	IssueServerCertificate(ctx context.Context, in *IssueServerCertificateRequest, opts ...grpc.CallOption) (*IssueServerCertificateResponse, error)
+	// MachineAPI carries one connection to /.fly/api, untouched: bytes of a Machine up,
+	// the API's down. The first message up names the Machine, the controller's header
+	// says that it takes the connection. Caller: a worker, for a Machine assigned to its
+	// node; the Machine is then who calls the API.
+	MachineAPI(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[MachineBytes, MachineBytes], error)
 }
 
 type controllerClient struct {
@@ -147,6 +153,19 @@ func (c *controllerClient) IssueServerCertificate(ctx context.Context, in *Issue
 	return out, nil
 }
 
+func (c *controllerClient) MachineAPI(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[MachineBytes, MachineBytes], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Controller_ServiceDesc.Streams[3], Controller_MachineAPI_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[MachineBytes, MachineBytes]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Controller_MachineAPIClient = grpc.BidiStreamingClient[MachineBytes, MachineBytes]
+
 // ControllerServer is the server API for Controller service.
 // All implementations must embed UnimplementedControllerServer
 // for forward compatibility.
@@ -172,6 +191,11 @@ type ControllerServer interface {
 	// IssueServerCertificate signs a certificate for <app>.<domain> of an existing
 	// app, for a key made by the edge. Caller: edge.
 	IssueServerCertificate(context.Context, *IssueServerCertificateRequest) (*IssueServerCertificateResponse, error)
+	// MachineAPI carries one connection to /.fly/api, untouched: bytes of a Machine up,
+	// the API's down. The first message up names the Machine, the controller's header
+	// says that it takes the connection. Caller: a worker, for a Machine assigned to its
+	// node; the Machine is then who calls the API.
+	MachineAPI(grpc.BidiStreamingServer[MachineBytes, MachineBytes]) error
 	mustEmbedUnimplementedControllerServer()
 }
 
@@ -199,6 +223,9 @@ func (UnimplementedControllerServer) WatchRoutes(*WatchRoutesRequest, grpc.Serve
 }
 func (UnimplementedControllerServer) IssueServerCertificate(context.Context, *IssueServerCertificateRequest) (*IssueServerCertificateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method IssueServerCertificate not implemented")
+}
+func (UnimplementedControllerServer) MachineAPI(grpc.BidiStreamingServer[MachineBytes, MachineBytes]) error {
+	return status.Error(codes.Unimplemented, "method MachineAPI not implemented")
 }
 func (UnimplementedControllerServer) mustEmbedUnimplementedControllerServer() {}
 func (UnimplementedControllerServer) testEmbeddedByValue()                    {}
@@ -304,6 +331,13 @@ func _Controller_IssueServerCertificate_Handler(srv interface{}, ctx context.Con
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Controller_MachineAPI_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(ControllerServer).MachineAPI(&grpc.GenericServerStream[MachineBytes, MachineBytes]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Controller_MachineAPIServer = grpc.BidiStreamingServer[MachineBytes, MachineBytes]
+
 // Controller_ServiceDesc is the grpc.ServiceDesc for Controller service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -340,6 +374,12 @@ var Controller_ServiceDesc = grpc.ServiceDesc{
 			StreamName:    "WatchRoutes",
 			Handler:       _Controller_WatchRoutes_Handler,
 			ServerStreams: true,
+		},
+		{
+			StreamName:    "MachineAPI",
+			Handler:       _Controller_MachineAPI_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
 		},
 	},
 	Metadata: "api/internalpb/internal.proto",

@@ -16,6 +16,7 @@ var Policy = map[string][]string{
 	internalpb.Controller_FetchSecrets_FullMethodName:           {role.Worker},
 	internalpb.Controller_WatchRoutes_FullMethodName:            {role.Edge},
 	internalpb.Controller_IssueServerCertificate_FullMethodName: {role.Edge},
+	internalpb.Controller_MachineAPI_FullMethodName:             {role.Worker},
 
 	internalpb.Worker_Reserve_FullMethodName:   {role.Controller},
 	internalpb.Worker_Signal_FullMethodName:    {role.Controller},

@@ -40,6 +40,7 @@ func (b boot) Execute(ctx context.Context, f *flag.FlagSet, args ...any) subcomm
 			return util.Errorf("shut the sandbox in: %v", err)
 		}
 	}
+	offerAPI(takeAPI(f))
 	m := newMeter(limits)
 	code := b.Boot.Execute(ctx, f, args...)
 	m.end()

@@ -15,6 +15,8 @@
 //   - "boot" and "exec" write the exact wait status of the process they ran to the
 //     error log (--log); runsc folds it into an exit code, in which 143 and SIGTERM
 //     are the same.
+//   - "boot" makes the socket /.fly/api, whose connections come from the worker
+//     (api.go). runsc's way to a socket of the host is a gofer.
 //   - "boot" moves into its empty root and drops its capabilities in one process
 //     instead of executing itself in between, and has its system-call filter
 //     ready-made: both make a start faster and the sandbox no different.

@@ -19,7 +19,7 @@ import (
 // when the process starts and not before, is made meanwhile.
 type start struct {
 	bundle, pidFile string
-	readyFD         int
+	readyFD, apiFD  int
 	secretsFD       int
 }
 
@@ -32,6 +32,7 @@ func (s *start) SetFlags(f *flag.FlagSet) {
 	f.StringVar(&s.pidFile, "pid-file", "", "file for the sandbox's pid")
 	f.IntVar(&s.secretsFD, "secrets-fd", -1, "file of variables that are put over the environment")
 	f.IntVar(&s.readyFD, "ready-fd", -1, "pipe that says with a byte that the network stands, and with its end that nothing is to be started")
+	f.IntVar(&s.apiFD, "api-fd", -1, "socket of the shim through which the worker's connections to the Machine's API come")
 }
 
 // FetchSpec implements util.SubCommand.
@@ -57,7 +58,11 @@ func (s *start) Execute(_ context.Context, f *flag.FlagSet, args ...any) subcomm
 			return util.Errorf("take the secrets: %v", err)
 		}
 	}
-	c, err := container.New(conf, container.Args{ID: id, Spec: spec, BundleDir: bundle, PIDFile: s.pidFile})
+	pass := map[int]*os.File{}
+	if s.apiFD >= 0 {
+		pass[apiGuestFD] = os.NewFile(uintptr(s.apiFD), "api")
+	}
+	c, err := container.New(conf, container.Args{ID: id, Spec: spec, BundleDir: bundle, PIDFile: s.pidFile, PassFiles: pass})
 	remove()
 	if err != nil {
 		return util.Errorf("creating container: %v", err)

@@ -58,7 +58,8 @@ func run(c wire.ShimConfig) error {
 type shim struct {
 	config wire.ShimConfig
 	reaper *reaper
-	log    *tail // of the sandbox: its error log, its last words
+	log    *tail  // of the sandbox: its error log, its last words
+	doors  [2]int // sockets: ours, through which doors go to the sandbox, and the sandbox's
 }
 
 // startSandbox runs "bulkhead-sandbox start", which reads the second byte of the go
@@ -78,10 +79,13 @@ func (s *shim) startSandbox() (int, error) {
 		files = append(files, uintptr(wire.FDCgroups+i))
 	}
 	ready := len(files)
-	files = append(files, wire.FDGo, wire.FDSecrets)
+	if s.doors, err = syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_SEQPACKET|syscall.SOCK_CLOEXEC, 0); err != nil {
+		return 0, err
+	}
+	files = append(files, wire.FDGo, wire.FDSecrets, uintptr(s.doors[1]))
 	argv := []string{"/proc/self/exe", "enter", strconv.Itoa(s.config.Cgroups), wire.ShimProgram}
 	argv = append(argv, s.config.Flags...)
-	argv = append(argv, "start", "--ready-fd="+strconv.Itoa(ready), "--secrets-fd="+strconv.Itoa(ready+1), "--bundle="+wire.ShimBundle, "--pid-file="+wire.ShimPIDFile, s.config.ID)
+	argv = append(argv, "start", "--ready-fd="+strconv.Itoa(ready), "--secrets-fd="+strconv.Itoa(ready+1), "--api-fd="+strconv.Itoa(ready+2), "--bundle="+wire.ShimBundle, "--pid-file="+wire.ShimPIDFile, s.config.ID)
 	_, done, err := s.reaper.start(argv, files)
 	logw.Close()
 	null.Close()
@@ -195,6 +199,14 @@ func (s *shim) handle(c wire.FD) error {
 			f.Close()
 		}
 	}()
+	args := wire.ParseShimRequest(body).Args
+	if len(files) == 1 && args[0] == wire.ShimDoor {
+		var reply wire.ShimReply
+		if err := s.door(files[0]); err != nil {
+			reply = wire.ShimReply{Code: 1, Log: err.Error()}
+		}
+		return wire.Send(c, reply.Marshal())
+	}
 	if len(files) < 3 {
 		return fmt.Errorf("%d files instead of stdin, stdout and stderr", len(files))
 	}
@@ -207,7 +219,7 @@ func (s *shim) handle(c wire.FD) error {
 	for _, f := range files[3:] {
 		fds = append(fds, f.Fd())
 	}
-	argv := append(append([]string{wire.ShimProgram}, s.config.Flags...), wire.ParseShimRequest(body).Args...)
+	argv := append(append([]string{wire.ShimProgram}, s.config.Flags...), args...)
 	pid, done, err := s.reaper.start(argv, fds)
 	w.Close()
 	if err != nil {
@@ -226,4 +238,24 @@ func (s *shim) handle(c wire.FD) error {
 	log.wait(time.Second)
 	st, known := log.status()
 	return wire.Send(c, wire.ShimReply{Status: st, Known: known, Code: status.ExitStatus(), Log: log.text()}.Marshal())
+}
+
+// door hands a door to the sandbox, which takes it when somebody inside wants one. One
+// that it has not taken yet is of no more use.
+func (s *shim) door(f *os.File) error {
+	for {
+		oob := make([]byte, syscall.CmsgSpace(4))
+		n, oobn, _, _, err := syscall.Recvmsg(s.doors[1], make([]byte, 1), oob, syscall.MSG_DONTWAIT|syscall.MSG_CMSG_CLOEXEC)
+		if err != nil || n == 0 {
+			break
+		}
+		old, _ := syscall.ParseSocketControlMessage(oob[:oobn])
+		for i := range old {
+			fds, _ := syscall.ParseUnixRights(&old[i])
+			for _, fd := range fds {
+				syscall.Close(fd)
+			}
+		}
+	}
+	return syscall.Sendmsg(s.doors[0], []byte{1}, syscall.UnixRights(int(f.Fd())), nil, syscall.MSG_DONTWAIT|syscall.MSG_NOSIGNAL)
 }

@@ -45,7 +45,7 @@ func run(parent context.Context, env *role.Env) (err error) {
 	warden := client.New(c.Sockets[role.SocketWarden])
 	w := worker.New(worker.Options{
 		Dir: c.DataDir, Node: c.Node, Host: c.Host, Log: env.Log,
-		Runtime: warden, Warden: warden.Metrics,
+		Runtime: warden, Warden: warden.Metrics, API: controller,
 		Secrets: controller, Cluster: c.Cluster, SecretDir: c.SecretDir,
 		Images: worker.NewImages(store, image.NewRemote(false), controller),
 	})

@@ -23,7 +23,7 @@ func world(t *testing.T) (*Host, func(args ...string) sandbox.Spec) {
 	h.GrantKey, h.Node = pub, "n1"
 	h.Install("testapp", func(p *Process) int {
 		return sandboxtest.App(p.Spec.Args[1:], sandboxtest.Process{
-			Stdin: p.Stdin, Stdout: p.Stdout, Stderr: p.Stderr, Done: p.Done, Handle: p.Handle, Env: p.Env,
+			Stdin: p.Stdin, Stdout: p.Stdout, Stderr: p.Stderr, Done: p.Done, Handle: p.Handle, Env: p.Env, Connect: p.Connect,
 		})
 	})
 	var slot atomic.Uint32

@@ -3,6 +3,7 @@ package sandboxtest
 import (
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -18,6 +19,8 @@ type Process struct {
 	Done <-chan struct{}
 	// Handle makes signals arrive on a channel instead of ending the process.
 	Handle func(signals ...int) <-chan int
+	// Connect connects to sandbox.APISocket.
+	Connect func() (net.Conn, error)
 	// Env looks up an environment variable.
 	Env func(name string) string
 }
@@ -33,6 +36,7 @@ type Process struct {
 //	term N            prints "ready", waits for SIGTERM, prints "terminated", ends with code N
 //	cat               copies stdin to stdout
 //	getenv NAME       prints the variable
+//	ask WORD N        sends the word over N connections to the API at once; prints each answer
 //	flood N           prints N bytes of "x", then "end" on stderr
 func App(args []string, p Process) int {
 	verb, rest := "", args
@@ -75,6 +79,8 @@ func App(args []string, p Process) int {
 		}
 	case "getenv":
 		fmt.Fprintln(p.Stdout, p.Env(arg(0)))
+	case "ask":
+		return ask(p, arg(0), number(arg(1)))
 	case "flood":
 		if _, err := p.Stdout.Write([]byte(strings.Repeat("x", number(arg(0))))); err != nil {
 			return 1

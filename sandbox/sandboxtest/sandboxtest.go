@@ -51,6 +51,7 @@ func Run(t *testing.T, open func(t *testing.T) (sandbox.Runtime, func(args ...st
 		{"ExecTimeout", testExecTimeout},
 		{"ExecRefused", testExecRefused},
 		{"Processes", testProcesses},
+		{"Listen", testListen},
 		{"Remove", testRemove},
 		{"RemoveKills", testRemoveKills},
 		{"List", testList},

@@ -157,6 +157,19 @@ func (c *Client) Processes(ctx context.Context, id key.MachineID) ([]sandbox.Pro
 	return resp.Processes, err
 }
 
+// Listen implements sandbox.Runtime.
+func (c *Client) Listen(ctx context.Context, id key.MachineID) (net.Listener, error) {
+	_, files, err := c.call(ctx, Request{Op: OpListen, Machine: id}, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer closeAll(files)
+	if len(files) != 1 {
+		return nil, fault.New(fault.Internal, "the warden sent %d files", len(files))
+	}
+	return newListener(files[0], id)
+}
+
 // Remove implements sandbox.Runtime.
 func (c *Client) Remove(ctx context.Context, id key.MachineID) error {
 	_, files, err := c.call(ctx, Request{Op: OpRemove, Machine: id}, nil)

@@ -41,6 +41,7 @@ const (
 	OpSignal    Op = "signal"
 	OpExec      Op = "exec"
 	OpProcesses Op = "processes"
+	OpListen    Op = "listen"
 	OpRemove    Op = "remove"
 	OpList      Op = "list"
 	OpMetrics   Op = "metrics"
@@ -49,7 +50,7 @@ const (
 // Known reports whether op is one of the operations.
 func Known(op Op) bool {
 	switch op {
-	case OpPing, OpStart, OpAck, OpAttach, OpSignal, OpExec, OpProcesses, OpRemove, OpList, OpMetrics:
+	case OpPing, OpStart, OpAck, OpAttach, OpSignal, OpExec, OpProcesses, OpListen, OpRemove, OpList, OpMetrics:
 		return true
 	}
 	return false
@@ -111,6 +112,10 @@ type Response struct {
 	List      []sandbox.Info      `json:"list,omitempty"`
 	Metrics   *Metrics            `json:"metrics,omitempty"`
 }
+
+// The Response to OpListen has one file: a SOCK_SEQPACKET socket. Each byte that comes
+// out of it is somebody inside who wants to connect; the answer is a byte with a stream
+// socket riding on it, or one without, which is a no.
 
 // Files that accompany the Response to OpStart and OpAttach, in this order. The
 // pidfd is missing when the sandbox has ended.

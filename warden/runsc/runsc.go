@@ -28,6 +28,9 @@ const (
 	annotationProcesses = "bulkhead.processes" // processes and threads together
 )
 
+// apiDir holds the platform's API inside a Machine; cmd/bulkhead-sandbox repeats it.
+const apiDir = "/.fly"
+
 // LogFD is where Flags tells bulkhead-sandbox to write its error log and a
 // sandbox its last words: a pipe of the shim.
 const LogFD = 3
@@ -77,6 +80,8 @@ func Bundle(s sandbox.Spec, g grant.Grant, files Files) ([]byte, error) {
 			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
 			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec"}},
 			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "nodev", "mode=1777"}},
+			// bulkhead-sandbox makes the socket "api" in it and closes it.
+			{Destination: apiDir, Type: "tmpfs", Source: "fly", Options: []string{"nosuid", "nodev", "noexec", "mode=755", "size=4k"}},
 		},
 		Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{
 			{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
@@ -167,6 +172,8 @@ func StartError(log, command string) *fault.Error {
 		return fault.Wrap(fault.Unprocessable, cause, "the command %q is not an executable file in the image, or its user may not run it", command)
 	case strings.Contains(m, "failed to load") && (strings.Contains(m, "exec format error") || strings.Contains(m, "ENOEXEC") || strings.Contains(m, "invalid argument")):
 		return fault.Wrap(fault.Unprocessable, cause, "the command %q cannot be executed: it is neither a script nor a program for this machine's architecture", command)
+	case strings.Contains(m, fmt.Sprintf("creating mount point %q", apiDir)):
+		return fault.Wrap(fault.Unprocessable, cause, "the image has a file %s; that is where the platform's API is, and it must be a directory or absent", apiDir)
 	case strings.Contains(m, "working directory") || strings.Contains(m, "WorkingDirectory"):
 		return fault.Wrap(fault.Unprocessable, cause, "the working directory of the command %q does not exist in the image", command)
 	}

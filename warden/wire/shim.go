@@ -110,6 +110,11 @@ func ParseExit(b []byte) (e Exit, err error) {
 // descriptor 4. Closing the connection kills it. Arguments hold no zero byte.
 type ShimRequest struct{ Args []string }
 
+// ShimDoor is the request, as the one argument, to hand the one file that comes with
+// it to the sandbox: a SOCK_SEQPACKET socket at whose other end the worker makes
+// connections to the Machine's API (cmd/bulkhead-sandbox/api.go).
+const ShimDoor = "door"
+
 // Marshal encodes the request.
 func (r ShimRequest) Marshal() []byte { return []byte(strings.Join(r.Args, "\x00")) }
 

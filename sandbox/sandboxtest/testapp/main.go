@@ -11,6 +11,7 @@
 //	read FILE         prints a file
 //	crash             kills itself with SIGKILL
 //	cpus              prints the number of processors
+//	api               tries what one may not do to the API's socket; prints what went wrong
 //	id                prints user, group and supplementary groups
 package main
 
@@ -26,6 +27,7 @@ import (
 	"syscall"
 	"time"
 
+	"bulkhead/sandbox"
 	"bulkhead/sandbox/sandboxtest"
 )
 
@@ -41,6 +43,7 @@ func main() {
 	}
 	os.Exit(sandboxtest.App(os.Args[1:], sandboxtest.Process{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Handle: handle, Env: os.Getenv,
+		Connect: func() (net.Conn, error) { return net.Dial("unix", sandbox.APISocket) },
 	}))
 }
 
@@ -59,6 +62,7 @@ func handle(signals ...int) <-chan int {
 }
 
 var verbs = map[string]func(args []string) error{
+	"api": func([]string) error { return attackAPI() },
 	"serve": func(a []string) error {
 		l, err := net.Listen("tcp", net.JoinHostPort("::", a[0]))
 		if err != nil {

@@ -1,0 +1,103 @@
+package world
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coreos/go-oidc/v3/oidc"
+
+	"bulkhead/fixture"
+)
+
+// identityWorkload asks for an identity token with curl inside real Machines, verifies it
+// as another service does, and has one Machine try to be what it is not.
+func identityWorkload(t *testing.T, w *World) {
+	w.CreateApp("robots", "")
+	image := w.Push("robots", fixture.Curl(t))
+	a, b := w.Run("robots", Config{"image": image}), w.Run("robots", Config{"image": image, "env": map[string]any{}})
+	defer w.Must("DELETE", "/apps/robots?force=true", nil, nil)
+	curl := func(m Machine, args ...string) string {
+		t.Helper()
+		r := w.Exec("robots", m.ID, append([]string{"curl", "-sS", "--max-time", "30", "--unix-socket", "/.fly/api"}, args...)...)
+		if r.ExitCode != 0 {
+			t.Fatalf("curl %s: code %d, %s%s", strings.Join(args, " "), r.ExitCode, r.Stdout, r.Stderr)
+		}
+		return r.Stdout
+	}
+	code := func(m Machine, args ...string) string {
+		t.Helper()
+		return curl(m, append([]string{"-o", "/dev/null", "-w", "%{http_code}"}, args...)...)
+	}
+
+	token := curl(a, "http://localhost/v1/tokens/oidc", "-d", `{"aud":"sts.amazonaws.com"}`)
+	verify := func(token string) (*oidc.IDToken, error) {
+		ctx, cancel := context.WithTimeout(oidc.ClientContext(context.Background(), &http.Client{Transport: w.Client().Transport}), 30*time.Second)
+		defer cancel()
+		p, err := oidc.NewProvider(ctx, w.URL("api", "")+"/oidc/personal")
+		if err != nil {
+			return nil, err
+		}
+		return p.Verifier(&oidc.Config{ClientID: "sts.amazonaws.com"}).Verify(ctx, token)
+	}
+	got, err := verify(token)
+	if err != nil {
+		t.Fatalf("%v: %s", err, token)
+	}
+	var itself struct{ Name string }
+	if err := json.Unmarshal([]byte(curl(a, "http://x/v1/apps/robots/machines/"+a.ID)), &itself); err != nil {
+		t.Fatal(err)
+	}
+	if want := "personal:robots:" + itself.Name; got.Subject != want {
+		t.Errorf("the token is about %q, want %q", got.Subject, want)
+	}
+
+	// It acts on itself alone, with an operator's token in its hands too.
+	bearer := "Authorization: Bearer " + w.Ready.Token
+	machine := "http://anything.example/v1/apps/robots/machines/"
+	if got := code(a, machine+a.ID); got != "200" {
+		t.Errorf("itself: %s", got)
+	}
+	var tries []string
+	var script strings.Builder
+	for what, args := range map[string][]string{
+		"another machine": {machine + b.ID}, "its app's machines": {strings.TrimSuffix(machine, "/")}, "stopping another": {"-XPOST", machine + b.ID + "/stop"},
+		"a command in itself": {"-XPOST", machine + a.ID + "/exec", "-d", `{"command":["id"]}`}, "secrets": {"http://x/v1/apps/robots/secrets"},
+		"the nodes": {"http://x/v1/platform/nodes"}, "the app's end": {"-XDELETE", "http://x/v1/apps/robots"},
+	} {
+		for _, h := range []string{"X-None: 1", bearer} {
+			tries = append(tries, fmt.Sprintf("%s, with %q", what, strings.SplitN(h, " ", 2)[0]))
+			fmt.Fprintf(&script, "curl -s --max-time 30 --unix-socket /.fly/api -o /dev/null -w '%%{http_code} ' -H '%s' '%s'\n", h, strings.Join(args, "' '"))
+		}
+	}
+	answers := strings.Fields(w.Exec("robots", a.ID, "/bin/busybox", "sh", "-c", script.String()).Stdout)
+	if len(answers) != len(tries) {
+		t.Fatalf("%d answers to %d tries", len(answers), len(tries))
+	}
+	for i, got := range answers {
+		if got != "403" {
+			t.Errorf("%s: %s, want 403", tries[i], got)
+		}
+	}
+
+	// A worker that is started anew: the Machine runs on, and its socket works again.
+	w.Kill("worker")
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		status, body := w.APIRaw("POST", "/apps/robots/machines/"+b.ID+"/exec", map[string]any{"command": []string{"curl", "-sS", "--max-time", "10", "--unix-socket", "/.fly/api", machine + b.ID}, "timeout": 20})
+		var r ExecResult
+		var m Machine
+		if json.Unmarshal(body, &r) == nil && json.Unmarshal([]byte(r.Stdout), &m) == nil && m.ID == b.ID {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("after the worker's restart: %d %s", status, body)
+		}
+	}
+	// Suspending itself is the last thing that it does.
+	w.APIRaw("POST", "/apps/robots/machines/"+a.ID+"/exec", map[string]any{"command": []string{"curl", "-sS", "--unix-socket", "/.fly/api", "-XPOST", machine + a.ID + "/suspend"}, "timeout": 20})
+	w.Wait("robots", a.ID, "stopped", 60*time.Second)
+}
