@@ -39,11 +39,10 @@ import (
 const (
 	CheckpointEvery = 250 * time.Millisecond // at most between a record and a checkpoint that has it
 	retryEvery      = time.Second
-	witnessLimit    = 5 * time.Second  // for the witnesses to answer
-	witnessLag      = 15 * time.Second // without required co-signatures, until changes are refused
-	queueLimit      = 1024             // appends that wait for the writer
-	batchLimit      = 256              // of them in one write
-	keptLimit       = 10000            // records that Must holds while nothing can be written
+	witnessLimit    = 5 * time.Second // for the witnesses to answer
+	queueLimit      = 1024            // appends that wait for the writer
+	batchLimit      = 256             // of them in one write
+	keptLimit       = 10000           // records that Must holds while nothing can be written
 )
 
 // Config says where a log lies and who signs it.

@@ -6,10 +6,16 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/transparency-dev/tessera"
 )
+
+// witnessLag is how long required witnesses may be missing before changes are refused.
+var witnessLag atomic.Int64
+
+func init() { witnessLag.Store(int64(15 * time.Second)) }
 
 // watch looks at the published checkpoint: a witness that is missing is said, and is an
 // error once it is required and has been missing for witnessLag.
@@ -29,7 +35,7 @@ func (l *Log) watch(t *tree) error {
 	}
 	size, behind := checkpointSize(b), false
 	if st, err := os.Stat(path); err == nil {
-		behind = size < t.size && time.Since(st.ModTime()) > witnessLag
+		behind = size < t.size && time.Since(st.ModTime()) > time.Duration(witnessLag.Load())
 	}
 	switch {
 	case !group.Satisfied(b):
