@@ -29,7 +29,11 @@ func (c *Controller) openAudit(ctx context.Context) error {
 	if c.left, err = c.outbox.leftover(ctx); err != nil {
 		return err
 	}
+	if err := auditlog.CheckWitnesses([]byte(rc.AuditWitnesses)); err != nil {
+		return err
+	}
 	c.audit = auditlog.Start(auditlog.Config{
+		Witnesses: []byte(rc.AuditWitnesses), WitnessRequired: rc.AuditWitnessRequired,
 		Dir: filepath.Join(rc.DataDir, "audit"), Signer: signer, Key: public, Log: c.log, Board: notice.New(c.log),
 	})
 	c.refusals = newRefusals(c.audit)

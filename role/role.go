@@ -100,6 +100,11 @@ type Config struct {
 	// SecretDir is a directory in memory, the worker's, for what its Machines need to start
 	// again while the controller is away.
 	SecretDir string `json:"secret_dir,omitempty"`
+	// AuditWitnesses is the policy of the audit log's witnesses, empty for none, and
+	// AuditWitnessRequired refuses changes while it is not satisfied.
+	AuditWitnesses       string `json:"audit_witnesses,omitempty"`
+	AuditWitnessRequired bool   `json:"audit_witness_required,omitempty"`
+
 	// ImageDir is where the worker keeps sealed images, for the warden.
 	ImageDir string `json:"image_dir,omitempty"`
 	// MachineDir is the warden's directory for what Machines hold on disk.

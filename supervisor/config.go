@@ -64,6 +64,12 @@ type Config struct {
 	// ClusterKey says where the key is that wraps everything secret in the store: "file",
 	// "credential:NAME" of systemd, or "kms:/SOCKET".
 	ClusterKey string `toml:"cluster_key"`
+	// AuditWitnesses is a file with the policy of the audit log's witnesses: who co-signs
+	// its checkpoints, and how many must. Empty: none.
+	AuditWitnesses string `toml:"audit_witnesses"`
+	// AuditWitnessRequired is "yes" when changes are to be refused while the policy is not
+	// satisfied, else "no".
+	AuditWitnessRequired string `toml:"audit_witness_required"`
 	// LogFormat is how the log looks on stderr: "json" (one object a line) or "text".
 	LogFormat string `toml:"log_format"`
 }
@@ -93,6 +99,8 @@ var Fields = []Field{
 	{"idle_after", "idle-after", "DURATION", "1m", "how long a machine with autostop runs on without a request", func(c *Config) *string { return &c.IdleAfter }},
 	{"sso_private_issuers", "sso-private-issuers", "NETWORKS", "none", "private networks, with commas between them, where organizations may have identity providers", func(c *Config) *string { return &c.SSOPrivateIssuers }},
 	{"cluster_key", "cluster-key", "file|credential:NAME|kms:/SOCKET", "file", "where the key is that wraps everything secret in the store: <data_dir>/cluster-key, a credential of systemd, or that file sealed by a key management service", func(c *Config) *string { return &c.ClusterKey }},
+	{"audit_witnesses", "audit-witnesses", "FILE", "none", "policy of the audit log's witnesses; see docs/audit.md", func(c *Config) *string { return &c.AuditWitnesses }},
+	{"audit_witness_required", "audit-witness-required", "yes|no", "no", "whether changes are refused while the audit log's witnesses are missing", func(c *Config) *string { return &c.AuditWitnessRequired }},
 	{"log_format", "log-format", "json|text", "text on a terminal, else json", "how the log looks on stderr", func(c *Config) *string { return &c.LogFormat }},
 }
 
@@ -182,11 +190,12 @@ func (c Config) Complete() (Config, error) {
 	set(&c.Region, "local")
 	set(&c.IdleAfter, "1m")
 	set(&c.ClusterKey, "file")
+	set(&c.AuditWitnessRequired, "no")
 	c.Domain = strings.ToLower(strings.TrimSuffix(c.Domain, "."))
 	for _, p := range []struct {
 		name string
 		v    *string
-	}{{"data_dir", &c.DataDir}, {"run_dir", &c.RunDir}, {"lib_dir", &c.LibDir}, {"ready_file", &c.ReadyFile}} {
+	}{{"data_dir", &c.DataDir}, {"run_dir", &c.RunDir}, {"lib_dir", &c.LibDir}, {"ready_file", &c.ReadyFile}, {"audit_witnesses", &c.AuditWitnesses}} {
 		if *p.v == "" {
 			continue
 		}
@@ -234,6 +243,12 @@ func (c Config) check() error {
 	}
 	if d, err := time.ParseDuration(c.IdleAfter); err != nil || d < minIdleAfter {
 		return fmt.Errorf("idle_after %q must be a duration of at least %v, such as 60s or 5m", c.IdleAfter, minIdleAfter)
+	}
+	if r := c.AuditWitnessRequired; r != "" && r != "yes" && r != "no" {
+		return fmt.Errorf("audit_witness_required %q is neither yes nor no", r)
+	}
+	if c.AuditWitnessRequired == "yes" && c.AuditWitnesses == "" {
+		return errors.New("audit_witness_required is yes, and audit_witnesses names nobody")
 	}
 	if c.LogFormat != "" && c.LogFormat != "json" && c.LogFormat != "text" {
 		return fmt.Errorf("log_format %q is neither json nor text", c.LogFormat)

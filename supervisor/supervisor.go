@@ -348,6 +348,13 @@ func (s *Supervisor) newRunner(name string) (*runner, error) {
 			names, files = append(names, role.FileClusterKey), append(files, f)
 		}
 		rc.PrivateIssuers, _ = c.privateIssuers() // checked when the configuration was read
+		if c.AuditWitnesses != "" {
+			b, err := os.ReadFile(c.AuditWitnesses)
+			if err != nil {
+				return nil, fmt.Errorf("audit_witnesses: %w", err)
+			}
+			rc.AuditWitnesses, rc.AuditWitnessRequired = string(b), c.AuditWitnessRequired == "yes"
+		}
 	case role.Warden:
 		rc.GrantKeyFile, rc.ImageDir, rc.MachineDir = in.path(grantPub), in.path(imageDir), in.path(machineDir)
 	case role.Worker:

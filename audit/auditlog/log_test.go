@@ -88,6 +88,7 @@ func copyDir(t testing.TB, from string) string {
 // TestOneByteAnywhere flips one byte in every file of a log, one after the other, at
 // three places of each: every time the check says so. Control: the log as it is passes.
 func TestOneByteAnywhere(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "audit")
 	cfg := config(t, dir)
 	l := auditlog.Start(cfg)
@@ -147,6 +148,7 @@ func TestOneByteAnywhere(t *testing.T) {
 // against a checkpoint that was kept; so is a log that somebody who has the key wrote
 // anew. The same directory passes against a checkpoint as old as itself.
 func TestRolledBack(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "audit")
 	cfg := config(t, dir)
 	l := auditlog.Start(cfg)
@@ -205,6 +207,7 @@ func TestRolledBack(t *testing.T) {
 // TestPages reads records by page, in both directions, with filters, and proves each to
 // be in the tree.
 func TestPages(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "audit")
 	l := auditlog.Start(config(t, dir))
 	defer l.Close()

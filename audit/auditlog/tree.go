@@ -143,7 +143,7 @@ func openTree(cfg *Config) (t *tree, err error) {
 			cancel()
 		}
 	}()
-	driver, err := posix.New(ctx, posix.Config{Path: filepath.Join(cfg.Dir, audit.LogDir)})
+	driver, err := posix.New(ctx, posix.Config{Path: filepath.Join(cfg.Dir, audit.LogDir), HTTPClient: witnessClient()})
 	if err != nil {
 		return nil, err
 	}

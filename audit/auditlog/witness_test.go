@@ -131,6 +131,7 @@ func (w *witness) cosigned(cp *audit.Checkpoint) bool {
 // is required: then changes are refused until it is back. One that knows the log does not
 // sign for another history.
 func TestWitness(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "audit")
 	cfg := config(t, dir)
 	w := newWitness(t, "witness.test", cfg.Key)
