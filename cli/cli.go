@@ -151,7 +151,7 @@ on servers that you own.
 	root.AddCommand(
 		s.loginCommand(), s.logoutCommand(), s.clustersCommand(),
 		s.appsCommand(), s.deployCommand(), s.statusCommand(), s.logsCommand(), s.openCommand(),
-		s.machineCommand(), s.secretsCommand(), s.orgsCommand(), s.usersCommand(), s.nodeCommand(), s.auditCommand(), s.issuerCommand(), s.versionCommand(), s.completionCommand(),
+		s.machineCommand(), s.secretsCommand(), s.tokensCommand(), s.orgsCommand(), s.usersCommand(), s.nodeCommand(), s.auditCommand(), s.issuerCommand(), s.versionCommand(), s.completionCommand(),
 	)
 	return root
 }

@@ -70,7 +70,7 @@ func New(c Config) (*Client, error) {
 		return nil, fault.New(fault.Unauthenticated, "no token for %s", u.Host)
 	}
 	if strings.ContainsAny(c.Token, " \t\r\n") {
-		return nil, fault.New(fault.Invalid, "the token holds white space; it must be the one word that starts with bh_")
+		return nil, fault.New(fault.Invalid, "the token holds white space; it must be one word, which starts with fm2_ or bh_")
 	}
 	t, err := newPinnedTransport(c.Pin, c.Proxy)
 	if err != nil {

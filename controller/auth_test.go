@@ -224,9 +224,8 @@ func TestBadRequests(t *testing.T) {
 		{400, "PUT", base + "/metadata", "metadata is missing", config{}},
 		{501, "GET", "/v1/apps/web/volumes", "not supported", nil},
 		{501, "GET", "/v1/apps/web/certificates/a.example", "not supported", nil},
-		{501, "POST", "/v1/apps/web/deploy_token", "not supported", config{}},
 		{501, "POST", "/v1/apps/web/ip_assignments", "not supported", config{}},
-		{501, "GET", "/v1/tokens/current", "not supported", nil},
+		{501, "POST", "/v1/tokens/kms", "not supported", nil},
 		{501, "PUT", base + "/memory", "not supported", config{"limit_mb": 512}},
 	} {
 		e.refused(tc.code, tc.sentence, tc.method, tc.path, tc.body)

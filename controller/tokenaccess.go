@@ -64,7 +64,7 @@ func (d *directory) tokenAccess(a access) (_ *token.Access, ok bool) {
 	if app == nil || app.Org != a.Org {
 		return nil, false
 	}
-	t.AppID = ptr(uint64(app.Number))
+	t.AppID, t.AppName = ptr(uint64(app.Number)), string(app.Name)
 	f, isApp := appFeatures[a.What]
 	mf, isMachine := machineFeatures[a.What]
 	switch {

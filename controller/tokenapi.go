@@ -186,7 +186,7 @@ func (c *Controller) resolveAccess(r *call, who caller, in *machinesapi.Access) 
 			return fail(fault.New(fault.NotFound, "app %q not found", clip(*app)))
 		}
 		on.App, on.What, slug = a.Name, whatApp, &a.Org
-		want.AppID = ptr(uint64(a.Number))
+		want.AppID, want.AppName = ptr(uint64(a.Number)), string(a.Name)
 	}
 	if slug == nil {
 		return fail(fault.New(fault.Invalid, "access names no org_slug, app_name or machine_id"))
@@ -268,9 +268,13 @@ func (c *Controller) currentTokens(r *call) (int, any, error) {
 		if n, err := flyio.OrganizationScope(v.Caveats); err == nil {
 			if o := c.directory.orgNumbered(int64(n)); o != nil {
 				t.Organization, t.OrgSlug = o.Name, o.Slug
-				only := flyio.AppScope(v.Caveats)
+				only, names := flyio.AppScope(v.Caveats), macaroon.GetCaveats[*token.AppNames](v.Caveats)
 				for _, a := range c.directory.appsIn(o.Slug) {
-					if slices.Contains(only, uint64(a.Number)) {
+					named := len(names) > 0
+					for _, n := range names {
+						named = named && slices.Contains(n.Names, string(a.Name))
+					}
+					if slices.Contains(only, uint64(a.Number)) && (named || len(names) == 0) || only == nil && named {
 						t.Apps = append(t.Apps, string(a.Name))
 					}
 				}

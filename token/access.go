@@ -14,6 +14,8 @@ import (
 // caveats ask. It names one object; a child needs its parents, siblings exclude each other.
 type Access struct {
 	flyio.Access
+	// AppName is the name of the app, where it is about one.
+	AppName string
 	// At is the time of the request; the zero value is now.
 	At time.Time
 	// From is the address that the request came from.
@@ -29,6 +31,9 @@ func (a *Access) Now() time.Time {
 	}
 	return a.At
 }
+
+// GetAppName is what AppNames asks.
+func (a *Access) GetAppName() string { return a.AppName }
 
 // FromAddr is what FromAddress asks.
 func (a *Access) FromAddr() netip.Addr { return a.From }

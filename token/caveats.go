@@ -3,6 +3,7 @@ package token
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/superfly/macaroon"
 	"github.com/superfly/macaroon/resset"
@@ -14,11 +15,13 @@ import (
 const (
 	CavSession     = macaroon.CavMinUserDefined + 256 + iota // of a live session only
 	CavFromAddress                                           // from certain networks only
+	CavAppNames                                              // certain apps only, by name
 )
 
 func init() {
 	macaroon.RegisterCaveatType(&Session{})
 	macaroon.RegisterCaveatType(&FromAddress{})
+	macaroon.RegisterCaveatType(&AppNames{})
 }
 
 // Session holds a token to a session of single sign-on: it ends with it. Discharges carry it.
@@ -69,6 +72,34 @@ func (c *FromAddress) Prohibits(a macaroon.Access) error {
 		}
 	}
 	return fmt.Errorf("%w address %s (only %v)", resset.ErrUnauthorizedForResource, from, c.Networks)
+}
+
+// AppNames holds a token to apps of certain names: what narrows a token offline, where nobody
+// knows the apps' numbers. Another app that gets the name later is meant too.
+type AppNames struct {
+	Names []string `json:"names"`
+}
+
+// CaveatType is the registered number.
+func (c *AppNames) CaveatType() macaroon.CaveatType { return CavAppNames }
+
+// Name is for JSON and people.
+func (c *AppNames) Name() string { return "BulkheadAppNames" }
+
+// Prohibits refuses what is about another app, or about none.
+func (c *AppNames) Prohibits(a macaroon.Access) error {
+	f, ok := a.(interface{ GetAppName() string })
+	if !ok {
+		return fmt.Errorf("%w: it is not known which app it is about", macaroon.ErrInvalidAccess)
+	}
+	name := f.GetAppName()
+	if name == "" {
+		return fmt.Errorf("%w app", resset.ErrResourceUnspecified)
+	}
+	if !slices.Contains(c.Names, name) {
+		return fmt.Errorf("%w app %s (only %v)", resset.ErrUnauthorizedForResource, name, c.Names)
+	}
+	return nil
 }
 
 // ParseNetwork reads a network ("10.0.0.0/8") or a single address.

@@ -99,6 +99,8 @@ func words(c macaroon.Caveat) string {
 		return "only while session " + clip(c.ID) + " lives"
 	case *FromAddress:
 		return "only from " + some(c.Networks)
+	case *AppNames:
+		return "only apps of the names " + some(c.Names)
 	}
 	if s, ok := flyWords(c); ok {
 		return s

@@ -215,6 +215,19 @@ func TestFromAddress(t *testing.T) {
 	want(t, check(r, mint(t, r, &FromAddress{}), on(3, "r")), Prohibited)
 }
 
+func TestAppNames(t *testing.T) {
+	r := ring(t)
+	text := mint(t, r, &AppNames{Names: []string{"shop", "blog"}})
+	for name, ok := range map[string]bool{"shop": true, "blog": true, "else": false, "": false} {
+		a := on(3, "r")
+		a.AppName = name
+		if err := check(r, text, a); (err == nil) != ok {
+			t.Errorf("app %q: %v", name, err)
+		}
+	}
+	want(t, check(r, mint(t, r, &AppNames{}), on(3, "r")), Prohibited)
+}
+
 // TestUnknownCaveat: also one that hides in a condition that does not apply.
 func TestUnknownCaveat(t *testing.T) {
 	r := ring(t)
