@@ -36,13 +36,22 @@ func dropTokens(e *env, _ string) {
 	}
 }
 
-// dropRootKeys leaves the root key that makes tokens, and that of the caller's.
+// dropInvitations takes every invitation back.
+func dropInvitations(e *env, _ string) {
+	var out struct{ Invitations []struct{ ID string } }
+	e.get("/v1/orgs/personal/invitations", &out)
+	for _, inv := range out.Invitations {
+		e.want(200, "DELETE", "/v1/orgs/personal/invitations/"+inv.ID, nil, nil)
+	}
+}
+
+// dropRootKeys leaves the root key of the caller's token.
 func dropRootKeys(e *env, _ string) {
 	var out struct{ Keys []controller.RootKey }
 	e.get("/v1/platform/token_keys", &out)
 	for _, k := range out.Keys {
-		if !k.Makes && k.Tokens == 0 {
-			e.want(200, "DELETE", "/v1/platform/token_keys/"+k.ID, nil, nil)
+		if k.Tokens == 0 {
+			e.ctl.ForgetRootKey(e.t.Context(), k.ID) // the API keeps the one that makes tokens
 		}
 	}
 }
@@ -137,7 +146,7 @@ func cuts() map[string]cut {
 		"PUT /v1/orgs/{org}/members/{user}":              changes("/v1/orgs/personal/members/admin", config{"role": "owner"}),
 		"DELETE /v1/orgs/{org}/members/{user}":           changes("/v1/orgs/personal/members/admin", nil), // refused: the last owner
 		"GET /v1/orgs/{org}/invitations":                 reads("/v1/orgs/personal/invitations"),
-		"POST /v1/orgs/{org}/invitations":                changes("/v1/orgs/personal/invitations", config{"role": "viewer"}),
+		"POST /v1/orgs/{org}/invitations":                {path: "/v1/orgs/personal/invitations", body: config{"role": "viewer"}, changes: true, undo: dropInvitations},
 		"DELETE /v1/orgs/{org}/invitations/{invitation}": changes("/v1/orgs/personal/invitations/c_0000000000000000", nil),
 
 		"PATCH /v1/orgs/{org}":                 changes("/v1/orgs/personal", config{"token_max_expiry": ""}),

@@ -179,7 +179,7 @@ func (c *Controller) State(ctx context.Context) ([]string, error) {
 }
 
 // random matches what differs between two runs: ids of Machines and versions, and times.
-var random = regexp.MustCompile(`[0-9a-f]{14}|[0-9A-HJKMNP-TV-Z]{26}|[0-9]{12}|[a-z]+-[a-z]+-[0-9]{4}$`)
+var random = regexp.MustCompile(`[0-9a-f]{16}|[0-9a-f]{14}|[0-9A-HJKMNP-TV-Z]{26}|[0-9]{12}|[a-z]+-[a-z]+-[0-9]{4}$`)
 
 // MayCall is the decision about a call of an endpoint: by a user's token, by a Machine of
 // an app (by = "machine:<app>/<id>"), or by a claim's bearer (by = "claim").
@@ -227,6 +227,13 @@ func (c *Controller) AgeToken(ctx context.Context, id key.TokenID, by time.Durat
 	t := txn{}
 	t.do(put(tokenKey(id), rec))
 	if err := c.commit(ctx, &t); err != nil {
+		panic(err)
+	}
+}
+
+// ForgetRootKey removes a root key, also the one that makes tokens.
+func (c *Controller) ForgetRootKey(ctx context.Context, id string) {
+	if err := c.commit(ctx, &txn{ops: []store.Op{store.Delete(rootKeyKey(id))}}); err != nil {
 		panic(err)
 	}
 }

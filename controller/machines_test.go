@@ -176,7 +176,7 @@ func TestListFilters(t *testing.T) {
 		t.Errorf("second page: %+v", org)
 	}
 	e.refused(400, "cursor", "GET", "/v1/orgs/personal/machines?cursor=xx", nil)
-	e.refused(403, "organization", "GET", "/v1/orgs/others/machines", nil)
+	e.refused(404, "organization", "GET", "/v1/orgs/others/machines", nil)
 }
 
 func TestLaunchFailureSaysWhy(t *testing.T) {

@@ -1,6 +1,9 @@
 package token
 
 import (
+	"bytes"
+	"crypto/hmac"
+	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -17,6 +20,8 @@ import (
 
 	"bulkhead/key"
 )
+
+var noonAddr = netip.MustParseAddr("198.51.100.7")
 
 var noon = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 
@@ -213,6 +218,27 @@ func TestFromAddress(t *testing.T) {
 		want(t, check(r, mint(t, r, &FromAddress{Networks: []string{bad}}), a), Prohibited)
 	}
 	want(t, check(r, mint(t, r, &FromAddress{}), on(3, "r")), Prohibited)
+}
+
+// TestLink holds our HMAC against the standard library's, for messages of every length that a
+// caveat may have.
+func TestLink(t *testing.T) {
+	secret := NewKey().Secret
+	b := make([]byte, MaxToken)
+	for i := range b {
+		b[i] = byte(i * 7)
+	}
+	for n := range len(b) {
+		if n > 700 && n%97 != 0 {
+			continue
+		}
+		h := hmac.New(sha256.New, secret)
+		h.Write(pairOfOne)
+		h.Write(b[:n])
+		if !bytes.Equal(h.Sum(nil), link(secret, pairOfOne, b[:n])) {
+			t.Fatalf("another HMAC of %d bytes", n)
+		}
+	}
 }
 
 func TestAppNames(t *testing.T) {
