@@ -149,7 +149,7 @@ on servers that you own.
 		s.ui.json, s.ui.quiet = s.json, s.quiet
 	}
 	root.AddCommand(
-		s.loginCommand(), s.logoutCommand(), s.clustersCommand(),
+		s.loginCommand(), s.logoutCommand(), s.authCommand(), s.clustersCommand(),
 		s.appsCommand(), s.deployCommand(), s.statusCommand(), s.logsCommand(), s.openCommand(),
 		s.machineCommand(), s.secretsCommand(), s.tokensCommand(), s.orgsCommand(), s.usersCommand(), s.nodeCommand(), s.auditCommand(), s.issuerCommand(), s.versionCommand(), s.completionCommand(),
 	)

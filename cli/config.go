@@ -19,6 +19,8 @@ type clusterConfig struct {
 	URL   string `json:"url"`
 	Pin   string `json:"pin"`
 	Token string `json:"token"`
+	// Session is the secret of the session that the token came with, if any.
+	Session string `json:"session,omitempty"`
 }
 
 // configFile is what the CLI remembers. It holds tokens: the file has mode 0600,

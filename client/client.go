@@ -31,6 +31,8 @@ type Config struct {
 	URL   string // https://api.<domain>[:port]
 	Pin   string // base64url (no padding) SHA-256 of the API key's SubjectPublicKeyInfo
 	Token string // sent as a bearer token; never logged
+	// Anonymous is for logging in: there is no token yet.
+	Anonymous bool
 	// Proxy is an http:// or socks5:// proxy for every connection; empty means a
 	// direct connection, whatever the environment says.
 	Proxy string
@@ -66,7 +68,7 @@ func New(c Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.Token == "" {
+	if c.Token == "" && !c.Anonymous {
 		return nil, fault.New(fault.Unauthenticated, "no token for %s", u.Host)
 	}
 	if strings.ContainsAny(c.Token, " \t\r\n") {
@@ -220,7 +222,9 @@ func (c *Client) send(ctx context.Context, r call) (*http.Response, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "the request's address is malformed")
 	}
-	req.Header.Set("Authorization", "Bearer "+c.token)
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
 	req.Header.Set("User-Agent", c.agent)
 	req.Header.Set("Accept", "application/json")
 	if body != nil {
