@@ -84,16 +84,24 @@ func TestRestartOfEachRole(t *testing.T) {
 }
 
 // TestPowerCut ends everything at once, with what a reboot takes away gone: all
-// that ran runs again, what was stopped is stopped.
+// that ran runs again, with its secrets, what was stopped is stopped.
 func TestPowerCut(t *testing.T) {
 	w := world.Start(t)
 	web, stopped := running(t, w)
+	w.Must("POST", "/apps/web/secrets", map[string]any{"values": map[string]any{"PLANTED": "before the power cut"}}, nil)
+	for _, m := range web {
+		w.Must("POST", "/apps/web/machines/"+m.ID+"/restart", nil, nil)
+		w.Wait("web", m.ID, "started", 20*time.Second)
+	}
 	w.PowerCut()
 	start := time.Now()
 	w.Up()
 	w.Eventually(30*time.Second, func() string { return answers(w, "web", "/", 200, "") })
 	for _, m := range web {
 		w.Wait("web", m.ID, "started", 30*time.Second)
+		if out := w.Exec("web", m.ID, "/staticgo", "env", "PLANTED").Stdout; out != "PLANTED=before the power cut\n" {
+			t.Errorf("machine %s runs again with %q", m.ID, out)
+		}
 	}
 	t.Logf("running again %v after bulkheadd was started", time.Since(start).Round(time.Millisecond))
 	if m := w.Machine("idle", stopped.ID); m.State != "stopped" {
