@@ -185,6 +185,7 @@ var floodTable = []struct {
 	{"log", counted, false, "lines as fast as they are taken"},
 	{"descriptors", counted, false, "open files"},
 	{"packets", counted, false, "to the internet"},
+	{"api", counted, false, "connections to `/.fly/api`, with garbage, half requests and files"},
 	{"memory", "", true, "until the Machine is ended for it, which an event says"},
 }
 
