@@ -23,13 +23,13 @@ import (
 // fuzzFront is an edge whose plain listener is fed connections in memory, with one app
 // behind it that reads what it gets as strictly as the standard says.
 type fuzzFront struct {
-	s       *Server
-	hand    *handoff
-	entered atomic.Int64 // requests that net/http gave to the edge
-	busy    sync.WaitGroup
-	mu      sync.Mutex
-	heads   []string // heads that the app saw
-	wrong   []string
+	s                           *Server
+	hand                        *handoff
+	entered                     atomic.Int64 // requests that net/http gave to the edge
+	conns, handlers, apps, busy sync.WaitGroup
+	mu                          sync.Mutex
+	heads                       []string // heads that the app saw
+	wrong                       []string
 }
 
 const fuzzDomain = "apps.example"
@@ -53,11 +53,18 @@ func newFuzzFront(f *testing.F) *fuzzFront {
 			if err != nil {
 				return
 			}
-			x.busy.Go(func() { x.app(c) })
+			go func() {
+				defer x.apps.Done()
+				x.app(c)
+			}()
 		}
 	})
 	s.Dial = func(ctx context.Context, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", app.Addr().String())
+		c, err := new(net.Dialer).DialContext(ctx, "unix", app.Addr().String())
+		if err == nil {
+			x.apps.Add(1)
+		}
+		return c, err
 	}
 	if err := s.Open(); err != nil {
 		f.Fatal(err)
@@ -69,10 +76,15 @@ func newFuzzFront(f *testing.F) *fuzzFront {
 	front := srv.Handler
 	srv.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		x.entered.Add(1)
-		x.busy.Add(1)
-		defer x.busy.Done()
+		x.handlers.Add(1)
+		defer x.handlers.Done()
 		front.ServeHTTP(w, r)
 	})
+	srv.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateClosed || state == http.StateHijacked {
+			x.conns.Done()
+		}
+	}
 	go srv.Serve(x.hand)
 	f.Cleanup(func() {
 		x.hand.Close()
@@ -195,7 +207,17 @@ func (x *fuzzFront) send(b []byte) {
 		near.Close()
 		return
 	}
+	x.conns.Add(1)
 	x.hand.give(c)
+	// All that it caused has ended before the next one is tried.
+	defer func() {
+		x.conns.Wait()
+		x.handlers.Wait()
+		for _, target := range x.s.table.Lookup("web").HTTP.Targets {
+			target.Pool.Drop()
+		}
+		x.apps.Wait()
+	}()
 	near.SetDeadline(time.Now().Add(5 * time.Second))
 	answers := make(chan struct{}, 64)
 	gone := make(chan struct{})
