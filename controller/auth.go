@@ -135,8 +135,13 @@ func tokenOf(r *http.Request) string {
 // authorizeRegistry is the registry's question: may the bearer of token pull from
 // repo, or push to it? A repository belongs to the app that its first part names.
 func (c *Controller) authorizeRegistry(ctx context.Context, text, repo string, push bool) error {
-	who, err := c.authenticate(ctx, text)
-	if r, ok := ctx.Value(callKey{}).(*call); ok {
+	r, _ := ctx.Value(callKey{}).(*call)
+	from := ""
+	if r != nil {
+		from = r.RemoteAddr
+	}
+	who, err := c.identify(text, from, func() (caller, error) { return c.authenticate(ctx, text) })
+	if r != nil {
 		r.who = who
 	}
 	if err != nil || repo == "" {

@@ -13,6 +13,7 @@ import (
 
 	"bulkhead/fault"
 	"bulkhead/key"
+	"bulkhead/limit"
 )
 
 // Logins of the command line. The CLI begins one, keeps a secret of which it told the
@@ -178,7 +179,7 @@ func (c *Controller) pollCLI(r *call) (int, any, error) {
 		return http.StatusOK, l.granted, nil
 	}
 	if at := now(); at.Sub(l.polled) < cliInterval/2 {
-		return 0, nil, &tooFast{fault.New(fault.TooMany, "ask every %s", cliInterval).WithStatus("slow_down"), cliInterval}
+		return 0, nil, tooMany(cliInterval, "ask every %s", cliInterval).WithStatus("slow_down")
 	} else {
 		l.polled = at
 	}
@@ -324,8 +325,8 @@ func (c *Controller) enterCode(r *call) (int, any, error) {
 	if s == nil {
 		return 0, nil, fault.New(fault.Unauthenticated, "you are not signed in any more; go back and sign in")
 	}
-	for _, whose := range []string{networkOf(r.from()), string(s.User)} {
-		if err := c.codeLimit.take(whose, now()); err != nil {
+	for _, whose := range []string{limit.Address(r.RemoteAddr), string(s.User)} {
+		if err := c.rates.take(c.rates.codes, "code", whose, "codes were tried"); err != nil {
 			c.metrics.signIns.WithLabelValues("device", "rate_limited").Inc()
 			return 0, nil, err
 		}

@@ -38,6 +38,7 @@ import (
 	"bulkhead/audit/auditlog"
 	"bulkhead/fault"
 	"bulkhead/key"
+	"bulkhead/limit"
 	"bulkhead/pki"
 	"bulkhead/registry"
 	"bulkhead/role"
@@ -96,6 +97,7 @@ type Controller struct {
 	routes   *routes
 	ledger   *ledger
 	metrics  *metrics
+	rates    *rates
 	sessions sessions
 	revoked  revocations
 	peers    peers
@@ -103,14 +105,12 @@ type Controller struct {
 	reserved reservations
 
 	// Of people who sign in: what was begun and is not finished, and how often.
-	ssoClient   *http.Client
-	providers   providers
-	attempts    *pending[ssoAttempt]
-	logins      *pending[*cliLogin]
-	codes       *pending[string] // ids of logins, by the code of a device
-	publicLimit *buckets
-	codeLimit   *buckets
-	csrfKey     [32]byte
+	ssoClient *http.Client
+	providers providers
+	attempts  *pending[ssoAttempt]
+	logins    *pending[*cliLogin]
+	codes     *pending[string] // ids of logins, by the code of a device
+	csrfKey   [32]byte
 
 	receivers  sync.WaitGroup // sessions and their readers; a new one starts only while a call is served
 	finishing  sync.Mutex     // held by finishApp
@@ -147,7 +147,6 @@ func New(cfg Config) *Controller {
 	c.ssoClient = sso.NewClient(cfg.Role.PrivateIssuers)
 	c.providers.all = map[string]*discovered{}
 	c.attempts, c.logins, c.codes = newPending[ssoAttempt](attemptLife), newPending[*cliLogin](cliLoginLife), newPending[string](cliLoginLife)
-	c.publicLimit, c.codeLimit = newLimit(publicRate, publicBurst), newLimit(1.0/60, 10)
 	rand.Read(c.csrfKey[:])
 	c.sessions.cur = map[key.Node]*sessionSlot{}
 	c.peers.conns = map[string]*grpc.ClientConn{}
@@ -166,6 +165,11 @@ func (c *Controller) Open(ctx context.Context) (err error) {
 		}
 	}()
 	rc := c.cfg.Role
+	set, err := limit.ParseSet(rc.RateLimits)
+	if err != nil {
+		return err
+	}
+	c.rates = newRates(set, c.metrics.registry)
 	if c.grantKey, err = readGrantKey(rc.GrantKeyFile); err != nil {
 		return err
 	}

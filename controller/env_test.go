@@ -55,6 +55,7 @@ type env struct {
 	socks  map[string]string
 	ca     *pki.CA
 	logs   *syncBuffer
+	from   byte // last byte of the client's address
 
 	opened     func(*controller.Controller) // if set, called between Open and Serve
 	stop       func()                       // of the controller
@@ -108,7 +109,7 @@ func makeEnv(t testing.TB, change func(*controller.Config)) *env {
 	if err := os.WriteFile(filepath.Join(dir, "grant.key"), grantKey, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	e := &env{t: t, dir: dir, worker: newFakeWorker(node), logs: &syncBuffer{}, socks: map[string]string{}}
+	e := &env{t: t, dir: dir, worker: newFakeWorker(node), logs: &syncBuffer{}, from: 7, socks: map[string]string{}}
 	for _, s := range []string{role.SocketInternal, role.SocketEnroll, role.SocketAdmin, role.SocketAPI, role.SocketWorker, role.SocketEdge} {
 		e.socks[s] = filepath.Join(dir, s)
 	}
@@ -121,6 +122,7 @@ func makeEnv(t testing.TB, change func(*controller.Config)) *env {
 			RunDir: dir, HTTPSAddr: "127.0.0.1:8443", Sockets: e.socks, GrantKeyFile: filepath.Join(dir, "grant.key"),
 			PrivateIssuers: ssotest.Loopback,
 			UIDs:           map[string]uint32{role.Worker: 65534, role.Warden: 0},
+			RateLimits:     "failure=1000000/1000000 guess=1000000/1000000", // every test is the same address
 		},
 		Log: slog.New(slog.NewJSONHandler(e.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
@@ -315,7 +317,7 @@ func (e *env) dialAPI(ctx context.Context, addr string, conf *tls.Config) (*tls.
 	if err != nil {
 		return nil, err
 	}
-	src, dst := &net.TCPAddr{IP: net.IPv4(192, 0, 2, 7), Port: 4242}, &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 443}
+	src, dst := &net.TCPAddr{IP: net.IPv4(192, 0, 2, e.from), Port: 4242}, &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 443}
 	if _, err := proxyproto.HeaderProxyFromAddrs(2, src, dst).WriteTo(raw); err != nil {
 		return nil, err
 	}

@@ -30,9 +30,6 @@ func (c *Controller) PublicEndpoints() []string {
 
 // ForgetLimits begins all limits per address anew.
 func (c *Controller) ForgetLimits() {
-	for _, l := range []*buckets{c.publicLimit, c.codeLimit} {
-		l.mu.Lock()
-		clear(l.all)
-		l.mu.Unlock()
-	}
+	c.rates.public.Forget()
+	c.rates.codes.Forget()
 }

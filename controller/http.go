@@ -140,8 +140,15 @@ func (c *Controller) serveAPI() http.Handler {
 		public.Handle(e.pattern, c.handlePublic(e))
 		root.Handle(e.pattern, c.outer(public, true))
 	}
-	root.Handle("/", c.outer(mux, false))
-	return root
+	known := c.outer(mux, false)
+	root.Handle("/", known)
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if checkForm(req) != nil {
+			known.ServeHTTP(w, req) // which refuses it; a mux would redirect to a path made clean
+			return
+		}
+		root.ServeHTTP(w, req)
+	})
 }
 
 // callKey is the context key of the call that outer makes and handle completes.
@@ -186,7 +193,7 @@ func (c *Controller) outer(next http.Handler, public bool) http.Handler {
 		var err error
 		switch {
 		case !public:
-			who, err = c.whoCalls(req)
+			who, err = c.identify(tokenOf(req), req.RemoteAddr, func() (caller, error) { return c.whoCalls(req) })
 		case callingMachine(req.Context()) != nil:
 			err = fault.New(fault.Denied, "a machine may act on itself alone; this is for people, over the network")
 		}
@@ -219,6 +226,10 @@ func (c *Controller) handle(e endpoint) http.Handler {
 		}
 		if err := c.mayCall(r, e); err != nil {
 			c.metrics.refused(token.ReasonOf(err))
+			writeError(w, log, err)
+			return
+		}
+		if err := c.rates.allowCall(r.who.rateKey(), req); err != nil {
 			writeError(w, log, err)
 			return
 		}

@@ -5,7 +5,7 @@ import (
 	"sync"
 	"time"
 
-	"bulkhead/fault"
+	"bulkhead/limit"
 )
 
 // pending keeps what was begun and is not finished: attempts to sign in, logins of CLIs.
@@ -36,14 +36,14 @@ func newPending[T any](life time.Duration) *pending[T] {
 
 // add keeps v under a key that nobody has used.
 func (p *pending[T]) add(k string, from netip.Addr, v T) error {
-	who := networkOf(from)
+	who := limit.Address(from.String())
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.of[who] >= maxPendingAddress || len(p.all) >= maxPending {
 		p.sweep()
 	}
 	if p.of[who] >= maxPendingAddress || len(p.all) >= maxPending {
-		return &tooFast{fault.New(fault.TooMany, "too many logins were begun and not finished; wait %s", p.life).WithStatus("rate_limited"), p.life}
+		return tooMany(p.life, "too many logins were begun and not finished; wait %s", p.life).WithStatus("rate_limited")
 	}
 	p.all[k] = &begun[T]{v, who, now().Add(p.life)}
 	p.of[who]++

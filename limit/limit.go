@@ -81,6 +81,14 @@ func (l *Rates) Wait(key string, now time.Time) time.Duration {
 	return time.Duration(missing / l.rate.PerSecond * float64(time.Second))
 }
 
+// Forget begins every key anew.
+func (l *Rates) Forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	clear(l.keys)
+	l.order.Init()
+}
+
 // Len returns how many keys are remembered.
 func (l *Rates) Len() int {
 	l.mu.Lock()

@@ -23,7 +23,7 @@ type Set struct {
 // What guesses and what nobody is known for is held shorter.
 var DefaultSet = Set{
 	Token: Rate{1000, 3000}, Object: Rate{100, 300}, Read: Rate{500, 1000}, Deletion: Rate{150, 1000},
-	Public: Rate{20, 100}, Failure: Rate{5, 100}, Guess: Rate{1, 20},
+	Public: Rate{5, 100}, Failure: Rate{10, 300}, Guess: Rate{1, 20},
 }
 
 func (s *Set) fields() map[string]*Rate {

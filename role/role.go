@@ -80,6 +80,9 @@ type Config struct {
 	// their identity providers.
 	PrivateIssuers []netip.Prefix `json:"private_issuers,omitempty"`
 
+	// RateLimits are the API's, as limit.ParseSet reads them; empty for the defaults.
+	RateLimits string `json:"rate_limits,omitempty"`
+
 	// Sockets maps a socket's name to its path, for callers.
 	Sockets map[string]string `json:"sockets"`
 	// UIDs maps a role to the user it runs as.

@@ -17,6 +17,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"bulkhead/key"
+	"bulkhead/limit"
 )
 
 // DefaultConfigFile is read when --config is not given and the file exists.
@@ -70,6 +71,9 @@ type Config struct {
 	// AuditWitnessRequired is "yes" when changes are to be refused while the policy is not
 	// satisfied, else "no".
 	AuditWitnessRequired string `toml:"audit_witness_required"`
+	// RateLimits are how often the API may be called, such as "token=1000/3000
+	// object=100/300"; see limit.ParseSet.
+	RateLimits string `toml:"rate_limits"`
 	// LogFormat is how the log looks on stderr: "json" (one object a line) or "text".
 	LogFormat string `toml:"log_format"`
 }
@@ -101,6 +105,8 @@ var Fields = []Field{
 	{"cluster_key", "cluster-key", "file|credential:NAME|kms:/SOCKET", "file", "where the key is that wraps everything secret in the store: <data_dir>/cluster-key, a credential of systemd, or that file sealed by a key management service", func(c *Config) *string { return &c.ClusterKey }},
 	{"audit_witnesses", "audit-witnesses", "FILE", "none", "policy of the audit log's witnesses; see docs/audit.md", func(c *Config) *string { return &c.AuditWitnesses }},
 	{"audit_witness_required", "audit-witness-required", "yes|no", "no", "whether changes are refused while the audit log's witnesses are missing", func(c *Config) *string { return &c.AuditWitnessRequired }},
+	{"rate_limits", "rate-limits", "NAME=RATE/BURST ...", "token=1000/3000 object=100/300 read=500/1000 deletion=150/1000 public=5/100 failure=10/300 guess=1/20",
+		"how often the API may be called, a second and at once", func(c *Config) *string { return &c.RateLimits }},
 	{"log_format", "log-format", "json|text", "text on a terminal, else json", "how the log looks on stderr", func(c *Config) *string { return &c.LogFormat }},
 }
 
@@ -240,6 +246,9 @@ func (c Config) check() error {
 	}
 	if err := checkClusterKey(c.ClusterKey); err != nil {
 		return err
+	}
+	if _, err := limit.ParseSet(c.RateLimits); err != nil {
+		return fmt.Errorf("rate_limits: %w", err)
 	}
 	if d, err := time.ParseDuration(c.IdleAfter); err != nil || d < minIdleAfter {
 		return fmt.Errorf("idle_after %q must be a duration of at least %v, such as 60s or 5m", c.IdleAfter, minIdleAfter)

@@ -57,7 +57,7 @@ func TestComplete(t *testing.T) {
 	}{
 		{"defaults", Config{}, ""},
 		{"everything", Config{DataDir: "/srv/b", Domain: "Apps.Example.COM.", HTTPAddr: "127.0.0.1:8080", HTTPSAddr: "[::1]:8443", ClusterAddr: ":7000",
-			Region: "ams", Node: "n1", RunDir: "/run/x", LibDir: "/opt/b", ReadyFile: "/tmp/r.json", LogFormat: "text", IdleAfter: "5m"}, ""},
+			Region: "ams", Node: "n1", RunDir: "/run/x", LibDir: "/opt/b", ReadyFile: "/tmp/r.json", LogFormat: "text", IdleAfter: "5m", RateLimits: "token=5/10 object=off"}, ""},
 		{"free ports", Config{HTTPAddr: "127.0.0.1:0", HTTPSAddr: "127.0.0.1:0"}, ""},
 		{"domain with a space", Config{Domain: "a b"}, `domain "a b" is not a DNS name: bad label "a b"`},
 		{"domain with an empty label", Config{Domain: "a..b"}, "is not a DNS name"},
@@ -75,6 +75,9 @@ func TestComplete(t *testing.T) {
 		{"data directory with a colon", Config{DataDir: "/srv/a:b"}, "data_dir"},
 		{"run directory too long", Config{RunDir: long}, "has 85 bytes"},
 		{"private issuers are no networks", Config{SSOPrivateIssuers: "10.0.0.0/8, idp"}, "sso_private_issuers: \"idp\" must be a network"},
+		{"a rate that there is not", Config{RateLimits: "tokens=1/1"}, "rate_limits: \"tokens=1/1\" is not one of"},
+		{"a rate without a burst", Config{RateLimits: "token=1"}, "such as token=1000/3000"},
+		{"no limit for strangers", Config{RateLimits: "failure=off"}, "or token=off for token, object, read and deletion"},
 		{"idle time is no duration", Config{IdleAfter: "soon"}, "idle_after \"soon\" must be a duration"},
 		{"idle time too short", Config{IdleAfter: "10ms"}, "of at least 1s"},
 		{"log format", Config{LogFormat: "xml"}, "neither json nor text"},

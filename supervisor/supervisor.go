@@ -339,6 +339,7 @@ func (s *Supervisor) newRunner(name string) (*runner, error) {
 	var files []*os.File
 	switch name {
 	case role.Controller:
+		rc.RateLimits = c.RateLimits
 		rc.GrantKeyFile = in.path(grantKey)
 		f, err := s.clusterKey(&rc)
 		if err != nil {

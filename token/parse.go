@@ -8,6 +8,8 @@ import (
 	"github.com/superfly/macaroon"
 	"github.com/superfly/macaroon/flyio"
 	"github.com/superfly/macaroon/resset"
+
+	"bulkhead/key"
 )
 
 // Location is what permission tokens are for; whatever else a header holds are discharges.
@@ -194,4 +196,14 @@ func encode(m *macaroon.Macaroon) (string, error) {
 		return "", refuse(TooLong, "the token would be longer than %d bytes", MaxToken)
 	}
 	return Prefix + base64.StdEncoding.EncodeToString(raw), nil
+}
+
+// Claimed returns the id that the first token says it has, whether that is true or not;
+// empty when it is none of this platform's.
+func (b *Bundle) Claimed() key.TokenID {
+	if len(b.permissions) == 0 {
+		return ""
+	}
+	_, id, _ := idOf(b.permissions[0].m)
+	return id
 }

@@ -1,0 +1,155 @@
+package controller
+
+import (
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"bulkhead/fault"
+	"bulkhead/limit"
+	"bulkhead/token"
+)
+
+// rates are the limits on how often callers may call. Each remembers a bounded number
+// of keys; a request costs two or three look-ups, whoever else calls.
+type rates struct {
+	token    *limit.Rates // a caller's calls, by token
+	changes  *limit.Rates // by caller's action and object
+	reads    *limit.Rates // the same, of what changes nothing
+	deletion *limit.Rates // of apps, by token
+	public   *limit.Rates // what needs no token, by address
+	failures *limit.Rates // failed authentication, by address
+	guesses  *limit.Rates // failed authentication, by the token id that was claimed
+	codes    *limit.Rates // codes of devices that people type, by address and by user
+
+	refused *prometheus.CounterVec // by limit
+	failed  prometheus.Counter
+	wrong   *prometheus.CounterVec // requests refused by their form, by code
+}
+
+// rememberedKeys bounds the memory of each limit: about 250 bytes a key.
+const rememberedKeys = 20_000
+
+// codeRate is not to be configured: the codes are short, because people type them.
+var codeRate = limit.Rate{PerSecond: 1.0 / 60, Burst: 10}
+
+func newRates(l limit.Set, m *prometheus.Registry) *rates {
+	r := &rates{
+		token: limit.NewRates(l.Token, rememberedKeys), changes: limit.NewRates(l.Object, rememberedKeys), reads: limit.NewRates(l.Read, rememberedKeys),
+		deletion: limit.NewRates(l.Deletion, rememberedKeys), public: limit.NewRates(l.Public, rememberedKeys),
+		failures: limit.NewRates(l.Failure, rememberedKeys), guesses: limit.NewRates(l.Guess, rememberedKeys),
+		codes:   limit.NewRates(codeRate, rememberedKeys),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulkhead_api_limited_total", Help: "Requests of the public API that were refused because there were too many, by limit."}, []string{"limit"}),
+		failed:  prometheus.NewCounter(prometheus.CounterOpts{Name: "bulkhead_api_authentication_failures_total", Help: "Requests with no token or a bad one."}),
+	}
+	m.MustRegister(r.refused, r.failed)
+	return r
+}
+
+// take is nil, or the refusal of a call that came too soon.
+func (r *rates) take(l *limit.Rates, name, key, what string) error {
+	wait := l.Take(key, time.Now())
+	if wait == 0 {
+		return nil
+	}
+	r.refused.WithLabelValues(name).Inc()
+	return tooMany(wait, "too many %s", what)
+}
+
+func tooMany(wait time.Duration, format string, args ...any) *fault.Error {
+	return fault.New(fault.TooMany, format, args...).WithRetryAfter(wait)
+}
+
+// rateKey names a caller for its limits: its token's id, which is no secret.
+func (who caller) rateKey() string {
+	switch {
+	case who.Token != nil:
+		return string(who.Token.ID)
+	case who.Claim != nil:
+		return "claim " + who.Claim.ID
+	case who.Machine != "":
+		return "machine " + string(who.Machine)
+	}
+	return who.Name
+}
+
+// claimedID returns the id that a token says it has, whether that is true or not; empty
+// when it says none.
+func claimedID(text string) string {
+	if t, ok := strings.CutPrefix(text, claimPrefix); ok {
+		if id, _, ok := strings.Cut(t, "."); ok && claimRE.MatchString(id) {
+			return id
+		}
+		return ""
+	}
+	b, err := token.Parse(text)
+	if err != nil {
+		return ""
+	}
+	return string(b.Claimed())
+}
+
+// identify is authentication within the limits: who is known is held to the rate of its
+// token, and who is not to that of its address.
+func (c *Controller) identify(text, from string, authenticate func() (caller, error)) (caller, error) {
+	who, err := authenticate()
+	if fault.Is(err, fault.Unauthenticated) {
+		return caller{}, c.rates.failedAuth(from, claimedID(text), err)
+	}
+	if err != nil {
+		return caller{}, err
+	}
+	return who, c.rates.take(c.rates.token, "token", who.rateKey(), "calls with this token")
+}
+
+// allowCall holds a caller that may do something to the rate of doing it to one object:
+// the Machine, app or organization that the path names. What names none has the rate of
+// its token alone. Two users of one object have each their own, so that neither locks
+// the other out.
+func (r *rates) allowCall(caller string, req *http.Request) error {
+	object := req.PathValue("machine")
+	for _, name := range []string{"app", "org", "user", "node"} {
+		if object == "" {
+			object = req.PathValue(name)
+		}
+	}
+	if object == "" {
+		return nil
+	}
+	key := caller + " " + req.Pattern + " " + object
+	if req.Method == http.MethodGet || req.Method == http.MethodHead {
+		return r.take(r.reads, "read", key, "calls of this kind for "+clip(object))
+	}
+	if req.Pattern == "DELETE /v1/apps/{app}" {
+		if err := r.take(r.deletion, "deletion", caller, "deletions of apps"); err != nil {
+			return err
+		}
+	}
+	return r.take(r.changes, "object", key, "calls of this kind for "+clip(object))
+}
+
+// allowPublic holds an address to the rate of what needs no token.
+func (r *rates) allowPublic(req *http.Request) error {
+	return r.take(r.public, "public", limit.Address(req.RemoteAddr), "requests from this address")
+}
+
+// failedAuth is asked after a token was found to be bad, and returns err, or the
+// refusal of an address that sends too many bad ones, or of too many attempts at one
+// token. A good token is never held up by it: it was looked at first, which costs
+// microseconds, so that who shares an address with somebody that guesses, or whose
+// token's id is known to one, is not locked out.
+func (r *rates) failedAuth(from, claimed string, err error) error {
+	r.failed.Inc()
+	now := time.Now()
+	wait := r.failures.Take(limit.Address(from), now)
+	if claimed != "" {
+		wait = max(wait, r.guesses.Take(claimed, now))
+	}
+	if wait == 0 {
+		return err
+	}
+	r.refused.WithLabelValues("authentication").Inc()
+	return tooMany(wait, "too many requests without a good token")
+}
