@@ -26,6 +26,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -384,11 +385,14 @@ func (s *Supervisor) newRunner(name string) (*runner, error) {
 	return r, writeFile(nil, r.configFile(), append(b, '\n'), 0o640, owner{0, r.cred.gid})
 }
 
+// passed are bulkheadd's own variables that every role gets.
+var passed = []string{"BULKHEAD_DEBUG"}
+
 // environment is all a role finds in its environment. The worker fetches images,
 // so it alone learns of the machine's proxies and certificate stores.
 func environment(name string) []string {
 	env := []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "HOME=/nonexistent"}
-	pass := []string{"BULKHEAD_DEBUG"}
+	pass := slices.Clone(passed)
 	if failpoint.Enabled && name != role.Edge { // which may open nothing outside its own directory
 		pass = append(pass, failpoint.Env)
 	}
