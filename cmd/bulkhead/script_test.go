@@ -65,6 +65,8 @@ func setup(env *testscript.Env) error {
 	// A proxy in the environment must not be used: nothing listens there.
 	env.Setenv("HTTPS_PROXY", "http://127.0.0.1:1")
 	env.Setenv("HTTP_PROXY", "http://127.0.0.1:1")
+	// Under the race detector a program sleeps for a second before it ends: not each command.
+	env.Setenv("GORACE", "atexit_sleep_ms=10")
 	return nil
 }
 
