@@ -18,6 +18,7 @@ func TestIdentity(t *testing.T) {
 	}{
 		{"People", identityPeople},
 		{"Secrets", identitySecrets},
+		{"Tokens", identityTokens},
 		{"Audit", identityAudit},
 		{"Workload", identityWorkload},
 	} {
