@@ -25,6 +25,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -43,6 +44,7 @@ const (
 	queueLimit      = 1024            // appends that wait for the writer
 	batchLimit      = 256             // of them in one write
 	keptLimit       = 10000           // records that Must holds while nothing can be written
+	behindLimit     = 50000           // records that the tree may lag behind before changes are refused
 )
 
 // Config says where a log lies and who signs it.
@@ -74,6 +76,7 @@ type Log struct {
 	late    error  // why the tree does not follow
 	kept    []*appending
 	changed chan struct{} // closed when records come
+	behind  atomic.Uint64 // records that the tree has not yet, as it last looked
 	last    time.Time     // of the last record
 
 	kick chan struct{} // tells the tree that there are records
@@ -145,15 +148,18 @@ func (l *Log) wake() {
 // Ready returns nil when a record could be written now, else an Unavailable error that
 // says why not. It does no I/O but ask for the room.
 func (l *Log) Ready() error {
+	if err := room.Check(l.cfg.Dir, 0, room.Records); err != nil {
+		return err
+	}
 	l.mu.Lock()
 	err := l.trouble
 	if err == nil {
 		err = l.late
 	}
-	l.mu.Unlock()
-	if err == nil {
-		err = room.Check(l.cfg.Dir, 0, room.Records)
+	if n := l.behind.Load(); err == nil && n > behindLimit {
+		err = fmt.Errorf("its tree is %d records behind", n)
 	}
+	l.mu.Unlock()
 	return refusal(err)
 }
 

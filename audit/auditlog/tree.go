@@ -302,7 +302,11 @@ func (l *Log) follow(t *tree) error {
 	if err != nil {
 		return nil
 	}
-	for t.size < f.size() {
+	for {
+		n := f.size()
+		if l.behind.Store(n - min(n, t.size)); t.size >= n {
+			break
+		}
 		i := t.size / audit.SegmentSize
 		entries, err := f.segment(i)
 		if err != nil {
