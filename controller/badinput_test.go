@@ -61,7 +61,7 @@ func TestBadInput(t *testing.T) {
 		{400, "two bodies", "POST", "/v1/apps", nil, `{"name":"x1","org_slug":"personal"}{"name":"x2"}`},
 		{400, "a byte order mark", "POST", "/v1/apps", nil, "\ufeff" + `{"name":"x1","org_slug":"personal"}`},
 		{400, "text in UTF-16", "POST", "/v1/apps", nil, "{\x00\"\x00n\x00"},
-		{415, "a form", "POST", "/v1/apps", []string{"Content-Type", "application/x-www-form-urlencoded"}, `{"name":"x1","org_slug":"personal"}`},
+		{415, "a form", "POST", "/v1/apps", []string{"Content-Type", "multipart/form-data; boundary=x"}, `{"name":"x1","org_slug":"personal"}`},
 		{415, "a form of parts", "POST", "/v1/apps", []string{"Content-Type", "multipart/form-data; boundary=x"}, `{"name":"x1","org_slug":"personal"}`},
 		{415, "plain text", "POST", "/v1/apps", []string{"Content-Type", "text/plain"}, `{"name":"x1","org_slug":"personal"}`},
 		{415, "packed", "POST", "/v1/apps", []string{"Content-Encoding", "gzip"}, "\x1f\x8b\x08"},

@@ -140,15 +140,15 @@ func plainLabel(s string) bool {
 	})
 }
 
-// checkMedia refuses a body that says it is no JSON. Those of a browser's forms are
-// among them: no page of somebody else's can make a browser send one that is taken.
+// checkMedia refuses a body that says it is no JSON. What curl says of -d by default is
+// taken as JSON: callers are known by a header that no page can make a browser send.
 func checkMedia(h http.Header) error {
 	if enc := h.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
 		return fault.New(fault.Invalid, "Content-Encoding %q is not taken; send the body as it is", clip(enc)).WithStatus(statusMediaType)
 	}
 	t, _, _ := strings.Cut(h.Get("Content-Type"), ";")
 	switch t = strings.ToLower(strings.TrimSpace(t)); {
-	case t == "", t == "application/json", t == "application/octet-stream", strings.HasPrefix(t, "application/") && strings.HasSuffix(t, "+json"):
+	case t == "", t == "application/json", t == "application/octet-stream", t == "application/x-www-form-urlencoded", strings.HasPrefix(t, "application/") && strings.HasSuffix(t, "+json"):
 		return nil
 	}
 	return fault.New(fault.Invalid, "Content-Type %q is not taken; send application/json", clip(t)).WithStatus(statusMediaType)
