@@ -26,7 +26,12 @@ func (c *Controller) posture(ctx context.Context) (posture.Posture, error) {
 	if one != nil && !one.expired(now()) {
 		p.Unclaimed = one.CreatedAt
 	}
-	p.Audit = &posture.Audit{} // without a witness
+	p.Audit = &posture.Audit{Required: c.cfg.Role.AuditWitnessRequired}
+	for line := range strings.Lines(c.cfg.Role.AuditWitnesses) {
+		if f := strings.Fields(line); len(f) > 0 && f[0] == "witness" {
+			p.Audit.Witnesses++
+		}
+	}
 	p.Orgs, p.Tokens = c.directory.posture()
 	return p, nil
 }

@@ -83,7 +83,18 @@ func (h host) files(dataDir string) (out []Finding) {
 	if out == nil {
 		out = []Finding{{"keys", OK, fmt.Sprintf("%d files hold keys, each open to its owner alone", len(files)), ""}}
 	}
-	return out
+	return append(out, clusterKey(dataDir)...)
+}
+
+// clusterKey looks whether the key that wraps what is secret in the store lies, in the
+// clear, where a backup of the data directory takes it along.
+func clusterKey(dataDir string) []Finding {
+	path := filepath.Join(dataDir, "cluster-key", "cluster.key")
+	if _, err := os.Stat(path); err != nil {
+		return nil
+	}
+	return []Finding{{"cluster key", Warn, "the key that wraps everything secret in the store lies beside it: a copy of " + dataDir + " has both",
+		"leave " + path + " out of backups of the data directory and keep a copy elsewhere, or set cluster_key to a credential or a KMS (docs/secrets.md)"}}
 }
 
 // programs looks whether anybody but root may change what root runs, or reads for

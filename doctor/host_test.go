@@ -277,6 +277,10 @@ func TestKeysThatOthersRead(t *testing.T) {
 	if found := strangerReads(try, dir); !is(found, Fail, byContent+" (as user nobody: opened)") || strings.Contains(found[0].Found, byName) {
 		t.Errorf("%+v", found)
 	}
+	write("cluster-key/cluster.key", "x", 0o600)
+	if found := thisHost.files(dir); len(found) != 3 || !is(found, Warn, "lies beside it") {
+		t.Errorf("%+v", found)
+	}
 	if found := thisHost.files("/nowhere"); !is(found, Warn, "holds no key") {
 		t.Errorf("%+v", found)
 	}
