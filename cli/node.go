@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -13,8 +14,8 @@ import (
 )
 
 func (s *session) nodeCommand() *cobra.Command {
-	c := group("node", "List, remove and readmit the servers of the cluster", "List, remove and readmit the servers of the cluster.")
-	c.AddCommand(s.nodeListCommand(), s.nodeRemoveCommand(), s.nodeReadmitCommand())
+	c := group("node", "List, add, remove and readmit the servers of the cluster", "List, add, remove and readmit the servers of the cluster.")
+	c.AddCommand(s.nodeListCommand(), s.nodeRemoveCommand(), s.nodeReadmitCommand(), s.nodeTokenCommand())
 	return c
 }
 
@@ -119,4 +120,33 @@ func nodeError(err error) error {
 		return hint(err, "\"bulkhead node list\" shows the nodes there are")
 	}
 	return err
+}
+
+func (s *session) nodeTokenCommand() *cobra.Command {
+	var role, node string
+	var life time.Duration
+	c := &cobra.Command{
+		Use: "token", Short: "Make a token with which one server joins the cluster", Args: exactly(),
+		Long: `Make a token with which one server joins the cluster, once, as one role, within
+minutes. Run "bulkheadd join TOKEN" there.
+
+Without --node the token is good for any name that no node has. With it the token is
+good for that name alone, also for a node that joined before and lost its certificate.`,
+		RunE: func(c *cobra.Command, _ []string) error {
+			api, err := s.client()
+			if err != nil {
+				return err
+			}
+			out, err := api.MakeJoinToken(c.Context(), role, key.Node(node), life)
+			if err != nil {
+				return err
+			}
+			s.ui.progress("good once, for a node that becomes %s, until %s", out.Role, out.ExpiresAt)
+			return s.ui.result(out, func(w io.Writer) { fmt.Fprintln(w, out.Token) })
+		},
+	}
+	c.Flags().StringVar(&role, "role", "worker", "what the node becomes: worker or edge")
+	c.Flags().StringVar(&node, "node", "", "the only name the token is good for")
+	c.Flags().DurationVar(&life, "expiry", 10*time.Minute, "how long the token is good, at most 1h")
+	return c
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"net/url"
+	"time"
 
 	"bulkhead/key"
 )
@@ -53,4 +54,28 @@ func (c *Client) RemoveNode(ctx context.Context, name key.Node, force bool) (Nod
 // ReadmitNode lets a removed node connect again.
 func (c *Client) ReadmitNode(ctx context.Context, name key.Node) error {
 	return c.do(ctx, call{method: http.MethodPost, path: []string{"platform", "nodes", string(name), "readmit"}, timeout: launchTimeout})
+}
+
+// JoinToken lets one node join the cluster as one role.
+type JoinToken struct {
+	Token     string   `json:"token"`
+	ID        string   `json:"id"`
+	Role      string   `json:"role"`
+	Node      key.Node `json:"node,omitempty"`
+	ExpiresAt string   `json:"expires_at"`
+}
+
+// MakeJoinToken makes a join token: for a role, for a node by name or (empty) any new one,
+// good for a time or (0) ten minutes.
+func (c *Client) MakeJoinToken(ctx context.Context, role string, node key.Node, life time.Duration) (JoinToken, error) {
+	in := map[string]any{"role": role}
+	if node != "" {
+		in["node"] = node
+	}
+	if life != 0 {
+		in["expires_in"] = int(life.Seconds())
+	}
+	var out JoinToken
+	err := c.do(ctx, call{method: http.MethodPost, path: []string{"platform", "join_tokens"}, in: in, out: &out})
+	return out, err
 }

@@ -100,9 +100,11 @@ type Controller struct {
 	rates    *rates
 	sessions sessions
 	revoked  revocations
-	peers    peers
-	closures closures
-	reserved reservations
+
+	clusterPort atomic.Int64 // of --cluster-addr; 0 without
+	peers       peers
+	closures    closures
+	reserved    reservations
 
 	// Of people who sign in: what was begun and is not finished, and how often.
 	ssoClient *http.Client
@@ -288,6 +290,11 @@ func (c *Controller) Serve(ctx context.Context, ls map[string]net.Listener, read
 	internalpb.RegisterControllerServer(g, internalServer{c: c})
 	internalpb.RegisterMembershipServer(g, membershipServer{c: c})
 	internalpb.RegisterTelemetryServer(g, telemetryServer{c: c})
+	if l := ls[role.SocketCluster]; l != nil {
+		if a, ok := l.Addr().(*net.TCPAddr); ok {
+			c.clusterPort.Store(int64(a.Port))
+		}
+	}
 	for _, name := range []string{role.SocketInternal, role.SocketCluster} {
 		if l := ls[name]; l != nil {
 			run(name, func() error { return g.Serve(l) })

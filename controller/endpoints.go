@@ -107,6 +107,7 @@ func (c *Controller) endpoints() []endpoint {
 
 		{"GET /v1/platform/nodes", actRead, whatCluster, c.listNodes},
 		{"DELETE /v1/platform/nodes/{node}", actDelete, whatCluster, c.removeNode},
+		{"POST /v1/platform/join_tokens", actCreate, whatCluster, c.makeJoinToken},
 		{"POST /v1/platform/nodes/{node}/readmit", actCreate, whatCluster, c.readmitNode},
 		{"GET /v1/platform/regions", actRead, whatPlatform, c.regions},
 		{"POST /v1/platform/placements", actRead, whatPlatform, c.placements},

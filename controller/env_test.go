@@ -60,6 +60,8 @@ type env struct {
 	opened     func(*controller.Controller) // if set, called between Open and Serve
 	stop       func()                       // of the controller
 	stopWorker context.CancelFunc
+
+	clusterAddr string // of the controller's cluster port
 }
 
 // syncBuffer is a log that can be read while it is written.
@@ -160,6 +162,11 @@ func (e *env) startController() {
 		}
 		ls[name] = l
 	}
+	far, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	ls[role.SocketCluster], e.clusterAddr = far, far.Addr().String()
 	ready, done := make(chan struct{}), make(chan error, 1)
 	go func() {
 		done <- c.Serve(ctx, ls, func() error { close(ready); return nil })
@@ -171,7 +178,6 @@ func (e *env) startController() {
 	case <-time.After(20 * time.Second):
 		e.t.Fatal("the controller is not ready after 20 s")
 	}
-	var err error
 	if e.ca, err = pki.OpenCA(filepath.Join(e.cfg.Role.DataDir, "ca"), cluster, domain); err != nil {
 		e.t.Fatal(err)
 	}

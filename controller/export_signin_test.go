@@ -33,3 +33,20 @@ func (c *Controller) ForgetLimits() {
 	c.rates.public.Forget()
 	c.rates.codes.Forget()
 }
+
+// Members counts events of the cluster's membership by outcome.
+func (c *Controller) Members(event string) map[string]int {
+	out := map[string]int{}
+	families, _ := c.metrics.registry.Gather()
+	for _, f := range families {
+		if f.GetName() != "bulkhead_membership_total" {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			if m.GetLabel()[0].GetValue() == event {
+				out[m.GetLabel()[1].GetValue()] = int(m.GetCounter().GetValue())
+			}
+		}
+	}
+	return out
+}

@@ -30,6 +30,7 @@ type metrics struct {
 	routeChanges prometheus.Counter
 	signIns      *prometheus.CounterVec
 	refusals     *prometheus.CounterVec
+	members      *prometheus.CounterVec
 }
 
 func newMetrics(c *Controller) *metrics {
@@ -39,10 +40,11 @@ func newMetrics(c *Controller) *metrics {
 		duration:     prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "bulkhead_api_request_seconds", Help: "Time from a request to the end of its answer.", Buckets: prometheus.ExponentialBuckets(0.001, 4, 9)}, []string{"method"}),
 		observations: prometheus.NewCounter(prometheus.CounterOpts{Name: "bulkhead_observations_total", Help: "Observations taken from workers."}),
 		signIns:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulkhead_sign_ins_total", Help: "Sign-ins of people, by method and outcome: ok, or the word of the refusal."}, []string{"method", "outcome"}),
+		members:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulkhead_membership_total", Help: "Joins of nodes, and renewals that were refused, by outcome: ok, or the kind of the refusal."}, []string{"event", "outcome"}),
 		refusals:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulkhead_tokens_refused_total", Help: "Requests whose token was refused, by reason."}, []string{"reason"}),
 		routeChanges: prometheus.NewCounter(prometheus.CounterOpts{Name: "bulkhead_route_changes_total", Help: "Changes of an app's route."}),
 	}
-	m.registry.MustRegister(m.signIns, m.requests, m.duration, m.observations, m.routeChanges, m.refusals,
+	m.registry.MustRegister(m.signIns, m.members, m.requests, m.duration, m.observations, m.routeChanges, m.refusals,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "bulkhead_nodes_connected", Help: "Workers whose sync is open."}, func() float64 {
 			n := 0.0
 			for _, st := range c.view.allNodes() {
@@ -201,4 +203,13 @@ func addLabels(merged, families map[string]*dto.MetricFamily, name string, node 
 			old.Metric = append(old.Metric, f.Metric...)
 		}
 	}
+}
+
+// membership counts what came of a join or a renewal.
+func (m *metrics) membership(event string, err error) {
+	outcome := "ok"
+	if err != nil {
+		outcome = string(fault.KindOf(err))
+	}
+	m.members.WithLabelValues(event, outcome).Inc()
 }

@@ -38,6 +38,7 @@ func (c *Controller) publicEndpoints() []publicEndpoint {
 		{"POST /v1/cli_sessions/{id}/poll", cli, false, c.pollCLI},
 		{"POST /v1/tokens/authenticate", about, false, c.authenticateTokens},
 		{"POST /v1/tokens/authorize", about, false, c.authorizeTokens},
+		{"POST /v1/join", "a node has its join token in the body", false, c.joinNode},
 	}
 }
 

@@ -58,7 +58,7 @@ func NewIdentity(ctx context.Context, signer Signer, log *slog.Logger) (*Identit
 // while the controller is away is known all the same. The first chance to renew is
 // taken, so that an authority that was made anew counts as soon as it answers.
 func OpenIdentity(ctx context.Context, file string, signer Signer, log *slog.Logger) (*Identity, error) {
-	i := &Identity{signer: signer, log: log, file: file, soon: make(chan struct{}, 1), done: make(chan struct{})}
+	i := newIdentity(file, signer, log)
 	i.recallRevoked()
 	if s := i.recall(); s != nil {
 		i.state.Store(s)
@@ -79,6 +79,10 @@ func OpenIdentity(ctx context.Context, file string, signer Signer, log *slog.Log
 	}
 	i.begin(false)
 	return i, nil
+}
+
+func newIdentity(file string, signer Signer, log *slog.Logger) *Identity {
+	return &Identity{signer: signer, log: log, file: file, soon: make(chan struct{}, 1), done: make(chan struct{})}
 }
 
 // begin starts the renewal.

@@ -54,11 +54,20 @@ func NewServer(id *pki.Identity, log *slog.Logger, admit ...Admit) *grpc.Server 
 // Dial returns a connection to a role over its unix socket. It connects when it is
 // first used and again whenever the connection is lost; node may be empty for any.
 func Dial(id *pki.Identity, socketPath, wantRole string, wantNode key.Node) (*grpc.ClientConn, error) {
-	return grpc.NewClient("passthrough:///"+socketPath,
+	return dial(id, "unix", socketPath, wantRole, wantNode)
+}
+
+// DialTCP is Dial for the cluster port of another machine, host:port.
+func DialTCP(id *pki.Identity, address, wantRole string, wantNode key.Node) (*grpc.ClientConn, error) {
+	return dial(id, "tcp", address, wantRole, wantNode)
+}
+
+func dial(id *pki.Identity, network, address, wantRole string, wantNode key.Node) (*grpc.ClientConn, error) {
+	return grpc.NewClient("passthrough:///"+address,
 		grpc.WithTransportCredentials(tracked{credentials.NewTLS(id.ClientTLS(wantRole, wantNode)), id}),
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
 			var d net.Dialer
-			return d.DialContext(ctx, "unix", addr)
+			return d.DialContext(ctx, network, addr)
 		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 10 * time.Second, PermitWithoutStream: true}),

@@ -40,6 +40,7 @@ Usage:
   bulkheadd ca ACTION        the cluster's certificate authority: status, seal, discard, rotate, finish
   bulkheadd doctor [flags]   find what listens, prove that it refuses strangers, warn of what weakens this host
   bulkheadd secrets ACTION   the cluster key: rotate-key, new-key
+  bulkheadd join TOKEN       make this server a node of a cluster: get and keep its identity
   bulkheadd version          print the version
 
 "bulkheadd COMMAND --help" lists the flags. All but version must run as root.
@@ -74,6 +75,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return caCommand(args, stdout, stderr)
 	case "secrets":
 		return secretsCommand(args, stdout, stderr)
+	case "join":
+		return joinCommand(args, os.Stdin, stdout, stderr)
 	case "version", "--version":
 		fmt.Fprintf(stdout, "bulkheadd %s (%s, %s/%s)\n", versionText(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 		return exitOK
