@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -23,6 +24,7 @@ import (
 
 	"bulkhead/api/internalpb"
 	"bulkhead/api/rpc"
+	"bulkhead/audit"
 	"bulkhead/controller"
 	"bulkhead/fault"
 	"bulkhead/key"
@@ -261,6 +263,14 @@ func TestJoinTokensThatAreNoGood(t *testing.T) {
 	} {
 		e.refused(400, says, "POST", "/v1/platform/join_tokens", *body)
 	}
+	if r := e.find("", "the join", func(r audit.Record) bool { return r.Action == "POST /v1/join" && r.Result == audit.OK }); r.Name != "node n8" || r.Token != good.ID || r.Target != "identity=worker/n8" {
+		t.Errorf("the record of the join: %+v", r)
+	}
+	e.eventually("refusals are in the audit log", func() bool {
+		return slices.ContainsFunc(e.auditLog(""), func(r audit.Record) bool {
+			return r.Action == "POST /v1/join" && r.Result == audit.Refused && r.Code == 403 && r.Token != "" && r.From != ""
+		})
+	})
 	logs := e.logs.String()
 	for _, secret := range []string{good.Secret, short.Secret, good.String()} {
 		if strings.Contains(logs, secret) || strings.Contains(e.ctl.Values(t, "/"), secret) {
