@@ -79,15 +79,6 @@ func (c *Controller) adminHandler() http.Handler {
 	})
 }
 
-// apiHost is the API's name as clients write it.
-func (c *Controller) apiHost() string {
-	host := "api." + c.cfg.Role.Domain
-	if port := portOf(c.cfg.Role.HTTPSAddr); port != "" && port != "443" {
-		host += ":" + port
-	}
-	return host
-}
-
 func portOf(addr string) string { return addr[strings.LastIndexByte(addr, ':')+1:] }
 
 // noteAuthority notes what root did with the certificate authority, and lets the
