@@ -41,6 +41,7 @@ var Objects = map[string]string{
 	internalpb.Controller_FetchManifest_FullMethodName:          "images of Machines assigned to the caller's node: `TestObjectsOfInternalCalls`",
 	internalpb.Controller_FetchBlob_FullMethodName:              "parts of such images: `TestObjectsOfInternalCalls`",
 	internalpb.Controller_FetchSecrets_FullMethodName:           "secrets of Machines that the caller's node runs right now: `TestObjectsOfInternalCalls`",
+	internalpb.Controller_MachineAPI_FullMethodName:             "calls of Machines assigned to the caller's node, each as that Machine: `TestIdentityToken`",
 	internalpb.Controller_WatchRoutes_FullMethodName:            "all routes: an edge serves every app",
 	internalpb.Controller_IssueServerCertificate_FullMethodName: "names of apps that exist: `TestObjectsOfInternalCalls`",
 
