@@ -52,6 +52,7 @@ const parsers = `
 	# Certificates and requests for them.
 	pki.ParseID: FuzzParseID
 	pki.IDOf: FuzzEnroll
+	pki.ParseJoinToken: FuzzJoinToken
 	pki.enroll: FuzzEnroll
 	pki.IssueIdentity: FuzzCSR
 	pki.IssueServer: FuzzCSR

@@ -149,3 +149,24 @@ func FuzzEnroll(f *testing.F) {
 		}
 	})
 }
+
+// FuzzJoinToken: a join token that is taken is whole, and is the same when it is written
+// and read again; nothing of one that is refused is used.
+func FuzzJoinToken(f *testing.F) {
+	whole := JoinToken{Cluster: "c-1", API: "https://api.apps.test", Pin: "pin", ID: "j1", Secret: "s", Role: "worker", Node: "n1"}
+	for _, s := range []string{whole.String(), " " + whole.String() + "\n", whole.String()[:20], "bhj_", "bhj_e30", "bh_x", "", "bhj_bnVsbA", "bhj_W10"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		tok, err := ParseJoinToken(s)
+		if err != nil {
+			return
+		}
+		if tok.Cluster == "" || tok.API == "" || tok.Pin == "" || tok.ID == "" || tok.Secret == "" || tok.Role == "" {
+			t.Errorf("%q is taken and is not whole: %+v", s, tok)
+		}
+		if again, err := ParseJoinToken(tok.String()); err != nil || again != tok {
+			t.Errorf("%+v became %+v, %v", tok, again, err)
+		}
+	})
+}
