@@ -178,7 +178,7 @@ func (c *Controller) finish(ctx context.Context, p *callRecord, code int) error 
 // makes up gets no log of its own.
 func (c *Controller) recordOf(r *call) audit.Record {
 	rec := audit.Record{
-		ID: r.id, User: string(r.who.User), Name: r.who.Name, From: addressOf(r.RemoteAddr), Action: r.Pattern, Target: targetOf(r.Request),
+		ID: r.id, User: string(r.who.User), Name: r.who.Name, From: addressOf(r.RemoteAddr), Action: r.Pattern, Target: cutTokens(targetOf(r.Request)),
 	}
 	if rec.Action == "" || rec.Action == "/" {
 		rec.Action = r.Method // the path is the caller's words

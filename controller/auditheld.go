@@ -43,7 +43,7 @@ func (c *Controller) changeImages(w http.ResponseWriter, r *call) {
 	}
 	p := &callRecord{at: now(), rec: c.recordOf(r)}
 	p.rec.Action = r.Method + " image"
-	p.rec.Target = "image=" + clip(strings.TrimPrefix(r.URL.Path, "/v2/"))
+	p.rec.Target = "image=" + cutTokens(clip(strings.TrimPrefix(r.URL.Path, "/v2/")))
 	held := &heldAnswer{w: w, header: http.Header{}}
 	ctx := context.WithValue(r.Context(), imageChangeKey{}, func(a *app) error {
 		p.change(func(rec *audit.Record) {
@@ -76,7 +76,7 @@ func (c *Controller) auditedAdmin(next http.Handler) http.Handler {
 			return
 		}
 		p := &callRecord{at: now(), rec: audit.Record{
-			ID: string(key.NewInstanceID()) + "-" + c.cfg.Role.Region, Name: "root", From: role.SocketAdmin + " socket", Action: req.Method + " " + req.URL.Path,
+			ID: string(key.NewInstanceID()) + "-" + c.cfg.Role.Region, Name: "root", From: role.SocketAdmin + " socket", Action: req.Method + " " + cutTokens(req.URL.Path),
 		}}
 		held := &heldAnswer{w: w, header: http.Header{}}
 		err := c.outbox.begin(req.Context(), p)

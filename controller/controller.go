@@ -140,6 +140,7 @@ func New(cfg Config) *Controller {
 	if cfg.Role.Region == "" {
 		cfg.Role.Region = "local"
 	}
+	cfg.Log = slog.New(cuttingHandler{cfg.Log.Handler()})
 	c := &Controller{cfg: cfg, log: cfg.Log, directory: newDirectory(), view: newView(), ledger: newLedger(), unfinished: make(chan struct{}, 1)}
 	c.open.all, c.open.poke = map[*openRequest]struct{}{}, make(chan struct{}, 1)
 	c.routes = newRoutes(c, cfg.RouteGrace)

@@ -21,8 +21,8 @@ func TestTokensReachNoLog(t *testing.T) {
 	secrets := []string{e.token, bad}
 	client := &http.Client{Transport: e.transport()}
 	for _, host := range []string{"api", "registry"} {
-		for _, method := range []string{"GET", "POST", "PUT", "DELETE", "PATCH", "BREW"} {
-			for _, path := range []string{"/v1/apps", "/v1/apps/nope", "/v1/apps/web/machines/" + m.ID + "/metadata/k", "/v2/", "/v2/web/manifests/none", "/v2/web/blobs/uploads/", "/v2/nope/manifests/v1", "/metrics", "/\x7f"} {
+		for _, method := range []string{"GET", "POST", "DELETE", "BREW"} {
+			for _, path := range []string{"/v1/apps", "/v1/apps/nope", "/v1/apps/web/machines/" + m.ID + "/metadata/k", "/v2/", "/v2/web/manifests/none", "/v2/web/blobs/uploads/", "/v2/nope/manifests/v1", "/metrics", "/\x7f", "/v1/apps/" + bad, "/v1/apps/web/machines/" + bad + "/start", "/v1/tokens/" + bad + "?" + bad, "/v2/" + strings.ToLower(bad) + "/manifests/" + bad} {
 				for _, auth := range []string{
 					"Bearer " + e.token, "FlyV1 " + e.token + ",fm2_" + e.token, "Bearer " + bad, "FlyV1 " + bad, bad,
 					"Digest " + e.token, "Basic " + base64.StdEncoding.EncodeToString([]byte("x:"+e.token)),
@@ -39,6 +39,8 @@ func TestTokensReachNoLog(t *testing.T) {
 					req.Header.Set("Authorization", auth)
 					req.Header.Set("Cookie", "token="+e.token)
 					req.Header.Set("fly-machine-lease-nonce", bad)
+					req.Header.Set("User-Agent", "tool/"+bad)
+					req.Header.Set("Referer", "https://x/?token="+bad)
 					if host == "registry" && strings.HasPrefix(auth, "Basic ") {
 						secrets = append(secrets, strings.TrimPrefix(auth, "Basic "))
 					}
