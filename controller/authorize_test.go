@@ -373,3 +373,31 @@ func TestRightsAreDocumented(t *testing.T) {
 		t.Errorf("a table of %d lines", strings.Count(want, "\n"))
 	}
 }
+
+// TestDeletionsCutOffAreFinished leaves an organization marked, as a kill does, and a
+// token of a membership that is gone.
+func TestDeletionsCutOffAreFinished(t *testing.T) {
+	p := newPeople(t)
+	e := p.e
+	for _, org := range []string{"acme", "other"} {
+		if err := e.ctl.MarkOrg(t.Context(), org); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e.want(404, "POST", "/v1/apps", config{"name": "new", "org_slug": "acme"}, nil, "Authorization", "Bearer "+p.tokens["O"])
+	e.want(202, "DELETE", "/v1/apps/else", nil, nil, "Authorization", "Bearer "+p.tokens["stranger"])
+	e.awaitNoApp("else")
+	if err := e.ctl.CollectOnce(t.Context(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	keys, err := e.ctl.Keys(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := " " + strings.Join(keys, " ") + " "
+	if strings.Contains(all, "/org/other ") || strings.Contains(all, "/member/other/") {
+		t.Error("the deletion of an organization without apps is not finished")
+	}
+	// One that has apps is as it was.
+	e.want(201, "POST", "/v1/apps", config{"name": "new", "org_slug": "acme"}, nil, "Authorization", "Bearer "+p.tokens["O"])
+}

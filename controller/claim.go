@@ -248,16 +248,21 @@ func (c *Controller) clearExpired(ctx context.Context) error {
 		return ctx.Err()
 	}
 	for _, rec := range c.directory.allTokens() {
-		if c.directory.user(rec.User) == nil {
-			if err := c.dropOrphan(ctx, rec.User, tokenKey(rec.ID)); err != nil {
-				return err
-			}
+		var err error
+		switch {
+		case c.directory.user(rec.User) == nil:
+			err = c.dropOrphan(ctx, userKey(rec.User), tokenKey(rec.ID))
+		case rec.Org != "" && c.directory.member(rec.Org, rec.User) == nil: // or it were good again with a new membership
+			err = c.dropOrphan(ctx, memberKey(rec.Org, rec.User), tokenKey(rec.ID))
+		}
+		if err != nil {
+			return err
 		}
 	}
 	for _, o := range c.directory.allOrgs() {
 		for _, m := range c.directory.membersIn(o.Slug) {
 			if c.directory.user(m.User) == nil {
-				if err := c.dropOrphan(ctx, m.User, memberKey(o.Slug, m.User)); err != nil {
+				if err := c.dropOrphan(ctx, userKey(m.User), memberKey(o.Slug, m.User)); err != nil {
 					return err
 				}
 			}
@@ -266,10 +271,10 @@ func (c *Controller) clearExpired(ctx context.Context) error {
 	return nil
 }
 
-// dropOrphan removes a record of a user's, if the store too has no such user: the
+// dropOrphan removes a record that needs another, if the store too has no such other: the
 // directory may have heard of the record first.
-func (c *Controller) dropOrphan(ctx context.Context, id key.UserID, k string) error {
-	err := c.commit(ctx, &txn{conds: []store.Cond{at(userKey(id), 0)}, ops: []store.Op{store.Delete(k)}})
+func (c *Controller) dropOrphan(ctx context.Context, other, k string) error {
+	err := c.commit(ctx, &txn{conds: []store.Cond{at(other, 0)}, ops: []store.Op{store.Delete(k)}})
 	if errors.Is(err, store.ErrChanged) {
 		return nil
 	}

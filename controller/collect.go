@@ -98,7 +98,7 @@ func (c *Controller) collectOnce(ctx context.Context, before time.Time) error {
 			return err
 		}
 	}
-	return errors.Join(c.clearRemoved(ctx), c.clearExpired(ctx), c.sweepTokens(ctx), c.finishApps(ctx))
+	return errors.Join(c.clearRemoved(ctx), c.clearExpired(ctx), c.finishOrgs(ctx), c.sweepTokens(ctx), c.finishApps(ctx))
 }
 
 // finishApps takes up the deletion of every app that is being deleted.

@@ -306,3 +306,9 @@ func Ahead(by time.Duration) func() {
 	ahead.Store(int64(by))
 	return func() { ahead.Store(0) }
 }
+
+// MarkOrg does the first step of an organization's deletion, as when the controller is
+// killed after it.
+func (c *Controller) MarkOrg(ctx context.Context, slug string) error {
+	return c.markOrg(ctx, slug, true)
+}

@@ -180,8 +180,10 @@ func (c *Controller) removeMember(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	err = retry(r.Context(), func() error {
-		m, rev, err := get[member](r.Context(), c.store, memberKey(slug, u.ID))
+	ctx, cancel := toItsEnd(r.Context())
+	defer cancel()
+	err = retry(ctx, func() error {
+		m, rev, err := get[member](ctx, c.store, memberKey(slug, u.ID))
 		if err != nil {
 			return err
 		}
@@ -196,12 +198,12 @@ func (c *Controller) removeMember(r *call) (int, any, error) {
 		}
 		t.when(memberKey(slug, u.ID), rev)
 		t.do(store.Delete(memberKey(slug, u.ID)))
-		return c.commit(r.Context(), &t)
+		return c.commit(ctx, &t)
 	})
 	if err != nil {
 		return 0, nil, err
 	}
-	if err := c.dropTokens(r.Context(), u.ID, slug); err != nil {
+	if err := c.dropTokens(ctx, u.ID, slug); err != nil {
 		return 0, nil, err
 	}
 	c.log.Info("member removed", "org", slug, "user", u.Name, "by", r.who.Name)

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"strings"
 
@@ -132,32 +133,58 @@ func noOrg(slug string) error {
 //
 //	DELETE /v1/orgs/{org}
 func (c *Controller) deleteOrg(r *call) (int, any, error) {
-	ctx, slug := r.Context(), r.PathValue("org")
+	slug := r.PathValue("org")
 	if slug == orgPersonal {
 		return 0, nil, fault.New(fault.Conflict, "%q is the installation's own organization and stays", slug)
 	}
+	ctx, cancel := toItsEnd(r.Context())
+	defer cancel()
 	// The mark keeps new apps out: each is made under the condition that the record is as
-	// it was. A deletion that is cut off here is taken up by the next.
+	// it was. What a kill leaves marked, the collector finishes.
 	if err := c.markOrg(ctx, slug, true); err != nil {
 		return 0, nil, err
 	}
-	apps, _, err := list[app](ctx, c.store, prefixApp)
-	if err != nil {
-		return 0, nil, err
-	}
-	for _, a := range apps {
-		if a.Org == slug {
-			if err := c.markOrg(ctx, slug, false); err != nil {
-				return 0, nil, err
-			}
-			return 0, nil, fault.New(fault.Conflict, "organization %q still has the app %q; delete its apps first", slug, a.Name)
-		}
-	}
-	if err := c.clearOrg(ctx, slug); err != nil {
+	if err := c.finishOrg(ctx, slug); err != nil {
 		return 0, nil, err
 	}
 	c.log.Info("organization removed", "org", slug, "by", r.who.Name)
 	return ok()
+}
+
+// finishOrg removes an organization that is marked, or takes the mark back if it has apps.
+func (c *Controller) finishOrg(ctx context.Context, slug string) error {
+	apps, _, err := list[app](ctx, c.store, prefixApp)
+	if err != nil {
+		return err
+	}
+	for _, a := range apps {
+		if a.Org == slug {
+			return errors.Join(fault.New(fault.Conflict, "organization %q still has the app %q; delete its apps first", slug, a.Name), c.markOrg(ctx, slug, false))
+		}
+	}
+	return c.clearOrg(ctx, slug)
+}
+
+// finishOrgs takes up the deletions of organizations that a kill cut off.
+func (c *Controller) finishOrgs(ctx context.Context) error {
+	orgs, _, err := list[org](ctx, c.store, prefixOrg)
+	if err != nil {
+		return err
+	}
+	for _, o := range orgs {
+		if o.Deleting {
+			if err := c.finishOrg(ctx, o.Slug); err != nil && !fault.Is(err, fault.Conflict) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// toItsEnd is the context of a change in several steps: it goes on when its caller is
+// gone, for as long as a deletion may take.
+func toItsEnd(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), deleteLimit)
 }
 
 // markOrg sets or takes back the mark of an organization that is being deleted.

@@ -162,7 +162,8 @@ func (c *Controller) deleteUser(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	ctx := r.Context()
+	ctx, cancel := toItsEnd(r.Context())
+	defer cancel()
 	// The user's record goes first: no token of theirs is good from then on. What a kill
 	// leaves of the rest names a user that there is not, and gives nobody anything.
 	err = retry(ctx, func() error {

@@ -44,7 +44,10 @@ func openDir(t *testing.T) string {
 	if err := os.Chmod(d, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(d) })
+	t.Cleanup(func() {
+		syscall.Unmount(filepath.Join(d, "run", secretDir), syscall.MNT_DETACH) // stays until "bulkheadd down"
+		os.RemoveAll(d)
+	})
 	return d
 }
 
