@@ -109,7 +109,10 @@ func (e *env) joinAs(door, file string, tok pki.JoinToken, n key.Node) (*farNode
 // comeBack starts a joined node with what is on its disk.
 func (e *env) comeBack(file string) (*farNode, error) {
 	r := &farNode{}
+	var mu sync.Mutex // the first renewal may come before there is a connection
 	signer := rpc.Renewer(func() (grpc.ClientConnInterface, error) {
+		mu.Lock()
+		defer mu.Unlock()
 		if r.conn == nil {
 			return nil, errors.New("not yet")
 		}
@@ -117,6 +120,8 @@ func (e *env) comeBack(file string) (*farNode, error) {
 	})
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
+	mu.Lock()
+	defer mu.Unlock()
 	var err error
 	if r.id, err = pki.OpenIdentity(ctx, file, signer, noLog); err != nil {
 		return nil, err

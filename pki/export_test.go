@@ -59,8 +59,19 @@ func (ca *CA) Leaf(t *x509.Certificate, byIdentity bool, life time.Duration) (le
 	return leaf, by.cert.Raw, k, err
 }
 
-// Renew gets a new certificate now.
-func (i *Identity) Renew(ctx context.Context) error { return i.renew(ctx) }
+// Renew gets a new certificate now, as the role's own goroutine does, and waits for it.
+func (i *Identity) Renew(ctx context.Context) error {
+	before := i.state.Load()
+	i.RenewSoon()
+	for i.state.Load() == before {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(200 * time.Microsecond):
+		}
+	}
+	return nil
+}
 
 // IssueIdentityAt is IssueIdentity as of another time.
 func (ca *CA) IssueIdentityAt(csr []byte, id ID, at time.Time) (chain [][]byte, roots []byte, err error) {
