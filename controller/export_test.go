@@ -312,3 +312,11 @@ func Ahead(by time.Duration) func() {
 func (c *Controller) MarkOrg(ctx context.Context, slug string) error {
 	return c.markOrg(ctx, slug, true)
 }
+
+// ForgetJoinTokens removes the tokens of nodes that are to join.
+func (c *Controller) ForgetJoinTokens(ctx context.Context) {
+	all, _, _ := c.store.List(ctx, prefixJoin)
+	for _, kv := range all {
+		c.store.Txn(ctx, nil, []store.Op{store.Delete(kv.Key)})
+	}
+}
