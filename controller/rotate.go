@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -61,7 +62,7 @@ func (c *Controller) rotateKey(ctx context.Context) (KeyRotation, error) {
 		if err != nil {
 			return KeyRotation{}, err
 		}
-		c.setKeys(next, nil)
+		c.setKeys(next)
 	}
 	return c.finishRotation(ctx)
 }
@@ -80,13 +81,24 @@ func (c *Controller) nextKeys(ctx context.Context, old secret.Key) ([]secret.Key
 	if next[0].ID == old.ID {
 		return nil, fault.New(fault.Precondition, "%s is kept by you: put a new key before the one that is in it, restart bulkheadd, and rotate again; \"bulkheadd secrets new-key\" prints one", c.keeper())
 	}
+	if !slices.ContainsFunc(next, func(k secret.Key) bool { return k.ID == old.ID }) {
+		return nil, fault.New(fault.Precondition, "%s does not hold key %s any more, which wraps everything: put the new key before it and leave it there until the rotation is done", c.keeper(), old.ID)
+	}
 	return next, nil
 }
 
-func (c *Controller) setKeys(keys, former []secret.Key) {
+func (c *Controller) setKeys(keys []secret.Key) {
 	c.keysMu.Lock()
 	defer c.keysMu.Unlock()
-	c.ring.Set(keys, former...)
+	c.ring.Set(keys)
+}
+
+// forgetKeys lets go of keys that were rotated out. Another rotation may be under way: its
+// keys stay.
+func (c *Controller) forgetKeys(old []secret.Key) {
+	c.keysMu.Lock()
+	defer c.keysMu.Unlock()
+	c.ring.Forget(old)
 }
 
 // finishRotation rewraps everything with the newest key and then removes the others.
@@ -108,8 +120,8 @@ func (c *Controller) finishRotation(ctx context.Context) (KeyRotation, error) {
 	} else if err != nil {
 		return out, err
 	}
-	c.setKeys(keys[:1], keys[1:])
-	time.AfterFunc(formerLife, func() { c.setKeys(c.ring.Keys(), nil) })
+	c.setKeys(keys[:1])
+	time.AfterFunc(formerLife, func() { c.forgetKeys(keys[1:]) })
 	c.log.Info("the cluster key was rotated", "key", out.Key, "old", out.Old)
 	return out, nil
 }

@@ -178,3 +178,40 @@ func rewraps(ops []store.Op) bool {
 	}
 	return false
 }
+
+// operatorsKey is a credential whose content the operator changes.
+type operatorsKey struct{ atomic.Pointer[bytes.Reader] }
+
+func (k *operatorsKey) ReadAt(b []byte, at int64) (int, error) { return k.Load().ReadAt(b, at) }
+
+func (k *operatorsKey) set(keys ...secret.Key) { k.Store(bytes.NewReader(secret.FormatKeys(keys))) }
+
+// TestRotateOperatorsKey: an operator who puts a new key in the place of the old one instead
+// of before it is told so, and nothing is lost; before it, the rotation is done.
+func TestRotateOperatorsKey(t *testing.T) {
+	e := newEnv(t)
+	e.app("web")
+	old, k := keyFile(t, e)[0], &operatorsKey{}
+	k.set(old)
+	e.stop()
+	e.cfg.Role.ClusterCredential, e.cfg.ClusterKey = "k", k
+	e.startController()
+	e.login()
+	next := secret.NewKey()
+	for _, bad := range [][]secret.Key{{old}, {next}} {
+		k.set(bad...)
+		if code, b := e.admin("POST", "/secrets/rotate-key"); code != 412 {
+			t.Errorf("rotated with %d keys: %d %s", len(bad), code, b)
+		}
+		e.want(200, "POST", "/v1/apps/web/secrets", config{"values": config{"A": bad[0].ID}}, nil)
+	}
+	k.set(next, old)
+	if code, b := e.admin("POST", "/secrets/rotate-key"); code != 200 || !strings.Contains(string(b), "remove it from") {
+		t.Errorf("rotated: %d %s", code, b)
+	}
+	k.set(next)
+	e.stop()
+	e.startController()
+	e.login()
+	e.want(200, "POST", "/v1/apps/web/secrets", config{"values": config{"B": "x"}}, nil)
+}

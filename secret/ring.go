@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"bulkhead/fault"
@@ -17,30 +18,54 @@ import (
 type Ring struct {
 	cluster string
 	where   string
-	keys    atomic.Pointer[[]Key]
-	former  atomic.Pointer[[]Key]
+	mu      sync.Mutex // held while held changes
+	held    atomic.Pointer[held]
+}
+
+// held are a ring's keys. They change together: who reads them meets no key missing.
+type held struct {
+	keys   []Key // the newest first
+	former []Key // which unwrap, until they are forgotten
 }
 
 // NewRing returns a ring of a cluster's keys, the newest first. where says in errors
 // where the keys lie.
 func NewRing(cluster, where string, keys []Key) *Ring {
 	r := &Ring{cluster: cluster, where: where}
-	r.Set(keys)
+	r.held.Store(&held{keys: keys})
 	return r
 }
 
-// Set replaces the keys, the newest first. former are keys that are to be forgotten soon:
-// they unwrap still.
-func (r *Ring) Set(keys []Key, former ...Key) {
-	r.keys.Store(&keys)
-	r.former.Store(&former)
+// Set replaces the keys, the newest first. Those that it held before unwrap still: what
+// they wrapped may have been read already. Forget ends that.
+func (r *Ring) Set(keys []Key) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	former := slices.DeleteFunc(r.all(), func(k Key) bool { return holds(keys, k) })
+	r.held.Store(&held{keys: keys, former: former})
+}
+
+// Forget lets go of keys that were replaced. One that is held again stays.
+func (r *Ring) Forget(keys []Key) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	h := r.held.Load()
+	former := slices.DeleteFunc(slices.Clone(h.former), func(k Key) bool { return holds(keys, k) })
+	r.held.Store(&held{keys: h.keys, former: former})
+}
+
+func holds(keys []Key, k Key) bool {
+	return slices.ContainsFunc(keys, func(o Key) bool { return o.ID == k.ID })
 }
 
 // all lists the keys that unwrap.
-func (r *Ring) all() []Key { return append(slices.Clone(r.Keys()), *r.former.Load()...) }
+func (r *Ring) all() []Key {
+	h := r.held.Load()
+	return slices.Concat(h.keys, h.former)
+}
 
 // Keys returns the keys, the newest first.
-func (r *Ring) Keys() []Key { return *r.keys.Load() }
+func (r *Ring) Keys() []Key { return r.held.Load().keys }
 
 // IDs lists the keys' ids, the newest first.
 func (r *Ring) IDs() []string {
@@ -145,7 +170,7 @@ func (r *Ring) rewrapOne(wrapped []byte) (out []byte, n, lost int) {
 	if !ok || id == r.Keys()[0].ID {
 		return wrapped, 0, 0
 	}
-	if !slices.ContainsFunc(r.all(), func(k Key) bool { return k.ID == id }) {
+	if !holds(r.all(), Key{ID: id}) {
 		return wrapped, 0, 0
 	}
 	plain, err := r.Unwrap(purpose, wrapped)

@@ -135,7 +135,8 @@ func TestRewrap(t *testing.T) {
 	if again, n, _ := r.Rewrap(out); n != 0 || !bytes.Equal(again, out) {
 		t.Error("it was rewrapped twice")
 	}
-	r.Set(r.Keys()[:1]) // the old key is gone
+	r.Set(r.Keys()[:1])
+	r.Forget([]secret.Key{old}) // the old key is gone
 	var got struct {
 		A    []byte
 		Deep []struct{ B []byte }
@@ -172,6 +173,63 @@ func TestXAES(t *testing.T) {
 		got, err := secret.Open(bytes.Repeat([]byte{v.key}, 32), append([]byte("ABCDEFGHIJKLMNOPQRSTUVWX"), ct...), []byte(v.ad))
 		if err != nil || string(got) != "XAES-256-GCM" {
 			t.Errorf("%q, %v", got, err)
+		}
+	}
+}
+
+// TestRingForgets: a key that was replaced unwraps until it is forgotten, whatever else is
+// replaced meanwhile, and forgetting it takes no other key away.
+func TestRingForgets(t *testing.T) {
+	k1, k2, k3 := secret.NewKey(), secret.NewKey(), secret.NewKey()
+	r := secret.NewRing("c-1", "", []secret.Key{k1})
+	w1, _ := r.Wrap("p", []byte("1"))
+	r.Set([]secret.Key{k2, k1})
+	w2, _ := r.Wrap("p", []byte("2"))
+	r.Set([]secret.Key{k2})
+	r.Set([]secret.Key{k3, k2}) // the next rotation begins before k1 is forgotten
+	opens := func(what string, w []byte, want bool) {
+		t.Helper()
+		if _, err := r.Unwrap("p", w); (err == nil) != want {
+			t.Errorf("%s: %v, to open should be %v", what, err, want)
+		}
+	}
+	opens("the first key's", w1, true)
+	r.Forget([]secret.Key{k1})
+	opens("the first key's, forgotten", w1, false)
+	opens("the second key's", w2, true)
+	if ids := r.IDs(); len(ids) != 2 || ids[0] != k3.ID || ids[1] != k2.ID {
+		t.Errorf("the ring holds %v", ids)
+	}
+	r.Forget([]secret.Key{k2})
+	opens("the second key's, which is held", w2, true)
+	r.Set([]secret.Key{k3})
+	r.Forget([]secret.Key{k2})
+	opens("the second key's, forgotten", w2, false)
+}
+
+// TestRingNeverMissesAKey unwraps what an old key wrapped while that becomes a former one
+// and one of the ring's again.
+func TestRingNeverMissesAKey(t *testing.T) {
+	k1, k2 := secret.NewKey(), secret.NewKey()
+	r := secret.NewRing("c-1", "", []secret.Key{k1})
+	w, _ := r.Wrap("p", []byte("1"))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 20_000 {
+			r.Set([]secret.Key{k2})
+			r.Set([]secret.Key{k2, k1})
+		}
+	}()
+	for n := 0; ; n++ {
+		if _, err := r.Unwrap("p", w); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-done:
+			t.Logf("opened %d times", n)
+			return
+		default:
 		}
 	}
 }
