@@ -210,8 +210,15 @@ func TestVault(t *testing.T) {
 		t.Fatal(err)
 	}
 	v.put("a", opened{Version: 2, values: []byte(`{"A":"v"}`)})
+	half := filepath.Join(dir, ".b"+vaultEnd+".tmp") // as a worker leaves it that dies in a write
+	if err := os.WriteFile(half, []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if v, err = openVault(dir, log); err != nil {
 		t.Fatal(err)
+	}
+	if _, err := os.Stat(half); err == nil {
+		t.Error("what a worker that died was writing is kept")
 	}
 	if h, ok := v.get("a"); !ok || h.Version != 2 || string(h.values) != `{"A":"v"}` {
 		t.Fatalf("%+v, %v", h, ok)

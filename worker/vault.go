@@ -36,6 +36,7 @@ type vault struct {
 const (
 	vaultKey   = "node.key"
 	vaultEnd   = ".sealed"
+	vaultTmp   = ".tmp"
 	vaultBound = secret.MaxTotal*8 + 4096 // JSON may write a byte as six
 )
 
@@ -54,6 +55,9 @@ func openVault(dir string, log *slog.Logger) (*vault, error) {
 		v.dir = ""
 		return v, nil
 	}
+	if err := v.sweep(); err != nil {
+		return nil, fault.System(err, "what a worker that died left in %s cannot be removed", dir)
+	}
 	path := filepath.Join(dir, vaultKey)
 	b, err := os.ReadFile(path)
 	if err == nil && len(b) == secret.KeySize {
@@ -71,8 +75,13 @@ func openVault(dir string, log *slog.Logger) (*vault, error) {
 	return v, nil
 }
 
-func (v *vault) clear() error {
-	files, err := filepath.Glob(filepath.Join(v.dir, "*"+vaultEnd))
+// clear removes what is kept of all Machines, and sweep the files that a worker was
+// writing when it died: nothing else would, once their Machine is gone.
+func (v *vault) clear() error { return v.removeAll("*" + vaultEnd) }
+func (v *vault) sweep() error { return v.removeAll(".*" + vaultTmp) }
+
+func (v *vault) removeAll(pattern string) error {
+	files, err := filepath.Glob(filepath.Join(v.dir, pattern))
 	for _, f := range files {
 		err = errors.Join(err, os.Remove(f))
 	}
@@ -81,7 +90,7 @@ func (v *vault) clear() error {
 
 // write replaces a file whole.
 func (v *vault) write(name string, b []byte) error {
-	tmp := filepath.Join(v.dir, "."+name+".tmp")
+	tmp := filepath.Join(v.dir, "."+name+vaultTmp)
 	if err := os.WriteFile(tmp, b, 0o600); err != nil {
 		os.Remove(tmp)
 		return err
