@@ -56,25 +56,36 @@ func (s internalServer) FetchSecrets(ctx context.Context, req *internalpb.FetchS
 	if err != nil {
 		return nil, err
 	}
-	return s.c.fetchSecrets(ctx, who.Node, req)
+	resp, err := s.c.fetchSecrets(ctx, who.Node, req)
+	s.c.noteDenied(who.Node, "secrets opened", req.GetMachineId(), err)
+	return resp, err
 }
+
+// noteDenied writes down that a worker was denied something of a Machine, which one that
+// nobody has taken over asks for at most when it has not heard of a change yet.
+func (c *Controller) noteDenied(node key.Node, action, id string, err error) {
+	if !fault.Is(err, fault.Denied) {
+		return
+	}
+	c.log.Warn("a worker was denied what is not for its machines", "worker", node, "action", action, "machine", clip(id))
+	rec := audit.Record{Name: workerName(node), Action: action, Target: "machine=" + clip(id), Code: statusOf(err), Result: audit.Refused}
+	c.refusals.add(rec)
+}
+
+// workerName is what the audit log calls a worker.
+func workerName(node key.Node) string { return "worker of node " + string(node) }
 
 // fetchSecrets opens an app's secrets for the worker that is about to start one of its
 // Machines. A worker gets those of Machines that are its own and are to run: that a user
 // wants running, or that requests may wake, which the worker decides alone.
 func (c *Controller) fetchSecrets(ctx context.Context, node key.Node, req *internalpb.FetchSecretsRequest) (*internalpb.FetchSecretsResponse, error) {
-	denied := fault.New(fault.Denied, "node %s has no machine %q that is to run", node, clip(req.GetMachineId()))
-	id, err := key.ParseMachineID(req.GetMachineId())
-	if err != nil {
-		return nil, denied
-	}
-	own, _, err := get[assigned](ctx, c.store, nodeKey(node, id))
+	own, id, err := c.machineOf(ctx, node, req.GetMachineId())
 	if err != nil {
 		return nil, err
 	}
-	if own == nil {
-		c.log.Warn("a worker asked for the secrets of a machine that is not its own", "worker", node, "machine", id)
-		return nil, denied
+	denied := fault.New(fault.Denied, "node %s has no machine %q that is to run", node, id)
+	if err := c.rates.take(c.rates.fetches, "secrets", string(id), "starts of machine "+string(id)); err != nil {
+		return nil, err
 	}
 	r, _, err := get[record](ctx, c.store, machineKey(own.App, id))
 	if err != nil {
@@ -118,7 +129,7 @@ func (c *Controller) fetchSecrets(ctx context.Context, node key.Node, req *inter
 		return nil, err
 	}
 	err = c.record(ctx, audit.Record{
-		Org: r.Org, Name: "worker of node " + string(node), Action: "secrets opened", App: string(own.App), Machine: string(id),
+		Org: r.Org, Name: workerName(node), Action: "secrets opened", App: string(own.App), Machine: string(id),
 		Target: fmt.Sprintf("version=%d", s.Version), Detail: fmt.Sprintf("%d secrets", len(s.Secrets)),
 	})
 	if err != nil {

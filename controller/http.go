@@ -229,7 +229,7 @@ func (c *Controller) handle(e endpoint) http.Handler {
 			writeError(w, log, err)
 			return
 		}
-		if err := c.rates.allowCall(r.who.rateKey(), req); err != nil {
+		if err := c.rates.allow(r.who, e, req); err != nil {
 			writeError(w, log, err)
 			return
 		}

@@ -117,8 +117,7 @@ func (c *Controller) machineServer() *http.Server {
 
 // MachineAPI takes one connection of a Machine.
 func (s internalServer) MachineAPI(stream grpc.BidiStreamingServer[internalpb.MachineBytes, internalpb.MachineBytes]) error {
-	ctx := stream.Context()
-	who, err := rpc.Peer(ctx)
+	who, err := rpc.Peer(stream.Context())
 	if err != nil {
 		return err
 	}
@@ -126,18 +125,10 @@ func (s internalServer) MachineAPI(stream grpc.BidiStreamingServer[internalpb.Ma
 	if err != nil {
 		return err
 	}
-	denied := fault.New(fault.Denied, "node %s has no machine %q", who.Node, clip(first.GetMachineId()))
-	id, err := key.ParseMachineID(first.GetMachineId())
+	a, id, err := s.c.machineOf(stream.Context(), who.Node, first.GetMachineId())
 	if err != nil {
-		return denied
-	}
-	a, _, err := get[assigned](ctx, s.c.store, nodeKey(who.Node, id))
-	if err != nil {
+		s.c.noteDenied(who.Node, "speak for a machine", first.GetMachineId(), err)
 		return err
-	}
-	if a == nil {
-		s.c.log.Warn("a worker speaks for a machine that is not its own", "worker", who.Node, "machine", id)
-		return denied
 	}
 	leave, err := s.c.machines.enter(id)
 	if err != nil {
@@ -145,6 +136,20 @@ func (s internalServer) MachineAPI(stream grpc.BidiStreamingServer[internalpb.Ma
 	}
 	defer leave()
 	return s.c.machines.carry(stream, first.GetData(), a.App, id)
+}
+
+// machineOf finds the Machine of a node that its worker names.
+func (c *Controller) machineOf(ctx context.Context, node key.Node, text string) (*assigned, key.MachineID, error) {
+	denied := fault.New(fault.Denied, "node %s has no machine %q", node, clip(text))
+	id, err := key.ParseMachineID(text)
+	if err != nil {
+		return nil, "", denied
+	}
+	a, _, err := get[assigned](ctx, c.store, nodeKey(node, id))
+	if err == nil && a == nil {
+		err = denied
+	}
+	return a, id, err
 }
 
 // carry joins a stream and a connection of the API.

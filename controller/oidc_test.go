@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 
 	"bulkhead/api/internalpb"
+	"bulkhead/audit"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/role"
@@ -180,6 +181,10 @@ func TestIdentityToken(t *testing.T) {
 			t.Errorf("%s: %v, want Denied", what, err)
 		}
 	}
+	rec := e.find("", "another node's worker", func(r audit.Record) bool { return r.Name == "worker of node n2" })
+	if rec.Action != "speak for a machine" || rec.Result != audit.Refused || rec.Target != "machine="+m.ID {
+		t.Errorf("%+v", rec)
+	}
 	s, err := internalpb.NewControllerClient(e.dial(role.Edge, node)).MachineAPI(t.Context())
 	if err == nil {
 		s.Send(&internalpb.MachineBytes{MachineId: m.ID})
@@ -297,6 +302,36 @@ func TestMachineConnectionsAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// TestMachineChangesAreBounded: a Machine that asks for tokens without end, each with a
+// record in the audit log, is held up; it still sees itself, and its neighbour goes on.
+func TestMachineChangesAreBounded(t *testing.T) {
+	e := newEnv(t)
+	e.app("web")
+	m, neighbour := e.launch("web", image()), e.launch("web", image())
+	c, given := e.inside(node, m.ID), 0
+	for range 500 {
+		resp, out, err := c.ask("POST", "/v1/tokens/oidc", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.StatusCode == 429 {
+			if resp.Header.Get("Retry-After") == "" {
+				t.Error("it is not told when to come again")
+			}
+			break
+		} else if resp.StatusCode != 200 {
+			t.Fatalf("%d %s", resp.StatusCode, out)
+		}
+		given++
+	}
+	if given < 50 || given == 500 {
+		t.Errorf("%d tokens were given", given)
+	}
+	e.asMachine(429, m.ID, "POST", "/v1/apps/web/machines/"+m.ID+"/metadata/k", `{"value":"v"}`)
+	e.asMachine(200, m.ID, "GET", "/v1/apps/web/machines/"+m.ID, "")
+	e.asMachine(200, neighbour.ID, "POST", "/v1/tokens/oidc", "")
 }
 
 // TestMachineSendsGarbage: what is no request is refused, and the API goes on.

@@ -23,6 +23,8 @@ type rates struct {
 	failures *limit.Rates // failed authentication, by address
 	guesses  *limit.Rates // failed authentication, by the token id that was claimed
 	codes    *limit.Rates // codes of devices that people type, by address and by user
+	machines *limit.Rates // what a Machine does over its own socket that has a record, by Machine
+	fetches  *limit.Rates // secrets that workers ask for, by Machine
 
 	refused *prometheus.CounterVec // by limit
 	failed  prometheus.Counter
@@ -35,12 +37,21 @@ const rememberedKeys = 20_000
 // codeRate is not to be configured: the codes are short, because people type them.
 var codeRate = limit.Rate{PerSecond: 1.0 / 60, Burst: 10}
 
+// What a hostile app does over its socket, and a worker that was taken over asks for, has
+// a record each time: without a bound of its own, one of them would fill the audit log's
+// disk and hold up everybody's changes. Neither is to be configured: an identity token is
+// good for ten minutes, and no Machine starts as often.
+var (
+	machineRate = limit.Rate{PerSecond: 2, Burst: 100}
+	fetchRate   = limit.Rate{PerSecond: 1, Burst: 30}
+)
+
 func newRates(l limit.Set, m *prometheus.Registry) *rates {
 	r := &rates{
 		token: limit.NewRates(l.Token, rememberedKeys), changes: limit.NewRates(l.Object, rememberedKeys), reads: limit.NewRates(l.Read, rememberedKeys),
 		deletion: limit.NewRates(l.Deletion, rememberedKeys), public: limit.NewRates(l.Public, rememberedKeys),
 		failures: limit.NewRates(l.Failure, rememberedKeys), guesses: limit.NewRates(l.Guess, rememberedKeys),
-		codes:   limit.NewRates(codeRate, rememberedKeys),
+		codes: limit.NewRates(codeRate, rememberedKeys), machines: limit.NewRates(machineRate, rememberedKeys), fetches: limit.NewRates(fetchRate, rememberedKeys),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulkhead_api_limited_total", Help: "Requests of the public API that were refused because there were too many, by limit."}, []string{"limit"}),
 		failed:  prometheus.NewCounter(prometheus.CounterOpts{Name: "bulkhead_api_authentication_failures_total", Help: "Requests with no token or a bad one."}),
 	}
@@ -102,6 +113,17 @@ func (c *Controller) identify(text, from string, authenticate func() (caller, er
 		return caller{}, err
 	}
 	return who, c.rates.take(c.rates.token, "token", who.rateKey(), "calls with this token")
+}
+
+// allow holds a call to every rate that it falls under, but that of its token. What a
+// Machine does, and does not only read, has one for all of it together.
+func (r *rates) allow(who caller, e endpoint, req *http.Request) error {
+	if who.Kind == callerMachine && e.recorded() {
+		if err := r.take(r.machines, "machine", who.rateKey(), "changes and identity tokens of one machine"); err != nil {
+			return err
+		}
+	}
+	return r.allowCall(who.rateKey(), req)
 }
 
 // allowCall holds a caller that may do something to the rate of doing it to one object:

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"bulkhead/api/internalpb"
+	"bulkhead/audit"
 	"bulkhead/controller"
 	"bulkhead/fault"
 	"bulkhead/role"
@@ -82,6 +83,10 @@ func TestSecrets(t *testing.T) {
 	if _, _, err := fetch(t, internalpb.NewControllerClient(e.dial(role.Edge, node)), string(node), m.ID, m.InstanceID); !fault.Is(err, fault.Denied) {
 		t.Errorf("an edge: %v", err)
 	}
+	rec := e.find("", "a worker that asks for another's", func(r audit.Record) bool { return r.Name == "worker of node n9" })
+	if rec.Action != "secrets opened" || rec.Result != audit.Refused || rec.Target != "machine="+m.ID {
+		t.Errorf("%+v", rec)
+	}
 	e.want(200, "POST", "/v1/apps/web/machines/"+m.ID+"/stop", nil, nil)
 	e.wait("web", m.ID, "stopped")
 	if _, _, err := fetch(t, conn, string(node), m.ID, m.InstanceID); !fault.Is(err, fault.Denied) {
@@ -117,6 +122,32 @@ func TestSecrets(t *testing.T) {
 		if strings.Contains(e.logs.String(), enc) {
 			t.Error("the value is in the log")
 		}
+	}
+}
+
+// TestSecretsAreFetchedSoOften: a worker that asks again and again for one Machine's secrets,
+// each time with a record, is held up, and the next Machine is not.
+func TestSecretsAreFetchedSoOften(t *testing.T) {
+	e := newEnv(t)
+	e.app("web")
+	e.want(200, "POST", "/v1/apps/web/secrets", config{"values": config{"A": "v"}}, nil)
+	greedy, other := e.launch("web", image()), e.launch("web", image())
+	conn := internalpb.NewControllerClient(e.dial(role.Worker, node))
+	given := 0
+	for range 300 {
+		_, _, err := fetch(t, conn, string(node), greedy.ID, greedy.InstanceID)
+		if fault.Is(err, fault.TooMany) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		given++
+	}
+	if given < 20 || given == 300 {
+		t.Errorf("given %d times", given)
+	}
+	if env, _, err := fetch(t, conn, string(node), other.ID, other.InstanceID); err != nil || env["A"] != "v" {
+		t.Errorf("another machine: %v, %v", env, err)
 	}
 }
 
