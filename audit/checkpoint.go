@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	cosign "github.com/transparency-dev/formats/note"
 	"golang.org/x/mod/sumdb/note"
 )
 
@@ -54,6 +55,19 @@ func ParseCheckpoint(b []byte, key string) (*Checkpoint, error) {
 		c.Others = append(c.Others, s.Name)
 	}
 	return c, nil
+}
+
+// Cosigned proves that a checkpoint has the signature of a witness (C2SP tlog-cosignature,
+// version 1), by the witness's verifier key. One that is wrong counts as none.
+func (c *Checkpoint) Cosigned(witness string) error {
+	v, err := cosign.NewVerifierForCosignatureV1(strings.TrimSpace(witness))
+	if err != nil {
+		return fmt.Errorf("%q is not the key of a witness: %w", witness, err)
+	}
+	if _, err := note.Open(c.Note, note.VerifierList(v)); err != nil {
+		return fmt.Errorf("the checkpoint of %d records has no good signature of the witness %s", c.Size, v.Name())
+	}
+	return nil
 }
 
 // keptHeader starts a kept checkpoint's file; the key follows.

@@ -31,13 +31,15 @@ type verified struct {
 	Later      uint64 `json:"later,omitempty"` // records after the checkpoint
 	Files      int    `json:"files,omitempty"` // of a directory, every byte of which was looked at
 	Pinned     bool   `json:"pinned"`          // the key is that of a kept checkpoint, or was named
-	Cosigners  int    `json:"cosignatures"`    // signatures of others on the checkpoint, not checked here
+	Cosigners  int    `json:"cosignatures"`    // signatures of others on the checkpoint
+	Witnesses  int    `json:"witnesses"`       // of these, those that were asked for, and are good
 	Unverified string `json:"hint,omitempty"`  // what is not proven
 }
 
 func (s *session) auditVerifyCommand() *cobra.Command {
 	var scope auditScope
 	var kept, dir, key, proof string
+	var witnesses []string
 	c := &cobra.Command{
 		Use: "verify", Short: "Prove that the log was not changed", Args: exactly(),
 		Long: `Prove that the log was not changed, without believing the server: everything is computed
@@ -49,6 +51,9 @@ nothing else.
 With --dir it reads a log's directory, or a copy, instead of asking the server, and
 explains every byte of it: records, tiles, checkpoint, indexes. The directory is
 controller/audit in bulkheadd's data directory; --key or --checkpoint says whose it is.
+
+With --witness it wants the checkpoint signed by that witness too, whose key you have from
+the witness: who holds the log's key and its disk cannot write another log then.
 
 With --proof it checks a file that "bulkhead audit proof" made.`,
 		Example: `  bulkhead audit verify --org acme --checkpoint audit-2026-01-02.checkpoint
@@ -67,26 +72,27 @@ With --proof it checks a file that "bulkhead audit proof" made.`,
 			case proof != "":
 				return s.verifyProof(proof, key)
 			case dir != "":
-				return s.verifyDir(c.Context(), dir, key, old)
+				return s.verifyDir(c.Context(), dir, key, old, witnesses)
 			}
 			api, err := s.client()
 			if err != nil {
 				return err
 			}
-			return s.verifyServer(c.Context(), api, scope.of(), key, old)
+			return s.verifyServer(c.Context(), api, scope.of(), key, old, witnesses)
 		},
 	}
 	scope.flags(c)
 	c.Flags().StringVar(&kept, "checkpoint", "", "a kept checkpoint that the log must extend")
 	c.Flags().StringVar(&dir, "dir", "", "check this directory of a log")
 	c.Flags().StringVar(&key, "key", "", "the log's key, for --dir and --proof without --checkpoint")
+	c.Flags().StringArrayVar(&witnesses, "witness", nil, "key of a witness that must have signed the checkpoint, as its operator gives it; may be repeated")
 	c.Flags().StringVar(&proof, "proof", "", "check this proof of a record")
 	return c
 }
 
 // verifyServer checks what the server shows.
-func (s *session) verifyServer(ctx context.Context, api *client.Client, org, key string, old *audit.Checkpoint) error {
-	out := verified{Pinned: key != ""}
+func (s *session) verifyServer(ctx context.Context, api *client.Client, org, key string, old *audit.Checkpoint, witnesses []string) error {
+	out := verified{Pinned: key != "", Witnesses: len(witnesses)}
 	if key == "" {
 		var err error
 		if key, err = api.AuditKey(ctx); err != nil {
@@ -104,6 +110,9 @@ func (s *session) verifyServer(ctx context.Context, api *client.Client, org, key
 	}
 	cp, err := fetchCheckpoint(ctx, api, key, size)
 	if err != nil {
+		return err
+	}
+	if err := cosigned(cp, witnesses); err != nil {
 		return err
 	}
 	v := audit.NewVerifier(cp, api.AuditFile)
@@ -135,6 +144,16 @@ func (s *session) verifyServer(ctx context.Context, api *client.Client, org, key
 	return s.showVerified(out)
 }
 
+// cosigned wants a checkpoint signed by all witnesses named.
+func cosigned(cp *audit.Checkpoint, witnesses []string) error {
+	for _, w := range witnesses {
+		if err := cp.Cosigned(w); err != nil {
+			return notProven("%v", err)
+		}
+	}
+	return nil
+}
+
 // checkShown checks one record that the server shows.
 func checkShown(ctx context.Context, v *audit.Verifier, e audit.Entry, org string, seq uint64) error {
 	r, err := e.Open()
@@ -148,7 +167,7 @@ func checkShown(ctx context.Context, v *audit.Verifier, e audit.Entry, org strin
 }
 
 // verifyDir checks a directory.
-func (s *session) verifyDir(ctx context.Context, dir, key string, old *audit.Checkpoint) error {
+func (s *session) verifyDir(ctx context.Context, dir, key string, old *audit.Checkpoint, witnesses []string) error {
 	if key == "" {
 		return usagef("--dir needs the log's key: --checkpoint FILE, or --key KEY")
 	}
@@ -160,7 +179,10 @@ func (s *session) verifyDir(ctx context.Context, dir, key string, old *audit.Che
 		f := &failure{msg: "the log in " + dir + " is not what was written", kind: "not_proven", exit: ExitFailed, more: r.Problems, details: r.Problems}
 		return f
 	}
-	out := verified{Records: r.Records, Later: r.Later, Files: r.Files, Pinned: true, Size: r.Checkpoint.Size, Root: r.Checkpoint.Root, Cosigners: len(r.Checkpoint.Others)}
+	if err := cosigned(r.Checkpoint, witnesses); err != nil {
+		return err
+	}
+	out := verified{Witnesses: len(witnesses), Records: r.Records, Later: r.Later, Files: r.Files, Pinned: true, Size: r.Checkpoint.Size, Root: r.Checkpoint.Root, Cosigners: len(r.Checkpoint.Others)}
 	if old != nil {
 		out.Extends = old.Size
 	}
@@ -184,7 +206,7 @@ func (s *session) showVerified(v verified) error {
 			fmt.Fprintf(w, "%s came after the checkpoint and wait for the next\n", plural(int(v.Later), "record"))
 		}
 		if v.Cosigners > 0 {
-			fmt.Fprintf(w, "%s of witnesses on the checkpoint\n", plural(v.Cosigners, "signature"))
+			fmt.Fprintf(w, "%s of witnesses on the checkpoint, %d of them checked\n", plural(v.Cosigners, "signature"), v.Witnesses)
 		}
 	})
 }

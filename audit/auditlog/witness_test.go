@@ -118,14 +118,7 @@ func (w *witness) set(down bool) {
 }
 
 // cosigned reports whether a checkpoint has the witness's signature.
-func (w *witness) cosigned(cp *audit.Checkpoint) bool {
-	v, err := f_note.NewVerifierForCosignatureV1(w.vkey)
-	if err != nil {
-		return false
-	}
-	n, err := note.Open(cp.Note, note.VerifierList(v))
-	return err == nil && len(n.Sigs) == 1
-}
+func (w *witness) cosigned(cp *audit.Checkpoint) bool { return cp.Cosigned(w.vkey) == nil }
 
 // TestWitness has a witness co-sign. One that is away is said, and stops nothing unless it
 // is required: then changes are refused until it is back. One that knows the log does not
@@ -158,6 +151,7 @@ func TestWitness(t *testing.T) {
 		}
 	}
 	cosigned(5)
+	forgedCosignatures(t, checkpoint(t, l, 5), w, cfg.Key)
 	w.set(true)
 	fill(t, l, 2)
 	if cp := checkpoint(t, l, 7); w.cosigned(cp) {
@@ -201,6 +195,25 @@ func TestWitness(t *testing.T) {
 	}
 	if err := l.Close(); err != nil || w.signed != before {
 		t.Errorf("%d co-signatures for another history, %v", w.signed-before, err)
+	}
+}
+
+// forgedCosignatures changes every byte of a co-signature, and asks for another witness's.
+func forgedCosignatures(t *testing.T, cp *audit.Checkpoint, w *witness, key string) {
+	t.Helper()
+	other := newWitness(t, "witness.test", key)
+	if cp.Cosigned(other.vkey) == nil || cp.Cosigned("witness.test+00000000+AA") == nil {
+		t.Error("another key's co-signature is believed")
+	}
+	at := bytes.LastIndex(cp.Note, []byte("witness.test "))
+	line := cp.Note[at:]
+	for i := range len(line) - 1 {
+		forged := *cp
+		forged.Note = bytes.Clone(cp.Note)
+		forged.Note[at+i] ^= 1
+		if forged.Cosigned(w.vkey) == nil {
+			t.Errorf("byte %d of %q is changed, and the co-signature is believed", i, line)
+		}
 	}
 }
 
