@@ -14,6 +14,7 @@ import (
 	"bulkhead/api/internalpb"
 	"bulkhead/fault"
 	"bulkhead/machine"
+	"bulkhead/sandbox"
 	"bulkhead/secret"
 )
 
@@ -118,8 +119,12 @@ func (h opened) environment(cfg *machine.Config) ([]string, error) {
 			give[s.EnvVar] = v
 		}
 	}
-	out := make([]string, 0, len(give))
+	out, size := make([]string, 0, len(give)), 0
 	for _, name := range slices.Sorted(maps.Keys(give)) {
+		// A config may give one secret under many names: each is a copy.
+		if size += len(name) + len(give[name]) + 2; size > sandbox.MaxStrings {
+			return nil, fault.New(fault.Unprocessable, "config.processes[0].secrets: what it names takes more than %d bytes together", sandbox.MaxStrings)
+		}
 		out = append(out, name+"="+give[name])
 	}
 	return out, nil

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -199,6 +201,32 @@ func mustGlob(t *testing.T, pattern string) []string {
 		t.Fatalf("%s: %d files, %v", pattern, len(files), err)
 	}
 	return files
+}
+
+// TestSecretsOfAProcessAreBounded: a config that names one large secret many times costs
+// this worker no memory, however many Machines start with it at once.
+func TestSecretsOfAProcessAreBounded(t *testing.T) {
+	values, _ := json.Marshal(map[string]string{"BIG": strings.Repeat("x", secret.MaxValue)})
+	give := func(n int) ([]string, error) {
+		cfg := &machine.Config{Processes: []machine.Process{{}}}
+		for i := range n {
+			cfg.Processes[0].Secrets = append(cfg.Processes[0].Secrets, machine.Secret{EnvVar: fmt.Sprint("V", i), Name: "BIG"})
+		}
+		return opened{values: values}.environment(cfg)
+	}
+	if env, err := give(15); err != nil || len(env) != 15 {
+		t.Fatalf("%d, %v", len(env), err)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, err := give(500)
+	runtime.ReadMemStats(&after)
+	if !fault.Is(err, fault.Unprocessable) || !strings.Contains(err.Error(), "config.processes[0].secrets") {
+		t.Errorf("500 copies: %v", err)
+	}
+	if took := after.TotalAlloc - before.TotalAlloc; took > 8<<20 {
+		t.Errorf("500 copies took %d bytes", took)
+	}
 }
 
 // TestVault: another node key, another Machine's file, a flipped bit: nothing opens, and
