@@ -234,6 +234,7 @@ func cloneAsg(a *internalpb.Assignment) *internalpb.Assignment {
 		ImageRef: a.ImageRef, Desired: a.Desired, StartNonce: a.StartNonce, RestartNonce: a.RestartNonce, StopSignal: a.StopSignal,
 		StopTimeoutMs: a.StopTimeoutMs, Force: a.Force, Grant: a.Grant, GrantSignature: a.GrantSignature, Region: a.Region, Cordoned: a.Cordoned,
 		Wish: a.Wish, LeaseUntilMs: a.LeaseUntilMs, LeaseTtlMs: a.LeaseTtlMs,
+		SecretsVersion: a.SecretsVersion, MinSecretsVersion: a.MinSecretsVersion, SkipSecrets: a.SkipSecrets,
 	}
 	return c
 }

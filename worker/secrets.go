@@ -31,8 +31,12 @@ const secretsLimit = 5 * time.Second
 // started with last is taken if it is still there and not too old; a Machine that has
 // no secrets as far as is known starts without; every other waits.
 func (a *actor) secrets(ctx context.Context) (env []string, version uint64, err error) {
+	if a.asg.GetSkipSecrets() {
+		a.w.vault.drop(a.id) // those of an earlier version of it
+		return nil, 0, nil
+	}
 	cfg, err := configOf(a.asg)
-	if err != nil || a.w.opt.Secrets == nil || a.asg.GetSkipSecrets() {
+	if err != nil || a.w.opt.Secrets == nil {
 		return nil, 0, err
 	}
 	h, err := a.openSecrets(ctx)

@@ -203,6 +203,48 @@ func mustGlob(t *testing.T, pattern string) []string {
 	return files
 }
 
+// TestSecretsAreNotKept: what was kept for a Machine that might be woken goes when a newer
+// version may not be, when it gets none any more, and when its start failed for good.
+func TestSecretsAreNotKept(t *testing.T) {
+	n, _ := secretive(t)
+	kept := func(when string, want bool) {
+		t.Helper()
+		if _, ok := n.w.vault.get(secretID); ok != want {
+			t.Errorf("%s: kept is %v", when, ok)
+		}
+	}
+	taken := func(a *internalpb.Assignment, s machine.State) {
+		t.Helper()
+		n.until(secretID, "the newer version", func(r *record) bool { return r.State == s && r.Instance == instanceOf(a) })
+	}
+	newer := func(config string) func(*internalpb.Assignment) {
+		return func(a *internalpb.Assignment) {
+			a.Config, a.InstanceId = []byte(config), string(key.NewInstanceID())
+		}
+	}
+	a := n.assign(n.asg(secretID, wakeConfig, func(a *internalpb.Assignment) { a.SecretsVersion = 3 }))
+	n.state(a, machine.Started)
+	a = n.assign(n.next(a, desired(machine.WantStopped), func(a *internalpb.Assignment) { a.Wish++ }))
+	n.state(a, machine.Stopped)
+	kept("stopped, to be woken", true)
+	a = n.assign(n.next(a, newer(`{"image":"web"}`)))
+	taken(a, machine.Stopped)
+	kept("stopped, not to be woken any more", false)
+
+	a = n.assign(n.next(a, desired(machine.WantStarted), func(a *internalpb.Assignment) { a.Wish++; a.StartNonce++ }))
+	n.state(a, machine.Started)
+	kept("started", true)
+	a = n.assign(n.next(a, newer(`{"image":"web"}`), func(a *internalpb.Assignment) { a.SkipSecrets = true }))
+	taken(a, machine.Started)
+	kept("started without", false)
+
+	a = n.assign(n.next(a, newer(`{"image":"web","guest":{"memory_mb":1048576}}`), func(a *internalpb.Assignment) { a.SkipSecrets = false }))
+	n.until(secretID, "a start that fails", func(r *record) bool { return strings.Contains(r.Error, "memory") })
+	a = n.assign(n.next(a, desired(machine.WantStopped), func(a *internalpb.Assignment) { a.Wish++ }))
+	n.state(a, machine.Stopped)
+	kept("stopped after a start that failed", false)
+}
+
 // TestSecretsOfAProcessAreBounded: a config that names one large secret many times costs
 // this worker no memory, however many Machines start with it at once.
 func TestSecretsOfAProcessAreBounded(t *testing.T) {

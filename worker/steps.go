@@ -298,6 +298,7 @@ func (a *actor) teardown(ctx context.Context) error {
 // sandbox. Every part of it may be done again after a crash.
 func (a *actor) end(ctx context.Context, grace bool) error {
 	if a.rec.Sandbox == "" {
+		a.dropSecrets() // of a start that failed, or of a version that might be woken
 		return nil
 	}
 	if a.rec.Ended {
