@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -139,6 +140,11 @@ func makeEnv(t testing.TB, change func(*controller.Config)) *env {
 	})
 	e.login()
 	e.token = e.claim(e.mint(""), "admin")
+	// Made in the background; tests compare what the store holds before and after.
+	e.eventually("the issuer has its keys", func() bool {
+		keys, err := e.ctl.Keys(context.Background())
+		return err == nil && slices.Contains(keys, "/issuer")
+	})
 	return e
 }
 
