@@ -4,6 +4,7 @@ import (
 	"flag"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -259,6 +260,46 @@ func TestInvitations(t *testing.T) {
 }
 
 func must(_, token string) string { return token }
+
+// TestStrangersClaimsCostTheStoreNothing sends one-time tokens that there are not, and that
+// are wrong: none reaches the store.
+func TestStrangersClaimsCostTheStoreNothing(t *testing.T) {
+	e := newEnvWithoutWorker(t)
+	var asked atomic.Int64
+	e.stop()
+	e.opened = func(c *controller.Controller) {
+		c.OnGet(func(k string) {
+			if strings.HasPrefix(k, "/claim/") {
+				asked.Add(1)
+			}
+		})
+	}
+	e.startController()
+	e.login()
+	good := e.mint("")
+	asked.Store(0)
+	for _, token := range []string{"bh_c_installation.guess", "bh_c_0123456789abcdef.guess", good + "x"} {
+		e.want(401, "POST", "/v1/claim", config{"name": "mallory"}, nil, bearer(token)...)
+	}
+	if n := asked.Load(); n != 0 {
+		t.Errorf("wrong one-time tokens asked the store %d times", n)
+	}
+	e.claim(good, "carol")
+	if asked.Load() == 0 {
+		t.Error("control: a one-time token is spent without the store")
+	}
+}
+
+// TestNoInvitationOutlivesItsOrganization: one that is made while the organization goes would be good
+// for another of its name.
+func TestNoInvitationOutlivesItsOrganization(t *testing.T) {
+	p := newPeople(t)
+	e := p.e
+	if err := e.ctl.MarkOrg(t.Context(), "other"); err != nil {
+		t.Fatal(err)
+	}
+	e.want(404, "POST", "/v1/orgs/other/invitations", config{"role": "owner"}, nil, bearer(p.tokens["stranger"])...)
+}
 
 // TestExpiredIsForgotten collects a year later: invitations and tokens that are good no
 // more go, and nobody else's.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/http"
 	"regexp"
+	"strings"
 	"time"
 
 	"bulkhead/fault"
@@ -56,8 +57,11 @@ func (c *Controller) mintClaim(ctx context.Context, onlyFirst bool) (string, err
 		if used {
 			cl.ExpiresAt = cl.CreatedAt.Add(recoveryLife)
 		}
-		_, err = c.store.Txn(ctx, []store.Cond{at(claimKey(installationClaim), rev), at(counterKey("user"), firstRev)}, []store.Op{put(claimKey(installationClaim), cl)})
-		return err
+		var t txn
+		t.when(claimKey(installationClaim), rev)
+		t.when(counterKey("user"), firstRev)
+		t.do(put(claimKey(installationClaim), cl))
+		return c.commit(ctx, &t)
 	})
 	if err != nil {
 		return "", err
@@ -231,21 +235,17 @@ func mightier(a, b memberRole) memberRole {
 // clearExpired forgets invitations that are good no more, and what is left of
 // users who were removed when a kill cut that off.
 func (c *Controller) clearExpired(ctx context.Context) error {
-	claims, _, err := list[claim](ctx, c.store, prefixClaim)
-	if err != nil {
-		return err
+	select {
+	case <-c.directory.loaded:
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	for _, cl := range claims {
+	for _, cl := range c.directory.allClaims() {
 		if cl.ID != installationClaim && cl.expired(now()) {
 			if err := c.commit(ctx, &txn{ops: []store.Op{store.Delete(claimKey(cl.ID))}}); err != nil {
 				return err
 			}
 		}
-	}
-	select {
-	case <-c.directory.loaded:
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 	for _, rec := range c.directory.allTokens() {
 		var err error
@@ -279,4 +279,26 @@ func (c *Controller) dropOrphan(ctx context.Context, other, k string) error {
 		return nil
 	}
 	return err
+}
+
+// The directory's claims.
+
+func (d *directory) takeClaim(e store.Event) {
+	id := strings.TrimPrefix(e.Key, prefixClaim)
+	delete(d.claims, id)
+	if cl := live[claim](e); cl != nil {
+		d.claims[id] = cl
+	}
+}
+
+func (d *directory) claim(id string) *claim {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.claims[id]
+}
+
+func (d *directory) allClaims() []*claim {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return sorted(d.claims)
 }

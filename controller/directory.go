@@ -36,6 +36,7 @@ type directory struct {
 	owned   map[key.UserID]map[key.TokenID]*tokenRecord
 	rooted  map[string]int // tokens by root key
 	roots   map[string]*rootKey
+	claims  map[string]*claim
 	ring    *token.Keys // of roots
 	// unwrap opens what is secret in a record.
 	unwrap func(purpose string, wrapped []byte) ([]byte, error)
@@ -60,7 +61,7 @@ func newDirectory() *directory {
 		members: map[string]map[key.UserID]*member{}, belongs: map[key.UserID]map[string]*member{},
 		tokens: map[key.TokenID]*tokenRecord{}, owned: map[key.UserID]map[key.TokenID]*tokenRecord{},
 		sessions: map[string]*signedIn{}, signed: map[key.UserID]map[string]*signedIn{}, tokenOf: map[key.TokenID]*signedIn{}, sso: map[string]*ssoConfig{},
-		rooted: map[string]int{}, roots: map[string]*rootKey{},
+		rooted: map[string]int{}, roots: map[string]*rootKey{}, claims: map[string]*claim{},
 		seen: map[string]int64{}, moved: make(chan struct{}),
 	}
 }
@@ -70,7 +71,7 @@ func (d *directory) takers() map[string]func(store.Event) {
 	return map[string]func(store.Event){
 		prefixOrg: d.takeOrg, prefixApp: d.takeApp, prefixUser: d.takeUser, prefixMember: d.takeMember, prefixToken: d.takeToken,
 		prefixSession: d.takeSession, prefixSSO: d.takeSSO,
-		prefixRootKey: d.takeRootKey,
+		prefixRootKey: d.takeRootKey, prefixClaim: d.takeClaim,
 	}
 }
 
@@ -183,6 +184,10 @@ func (d *directory) keys(prefix string) []string {
 		for id := range d.roots {
 			out = append(out, rootKeyKey(id))
 		}
+	case prefixClaim:
+		for id := range d.claims {
+			out = append(out, claimKey(id))
+		}
 	}
 	return out
 }
@@ -270,6 +275,10 @@ func (d *directory) holds(k string) bool {
 		return d.sessions[rest] != nil
 	case prefixSSO:
 		return d.sso[rest] != nil
+	case prefixRootKey:
+		return d.roots[rest] != nil
+	case prefixClaim:
+		return d.claims[rest] != nil
 	}
 	return false
 }

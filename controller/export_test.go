@@ -48,6 +48,19 @@ func (l listening) List(ctx context.Context, prefix string) ([]store.KV, int64, 
 	return l.Store.List(ctx, prefix)
 }
 
+// OnGet makes f be called before each Get of the store; before Serve only.
+func (c *Controller) OnGet(f func(k string)) { c.store = asked{c.store, f} }
+
+type asked struct {
+	store.Store
+	f func(k string)
+}
+
+func (a asked) Get(ctx context.Context, k string) (store.KV, error) {
+	a.f(k)
+	return a.Store.Get(ctx, k)
+}
+
 // AfterTxn makes f decide what is reported of each transaction of the store; before
 // Serve only.
 func (c *Controller) AfterTxn(f func(ops []store.Op, err error) error) {

@@ -264,10 +264,21 @@ func (c *Controller) invite(r *call) (int, any, error) {
 	}
 	token, sum := newClaimToken(cl.ID)
 	cl.SHA256 = sum
-	var t txn
-	t.when(claimKey(cl.ID), 0)
-	t.do(put(claimKey(cl.ID), cl))
-	if err := c.commit(r.Context(), &t); err != nil {
+	err = retry(r.Context(), func() error {
+		o, rev, err := get[org](r.Context(), c.store, orgKey(slug))
+		if err != nil {
+			return err
+		}
+		if o == nil || o.Deleting { // or it were good for another organization that gets the name
+			return noOrg(slug)
+		}
+		var t txn
+		t.when(orgKey(slug), rev)
+		t.when(claimKey(cl.ID), 0)
+		t.do(put(claimKey(cl.ID), cl))
+		return c.commit(r.Context(), &t)
+	})
+	if err != nil {
 		return 0, nil, err
 	}
 	out := invitationBody(cl)
@@ -294,14 +305,10 @@ func expiry(s string, def, most time.Duration) (time.Duration, error) {
 //
 //	GET /v1/orgs/{org}/invitations
 func (c *Controller) listInvitations(r *call) (int, any, error) {
-	all, _, err := list[claim](r.Context(), c.store, prefixClaim)
-	if err != nil {
-		return 0, nil, err
-	}
 	out := struct {
 		Invitations []Invitation `json:"invitations"`
 	}{Invitations: []Invitation{}}
-	for _, cl := range all {
+	for _, cl := range c.directory.allClaims() {
 		if cl.Org == r.PathValue("org") && cl.ID != installationClaim && !cl.expired(now()) {
 			out.Invitations = append(out.Invitations, invitationBody(cl))
 		}
@@ -348,7 +355,7 @@ func (c *Controller) acceptInvitation(r *call) (int, any, error) {
 	if !isClaim {
 		return 0, nil, fault.New(fault.Invalid, "token is not that of an invitation, which begins with %s", claimPrefix)
 	}
-	inv, err := c.authenticateClaim(r.Context(), t)
+	inv, err := c.authenticateClaim(t)
 	if err == errToken {
 		return 0, nil, fault.New(fault.NotFound, "there is no such invitation, or it has expired or was accepted")
 	}

@@ -1,0 +1,49 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"bulkhead/store"
+)
+
+// TestRemovalsAreAwaited: of every kind of record that the directory follows, a removal is
+// acknowledged when it is in force, and not before.
+func TestRemovalsAreAwaited(t *testing.T) {
+	kinds := 0
+	for prefix := range newDirectory().takers() {
+		d := newDirectory()
+		d.unwrap = func(string, []byte) ([]byte, error) { return nil, errors.New("no key") }
+		k := prefix + "one"
+		if prefix == prefixMember {
+			k += "/u_1"
+		}
+		op := store.Delete(k)
+		d.take(prefix, store.Event{KV: store.KV{Key: k, Value: []byte("{}"), Revision: 5}})
+		if !slices.Contains(d.keys(prefix), k) {
+			t.Errorf("%s is not among the keys that are held: a list without it would not remove it", k)
+		}
+		short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		if err := d.awaitOp(short, op, 6); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("the removal of %s is acknowledged before it is in force: %v", k, err)
+		}
+		cancel()
+		d.take(prefix, store.Event{KV: store.KV{Key: k, Revision: 6}, Deleted: true})
+		if err := d.awaitOp(t.Context(), op, 6); err != nil || slices.Contains(d.keys(prefix), k) {
+			t.Errorf("%s is removed: %v, held: %v", k, err, d.keys(prefix))
+		}
+		kinds++
+	}
+	t.Logf("%d kinds of records", kinds)
+}
+
+// take is one event of the store's.
+func (d *directory) take(prefix string, e store.Event) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.takers()[prefix](e)
+	d.reached(prefix, e.Revision)
+}
