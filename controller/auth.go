@@ -115,7 +115,7 @@ func (c *Controller) authenticateClaim(t string) (caller, error) {
 	}
 	cl := c.directory.claim(id)
 	sum := sha256.Sum256([]byte(secret))
-	if cl == nil || subtle.ConstantTimeCompare(sum[:], cl.SHA256) != 1 || cl.expired(now()) {
+	if cl == nil || subtle.ConstantTimeCompare(sum[:], cl.SHA256) != 1 || !c.directory.good(cl) {
 		return caller{}, errToken
 	}
 	return caller{Kind: callerClaim, Name: "claim " + cl.ID, Claim: cl}, nil

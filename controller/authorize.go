@@ -49,10 +49,11 @@ const (
 
 // Kinds of things of nobody's or everybody's.
 const (
-	whatSelf     what = "own account"
-	whatAny      what = "any"      // the endpoint decides by itself, about each thing that it is about
-	whatPlatform what = "platform" // regions and placements
-	whatCluster  what = "cluster"  // nodes, users, organizations as a whole, keys: the operators'
+	whatSelf     what = "own account"   // as far as the token has to do with it
+	whatAccount  what = "whole account" // what is the user's in every organization: not for a token of one
+	whatAny      what = "any"           // the endpoint decides by itself, about each thing that it is about
+	whatPlatform what = "platform"      // regions and placements
+	whatCluster  what = "cluster"       // nodes, users, organizations as a whole, keys: the operators'
 	whatClaim    what = "claim"
 )
 
@@ -158,7 +159,7 @@ func (who caller) allowed(d *directory, a access) bool {
 			return false
 		}
 		switch a.What {
-		case whatSelf, whatAny:
+		case whatSelf, whatAccount, whatAny:
 			return true
 		case whatPlatform:
 			return a.Act == actRead

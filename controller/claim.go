@@ -142,7 +142,7 @@ func (c *Controller) take(ctx context.Context, t *txn, cl *claim) error {
 	if err != nil {
 		return err
 	}
-	if cur == nil || subtle.ConstantTimeCompare(cur.SHA256, cl.SHA256) != 1 || cur.expired(now()) {
+	if cur == nil || subtle.ConstantTimeCompare(cur.SHA256, cl.SHA256) != 1 || !c.directory.good(cur) {
 		return errToken
 	}
 	t.when(claimKey(cl.ID), rev)
@@ -193,7 +193,7 @@ func (c *Controller) newUser(ctx context.Context, t *txn, u user) (*user, error)
 }
 
 // joining has a transaction make a user a member as a claim says. A membership there is
-// already grows, and never shrinks.
+// already grows, and never shrinks; single sign-on, if it made it, keeps it no more.
 func (c *Controller) joining(ctx context.Context, t *txn, id key.UserID, cl *claim) error {
 	o, orgRev, err := get[org](ctx, c.store, orgKey(cl.Org))
 	if err != nil {
@@ -209,7 +209,7 @@ func (c *Controller) joining(ctx context.Context, t *txn, id key.UserID, cl *cla
 	if m == nil {
 		m = &member{Org: cl.Org, User: id, CreatedAt: now()}
 	}
-	m.Role = mightier(m.Role, cl.Role)
+	m.Role, m.Source = mightier(m.Role, cl.Role), ""
 	for app, r := range cl.Apps {
 		if m.Apps == nil {
 			m.Apps = map[key.AppName]memberRole{}
@@ -241,10 +241,16 @@ func (c *Controller) clearExpired(ctx context.Context) error {
 		return ctx.Err()
 	}
 	for _, cl := range c.directory.allClaims() {
-		if cl.ID != installationClaim && cl.expired(now()) {
-			if err := c.commit(ctx, &txn{ops: []store.Op{store.Delete(claimKey(cl.ID))}}); err != nil {
-				return err
-			}
+		var err error
+		switch {
+		case cl.ID == installationClaim:
+		case cl.expired(now()):
+			err = c.commit(ctx, &txn{ops: []store.Op{store.Delete(claimKey(cl.ID))}})
+		case cl.ByUser != "" && c.directory.member(cl.Org, cl.ByUser) == nil:
+			err = c.dropOrphan(ctx, memberKey(cl.Org, cl.ByUser), claimKey(cl.ID))
+		}
+		if err != nil {
+			return err
 		}
 	}
 	for _, rec := range c.directory.allTokens() {
@@ -295,6 +301,22 @@ func (d *directory) claim(id string) *claim {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	return d.claims[id]
+}
+
+// good reports whether a claim may be spent now. An invitation may for as long as whoever made it
+// may make it: nobody who was removed leaves themselves a way back.
+func (d *directory) good(cl *claim) bool {
+	if cl.expired(now()) {
+		return false
+	}
+	if cl.ByUser == "" {
+		return true
+	}
+	may := d.user(cl.ByUser) != nil && d.memberMay(cl.ByUser, access{Act: actCreate, What: whatMember, Org: cl.Org})
+	if cl.Role == roleOwner {
+		may = may && d.memberMay(cl.ByUser, access{Act: actWrite, What: whatOwner, Org: cl.Org})
+	}
+	return may
 }
 
 func (d *directory) allClaims() []*claim {

@@ -66,7 +66,7 @@ func (c *Controller) endpoints() []endpoint {
 		{"GET /v1/orgs/{org}/machines", actRead, whatMachine, c.orgMachines},
 		{"POST /v1/claim", actCreate, whatClaim, c.claimAccount},
 		{"GET /v1/user", actRead, whatAny, c.showSelf},
-		{"POST /v1/invitations/accept", actWrite, whatSelf, c.acceptInvitation},
+		{"POST /v1/invitations/accept", actWrite, whatAccount, c.acceptInvitation},
 		{"GET /v1/users", actRead, whatCluster, c.listUsers},
 		{"PATCH /v1/users/{user}", actWrite, whatCluster, c.setOperator},
 		{"DELETE /v1/users/{user}", actDelete, whatCluster, c.deleteUser},

@@ -1,8 +1,12 @@
 package controller
 
 import (
+	"context"
 	"strings"
 	"testing"
+
+	"bulkhead/key"
+	"bulkhead/store"
 )
 
 // Values are the store's values below a prefix, as they lie there.
@@ -49,4 +53,29 @@ func (c *Controller) Members(event string) map[string]int {
 		}
 	}
 	return out
+}
+
+// BindToken makes a login one for an organization, as those are that come by its single
+// sign-on.
+func (c *Controller) BindToken(ctx context.Context, id key.TokenID, org string) {
+	rec := *c.directory.token(id)
+	rec.Org = org
+	if err := c.commit(ctx, &txn{ops: []store.Op{put(tokenKey(id), rec)}}); err != nil {
+		panic(err)
+	}
+}
+
+// AddSession makes a session of a user's, by an organization's single sign-on if one is
+// named, and returns its id as the API says it.
+func (c *Controller) AddSession(ctx context.Context, name, org string) string {
+	s := signedIn{User: c.directory.userNamed(name).ID, Kind: kindBrowser, Method: "test"}
+	if conf := c.directory.ssoOf(org); conf != nil {
+		s.Org, s.Config = org, conf.ID
+	}
+	var t txn
+	_, made := c.newSession(&t, s)
+	if err := c.commit(ctx, &t); err != nil {
+		panic(err)
+	}
+	return made.ID[:16]
 }

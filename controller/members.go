@@ -95,7 +95,7 @@ func (c *Controller) setMember(r *call) (int, any, error) {
 	if err := c.checkRoles(r.who, slug, in); err != nil {
 		return 0, nil, err
 	}
-	u, err := c.findUser(r.PathValue("user"))
+	u, err := c.findMember(slug, r.PathValue("user"))
 	if err != nil {
 		return 0, nil, err
 	}
@@ -116,9 +116,7 @@ func (c *Controller) setMember(r *call) (int, any, error) {
 		}
 		switch {
 		case m == nil:
-			// Somebody outside comes in by invitation: a name alone makes nobody a member, and
-			// whoever may invite does not learn who else there is.
-			return fault.New(fault.NotFound, "user %q is no member of organization %q; invite them: bulkhead orgs invite", u.Name, slug)
+			return noMember(slug, r.PathValue("user"))
 		case m.Role == roleOwner && in.Role != roleOwner:
 			if err := c.ownerMayGo(r, &t, m); err != nil {
 				return err
@@ -133,6 +131,20 @@ func (c *Controller) setMember(r *call) (int, any, error) {
 		return 0, nil, err
 	}
 	return http.StatusOK, memberBody(u, m), nil
+}
+
+// findMember knows a member by the user's id or name. Somebody outside comes in by invitation:
+// a name alone makes nobody a member, and whoever may invite does not learn who else there is.
+func (c *Controller) findMember(slug, s string) (*user, error) {
+	u, err := c.findUser(s)
+	if err != nil || c.directory.member(slug, u.ID) == nil {
+		return nil, noMember(slug, s)
+	}
+	return u, nil
+}
+
+func noMember(slug, s string) error {
+	return fault.New(fault.NotFound, "organization %q has no member %q; invite them: bulkhead orgs invite", slug, clip(s))
 }
 
 // ownerMayGo refuses to unmake an owner to whoever is none, and to unmake the last.
@@ -176,7 +188,7 @@ func (c *Controller) mayGo(ctx context.Context, t *txn, m *member) error {
 //	DELETE /v1/orgs/{org}/members/{user}
 func (c *Controller) removeMember(r *call) (int, any, error) {
 	slug := r.PathValue("org")
-	u, err := c.findUser(r.PathValue("user"))
+	u, err := c.findMember(slug, r.PathValue("user"))
 	if err != nil {
 		return 0, nil, err
 	}
@@ -188,7 +200,7 @@ func (c *Controller) removeMember(r *call) (int, any, error) {
 			return err
 		}
 		if m == nil {
-			return fault.New(fault.NotFound, "user %q is no member of organization %q", u.Name, slug)
+			return noMember(slug, r.PathValue("user"))
 		}
 		var t txn
 		if m.Role == roleOwner {
@@ -260,7 +272,7 @@ func (c *Controller) invite(r *call) (int, any, error) {
 	}
 	cl := &claim{
 		ID: "c_" + strings.TrimPrefix(string(key.NewTokenID()), "t_"), Org: slug, Role: in.Role, Apps: in.Apps, Name: in.Name,
-		By: r.who.Name, CreatedAt: now(), ExpiresAt: now().Add(life),
+		By: r.who.Name, ByUser: r.who.User, CreatedAt: now(), ExpiresAt: now().Add(life),
 	}
 	token, sum := newClaimToken(cl.ID)
 	cl.SHA256 = sum
@@ -309,7 +321,7 @@ func (c *Controller) listInvitations(r *call) (int, any, error) {
 		Invitations []Invitation `json:"invitations"`
 	}{Invitations: []Invitation{}}
 	for _, cl := range c.directory.allClaims() {
-		if cl.Org == r.PathValue("org") && cl.ID != installationClaim && !cl.expired(now()) {
+		if cl.Org == r.PathValue("org") && cl.ID != installationClaim && c.directory.good(cl) {
 			out.Invitations = append(out.Invitations, invitationBody(cl))
 		}
 	}

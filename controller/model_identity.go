@@ -60,6 +60,7 @@ type claim struct {
 	Name      string                     `json:"name,omitempty"` // the only user name it is good for, if set
 	Operator  bool                       `json:"operator,omitempty"`
 	By        string                     `json:"by,omitempty"`
+	ByUser    key.UserID                 `json:"by_user,omitempty"` // of an invitation: good while this user may still give it
 	CreatedAt time.Time                  `json:"created_at"`
 	ExpiresAt time.Time                  `json:"expires_at,omitzero"` // zero: the installation's, good until it is used
 }

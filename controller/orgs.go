@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 
 	"bulkhead/fault"
@@ -229,7 +230,7 @@ func (c *Controller) clearOrg(ctx context.Context, slug string) error {
 	return c.commit(ctx, &txn{ops: []store.Op{store.Delete(ssoKey(slug)), store.Delete(orgKey(slug))}})
 }
 
-// orgsFor are the organizations that a caller has to do with.
+// orgsFor are the organizations that a caller's user has to do with, whatever the token is for.
 func (c *Controller) orgsFor(who caller) []string {
 	if a := c.directory.app(who.App); a != nil {
 		return []string{a.Org}
@@ -246,16 +247,24 @@ func (c *Controller) mayLookInto(who caller, slug string) error {
 	return c.authorize(who, access{Act: actRead, What: whatOrg, Org: slug})
 }
 
-// orgForNew is the organization for something new: the one named, or the only one in
-// which the caller is a member.
+// orgForNew is the organization for a new app: the one named, or the only one in which the
+// caller may make any. Of others the holder of a narrow token does not learn.
 func (c *Controller) orgForNew(who caller, slug string) (string, error) {
 	if slug != "" {
 		return slug, nil
 	}
-	if all := c.orgsFor(who); len(all) == 1 {
-		return all[0], nil
-	} else if len(all) > 1 {
-		return "", fault.New(fault.Invalid, "org_slug is missing: you are a member of %s", strings.Join(all, ", "))
+	of := c.orgsFor(who)
+	if len(of) == 1 {
+		return of[0], nil
 	}
-	return "", fault.New(fault.Denied, "%s is a member of no organization", who.Name)
+	may := slices.DeleteFunc(of, func(slug string) bool {
+		return c.authorize(who, access{Act: actCreate, What: whatApp, Org: slug}) != nil
+	})
+	switch len(may) {
+	case 0:
+		return "", fault.New(fault.Denied, "%s may make apps in no organization with this token; org_slug names one", who.Name)
+	case 1:
+		return may[0], nil
+	}
+	return "", fault.New(fault.Invalid, "org_slug is missing: it is one of %s", strings.Join(may, ", "))
 }

@@ -180,6 +180,20 @@ type Session struct {
 	Current   bool   `json:"current,omitempty"`
 }
 
+// seesSession reports whether a caller has to do with a session of their user's. A login
+// for one organization, whose provider may have vouched for anybody, has to do with those for
+// that organization.
+func (c *Controller) seesSession(who caller, s *signedIn, act action) bool {
+	if who.Token != nil && s.TokenID == who.Token.ID || c.authorize(who, access{Act: act, What: whatAccount}) == nil {
+		return true
+	}
+	of := s.Org
+	if rec := c.directory.token(s.TokenID); rec != nil {
+		of = rec.Org
+	}
+	return of != "" && who.Token != nil && of == who.Token.Org
+}
+
 // listSessions lists the caller's own sessions that live.
 //
 //	GET /v1/sessions
@@ -188,7 +202,7 @@ func (c *Controller) listSessions(r *call) (int, any, error) {
 		Sessions []Session `json:"sessions"`
 	}{Sessions: []Session{}}
 	for _, s := range c.directory.sessionsOf(r.who.User) {
-		if c.directory.lives(s.ID, now()) == nil {
+		if c.directory.lives(s.ID, now()) == nil || !c.seesSession(r.who, s, actRead) {
 			continue
 		}
 		out.Sessions = append(out.Sessions, Session{
@@ -209,6 +223,9 @@ func (c *Controller) deleteSession(r *call) (int, any, error) {
 	ended := 0
 	for _, s := range c.directory.sessionsOf(r.who.User) {
 		current := r.who.Token != nil && s.TokenID == r.who.Token.ID
+		if !c.seesSession(r.who, s, actDelete) {
+			continue
+		}
 		if which == "all" || which == "current" && current || len(which) >= 16 && strings.HasPrefix(s.ID, which) {
 			if err := c.endSession(r.Context(), s); err != nil {
 				return 0, nil, err

@@ -362,6 +362,9 @@ func TestSSOSettings(t *testing.T) {
 	e.want(404, "GET", "/v1/orgs/acme/sso", nil, nil, owner...)
 	e.want(200, "PUT", "/v1/orgs/acme/sso", good, nil, admin...)
 	e.want(200, "PUT", "/v1/orgs/acme/sso", with("role", "owner"), nil, owner...)
+	// Where the provider makes owners, whoever changes what it says unmakes them.
+	e.want(403, "PUT", "/v1/orgs/acme/sso", good, nil, admin...)
+	e.want(403, "DELETE", "/v1/orgs/acme/sso", nil, nil, admin...)
 	e.want(200, "DELETE", "/v1/orgs/acme/sso", nil, nil, bearer(p.tokens["P"])...) // the way back
 	e.want(200, "PUT", "/v1/orgs/acme/sso", good, nil, admin...)
 	if all := e.ctl.Values(t, "/sso/"); strings.Contains(all, l.Secret) || !strings.Contains(all, l.URL) {

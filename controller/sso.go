@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"maps"
 	"net/http"
 	"slices"
 	"sync"
@@ -132,18 +133,16 @@ func (c *Controller) setSSO(r *call) (int, any, error) {
 		return 0, nil, err
 	}
 	slug := r.PathValue("org")
-	for _, role := range append([]string{in.Role}, sortedValues(in.Groups)...) {
-		if role == string(roleOwner) { // who may not make owners may not have a provider make them
-			if err := c.authorize(r.who, access{Act: actWrite, What: whatOwner, Org: slug}); err != nil {
-				return 0, nil, err
-			}
-		}
-	}
+	mayOwn := c.authorize(r.who, access{Act: actWrite, What: whatOwner, Org: slug})
 	var out *ssoConfig
 	err := retry(r.Context(), func() error {
 		old, rev, err := get[ssoConfig](r.Context(), c.store, ssoKey(slug))
 		if err != nil {
 			return err
+		}
+		// Who may not make or unmake owners may not have a provider do it.
+		if mayOwn != nil && (in.makesOwners() || old != nil && c.ssoBody(old).makesOwners()) {
+			return mayOwn
 		}
 		o, orgRev, err := get[org](r.Context(), c.store, orgKey(slug))
 		if err != nil {
@@ -231,8 +230,14 @@ func (c *Controller) wantsSSO(who caller, a access) error {
 //	DELETE /v1/orgs/{org}/sso
 func (c *Controller) deleteSSO(r *call) (int, any, error) {
 	slug := r.PathValue("org")
-	if c.directory.ssoOf(slug) == nil {
+	old := c.directory.ssoOf(slug)
+	if old == nil {
 		return 0, nil, noSSO(slug)
+	}
+	if c.ssoBody(old).makesOwners() && !c.operator(r.who) { // see setSSO: this and a new one would do the same
+		if err := c.authorize(r.who, access{Act: actWrite, What: whatOwner, Org: slug}); err != nil {
+			return 0, nil, err
+		}
 	}
 	t := txn{ops: []store.Op{store.Delete(ssoKey(slug))}}
 	if err := c.commit(r.Context(), &t); err != nil {
@@ -294,11 +299,7 @@ func (c *Controller) discover(ctx context.Context, s *ssoConfig) (*sso.Provider,
 	return p, nil
 }
 
-func sortedValues(m map[string]string) []string {
-	var out []string
-	for _, v := range m {
-		out = append(out, v)
-	}
-	slices.Sort(out)
-	return slices.Compact(out)
+// makesOwners reports whether anybody comes in as an owner.
+func (in SSO) makesOwners() bool {
+	return in.Role == string(roleOwner) || slices.Contains(slices.Collect(maps.Values(in.Groups)), string(roleOwner))
 }

@@ -50,7 +50,7 @@ func (d *directory) tokenAccess(a access) (_ *token.Access, ok bool) {
 	}
 	t := &token.Access{Access: flyio.Access{Action: mask}, At: now(), Live: d.sessionLives}
 	if a.Org == "" {
-		return t, a.What == whatSelf || a.What == whatCluster || a.What == whatClaim
+		return t, a.What == whatSelf || a.What == whatAccount || a.What == whatCluster || a.What == whatClaim
 	}
 	o := d.org(a.Org)
 	if o == nil {

@@ -182,6 +182,11 @@ func (c *Controller) resolveAccess(r *call, who caller, in *machinesapi.Access) 
 	}
 	if app != nil {
 		a := c.directory.app(key.AppName(*app))
+		if a != nil {
+			if err := c.mayAskAbout(who, a.Org); err != nil {
+				return fail(err)
+			}
+		}
 		if a == nil || slug != nil && *slug != a.Org {
 			return fail(fault.New(fault.NotFound, "app %q not found", clip(*app)))
 		}
@@ -190,6 +195,9 @@ func (c *Controller) resolveAccess(r *call, who caller, in *machinesapi.Access) 
 	}
 	if slug == nil {
 		return fail(fault.New(fault.Invalid, "access names no org_slug, app_name or machine_id"))
+	}
+	if err := c.mayAskAbout(who, *slug); err != nil {
+		return fail(err)
 	}
 	o := c.directory.org(*slug)
 	if o == nil {
@@ -206,6 +214,15 @@ func (c *Controller) resolveAccess(r *call, who caller, in *machinesapi.Access) 
 		return fail(fault.New(fault.Invalid, "access: %v", err))
 	}
 	return on, want, nil
+}
+
+// mayAskAbout refuses who has nothing to do with an organization, in the same words whether
+// there is one or not.
+func (c *Controller) mayAskAbout(who caller, slug string) error {
+	if c.operator(who) || who.allowed(c.directory, access{Act: actRead, What: whatOrg, Org: slug}) {
+		return nil
+	}
+	return fault.New(fault.Denied, "the token's user has nothing to do with that organization, or there is none")
 }
 
 // nameFeature says which kind of thing of ours a feature is, for what roles may.
@@ -266,10 +283,15 @@ func (c *Controller) currentTokens(r *call) (int, any, error) {
 		}
 		t := CurrentToken{TokenID: v.ID, User: r.who.Name, Apps: []string{}}
 		if n, err := flyio.OrganizationScope(v.Caveats); err == nil {
-			if o := c.directory.orgNumbered(int64(n)); o != nil {
+			// Whoever holds a token can write any number into it: what there is of the number is
+			// told to those who may see it.
+			if o := c.directory.orgNumbered(int64(n)); o != nil && r.who.allowed(c.directory, access{Act: actRead, What: whatOrg, Org: o.Slug}) {
 				t.Organization, t.OrgSlug = o.Name, o.Slug
 				only, names := flyio.AppScope(v.Caveats), macaroon.GetCaveats[*token.AppNames](v.Caveats)
 				for _, a := range c.directory.appsIn(o.Slug) {
+					if !r.who.allowed(c.directory, access{Act: actRead, What: whatApp, Org: o.Slug, App: a.Name}) {
+						continue
+					}
 					named := len(names) > 0
 					for _, n := range names {
 						named = named && slices.Contains(n.Names, string(a.Name))

@@ -226,11 +226,13 @@ func (c *Controller) listTokens(r *call) (int, any, error) {
 	return c.answerTokens(recs, func(rec *tokenRecord) bool { return rec.Org == slug })
 }
 
-// listOwnTokens lists all tokens of the caller's, those of logins too.
+// listOwnTokens lists all tokens of the caller's, those of logins too; with a login for one
+// organization those for it.
 //
 //	GET /v1/tokens
 func (c *Controller) listOwnTokens(r *call) (int, any, error) {
-	return c.answerTokens(c.directory.tokensOf(r.who.User), func(*tokenRecord) bool { return true })
+	all := c.authorize(r.who, access{Act: actRead, What: whatAccount}) == nil
+	return c.answerTokens(c.directory.tokensOf(r.who.User), func(rec *tokenRecord) bool { return all || rec.Org == r.who.Token.Org })
 }
 
 func (c *Controller) answerTokens(recs []*tokenRecord, want func(*tokenRecord) bool) (int, any, error) {
@@ -288,7 +290,7 @@ func (c *Controller) mayRevoke(who caller, rec *tokenRecord) error {
 	case rec.Org != "":
 		return c.authorize(who, access{Act: actDelete, What: whatToken, Org: rec.Org})
 	case rec.User == who.User:
-		return c.authorize(who, access{Act: actDelete, What: whatSelf})
+		return c.authorize(who, access{Act: actDelete, What: whatAccount})
 	}
 	return fault.New(fault.NotFound, "token %s not found", rec.ID)
 }

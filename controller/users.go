@@ -202,8 +202,15 @@ func (c *Controller) deleteUser(r *call) (int, any, error) {
 	return ok()
 }
 
-// dropTokens ends a user's tokens: all, or those for one organization.
+// dropTokens ends a user's sessions and tokens: all, or those for one organization.
 func (c *Controller) dropTokens(ctx context.Context, id key.UserID, org string) error {
+	for _, s := range c.directory.sessionsOf(id) { // or they lived again with a new membership
+		if org == "" || s.Org == org {
+			if err := c.endSession(ctx, s); err != nil {
+				return err
+			}
+		}
+	}
 	var t txn
 	flush := func() error {
 		if len(t.ops) == 0 {
