@@ -133,7 +133,8 @@ func TestValidateRefuses(t *testing.T) {
 		{`{"image":"x","dns":{"dns_forward_rules":[{}]}}`, "config.dns.dns_forward_rules"},
 		{`{"image":"x","dns":{"hostname":"a.b"}}`, "config.dns.hostname"},
 		{`{"image":"x","processes":[{},{}]}`, "config.processes"},
-		{`{"image":"x","processes":[{"secrets":[{}]}]}`, "config.processes[0].secrets"},
+		{`{"image":"x","processes":[{"secrets":[{}]}]}`, "config.processes[0].secrets[0].env_var"},
+		{`{"image":"x","processes":[{"secrets":[{"env_var":"A","name":"1-"}]}]}`, "config.processes[0].secrets[0].name"},
 		{`{"image":"x","processes":[{"env_from":[{}]}]}`, "config.processes[0].env_from"},
 	} {
 		err := parse(t, c.config).Validate()
