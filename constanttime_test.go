@@ -19,14 +19,17 @@ import (
 // no constant time, with the reason. Key: file, then the expression as it is printed.
 var openComparisons = map[string]string{
 	"sso/sso.go: p.cfg.ClientSecret == cfg.ClientSecret":           "both are the organization's own setting, from the store: is it still the same",
+	"controller/discharge.go: f.Token != rec.ID":                   "ids, which are no secrets",
+	"token/ticket.go: t.Token == v.ID":                             "ids, which are no secrets",
 	"worker/steps.go: a.rec.HasSecrets != (len(spec.Secrets) > 0)": "whether there are any, not what they are",
 	"worker/steps.go: a.rec.Secrets != version":                    "the version's number",
 }
 
 // noSecrets are names that sound like a secret's and are none, with the reason.
 var noSecrets = map[string]string{
-	"StartNonce":   "counts a user's words about a Machine; whoever sees the Machine knows it",
-	"RestartNonce": "as StartNonce",
+	"StartNonce":    "counts a user's words about a Machine; whoever sees the Machine knows it",
+	"RestartNonce":  "as StartNonce",
+	"ServiceTokens": "a setting of single sign-on: allowed or refused",
 }
 
 // TestSecretsAreComparedInConstantTime: no ==, !=, bytes.Equal or the like, and no

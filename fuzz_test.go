@@ -47,6 +47,7 @@ const parsers = `
 	token.Parse: FuzzHeader
 	token.parseOne: FuzzHeader
 	token.decode: FuzzToken
+	token.parseTicket: FuzzSessionTicket
 	token.ParseNetwork: - a flag of the CLI, of whoever attenuates a token of their own
 
 	# Certificates and requests for them.

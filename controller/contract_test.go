@@ -35,6 +35,7 @@ var deviations = []deviation{
 	{"error codes beside the file's", regexp.MustCompile(`^[A-Z]+ \S+ (400|401|403|404|408|409|412|413|414|415|422|429|431|501|503): undocumented code`), "documented in prose, or seen; the body is the file's ErrorResponse"},
 	{"name_taken", regexp.MustCompile(`^POST /apps 422: .*status.*`), "a status that newer clients read"},
 	{"fields that clients read", regexp.MustCompile(`: .*property "(version|cordoned)" is unsupported`), "the Go client reads version and cordoned of a Machine"},
+	{"what a token lacks", regexp.MustCompile(`(401|403): at "/status": value is not one of the allowed values`), "clients read from it that a discharge or single sign-on is missing"},
 	{"why a deletion lasts", regexp.MustCompile(`^GET /apps.*: .*property "status_reason" is unsupported`), "an app that is being deleted says what it waits for"},
 	{"bytes in base64", regexp.MustCompile(`/secretkeys.* (200|201): .*/(public_key|ciphertext|plaintext|signature)"`), "the file has arrays of integers, the Go client sends and reads base64; both are taken"},
 	{"secrets' version and status", regexp.MustCompile(`/secrets 200: .*property "(version|status)" is unsupported`), "whether a secret is staged or deployed, and the version to ask for"},

@@ -107,12 +107,13 @@ type Controller struct {
 	reserved    reservations
 
 	// Of people who sign in: what was begun and is not finished, and how often.
-	ssoClient *http.Client
-	providers providers
-	attempts  *pending[ssoAttempt]
-	logins    *pending[*cliLogin]
-	codes     *pending[string] // ids of logins, by the code of a device
-	csrfKey   [32]byte
+	ssoClient  *http.Client
+	providers  providers
+	attempts   *pending[ssoAttempt]
+	logins     *pending[*cliLogin]
+	discharges *pending[*discharging]
+	codes      *pending[string] // ids of logins, by the code of a device
+	csrfKey    [32]byte
 
 	receivers  sync.WaitGroup // sessions and their readers; a new one starts only while a call is served
 	finishing  sync.Mutex     // held by finishApp
@@ -149,6 +150,7 @@ func New(cfg Config) *Controller {
 	c.revoked.changed = make(chan struct{})
 	c.ssoClient = sso.NewClient(cfg.Role.PrivateIssuers)
 	c.providers.all = map[string]*discovered{}
+	c.discharges = newPending[*discharging](cliLoginLife)
 	c.attempts, c.logins, c.codes = newPending[ssoAttempt](attemptLife), newPending[*cliLogin](cliLoginLife), newPending[string](cliLoginLife)
 	rand.Read(c.csrfKey[:])
 	c.sessions.cur = map[key.Node]*sessionSlot{}

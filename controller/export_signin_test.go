@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"bulkhead/key"
 	"bulkhead/store"
@@ -78,4 +79,19 @@ func (c *Controller) AddSession(ctx context.Context, name, org string) string {
 		panic(err)
 	}
 	return made.ID[:16]
+}
+
+// OldDischarge is a discharge of a ticket that was given some time ago.
+func (c *Controller) OldDischarge(t testing.TB, ticket []byte, secret string, ago time.Duration) string {
+	t.Helper()
+	tk, err := c.directory.rootKeys().OpenTicket(c.sessionLocation(), ticket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := now().Add(-ago)
+	d, err := tk.Discharge(sessionID(secret), at, at.Add(dischargeLife))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
 }

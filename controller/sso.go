@@ -1,16 +1,20 @@
 package controller
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"maps"
 	"net/http"
 	"slices"
 	"sync"
 	"time"
 
+	"bulkhead/audit"
 	"bulkhead/fault"
 	"bulkhead/sso"
 	"bulkhead/store"
+	"bulkhead/token"
 )
 
 // ssoConfig is an organization's single sign-on.
@@ -25,9 +29,11 @@ type ssoConfig struct {
 	Policy       sso.Policy `json:"policy"`
 	Mode         string     `json:"mode"` // "optional" or "required"
 	// SessionHours is how long a session lasts; 0: 12.
-	SessionHours int       `json:"session_hours,omitempty"`
-	ChangedAt    time.Time `json:"changed_at"`
-	ChangedBy    string    `json:"changed_by"`
+	SessionHours int `json:"session_hours,omitempty"`
+	// ServiceTokens is "allowed" when tokens of programs need no session: see exempts.
+	ServiceTokens string    `json:"service_tokens,omitempty"`
+	ChangedAt     time.Time `json:"changed_at"`
+	ChangedBy     string    `json:"changed_by"`
 }
 
 const (
@@ -59,16 +65,19 @@ type SSO struct {
 	Role         string            `json:"role,omitempty"`
 	Mode         string            `json:"mode"`
 	SessionHours int               `json:"session_hours"`
-	RedirectURL  string            `json:"redirect_url,omitempty"` // what the provider must let the browser come back to
-	ChangedAt    string            `json:"changed_at,omitempty"`
-	ChangedBy    string            `json:"changed_by,omitempty"`
+	// ServiceTokens says whether deploy, machine-exec and readonly tokens of one app are good
+	// without a session: "refused", or "allowed", which only an owner may say.
+	ServiceTokens string `json:"service_tokens,omitempty"`
+	RedirectURL   string `json:"redirect_url,omitempty"` // what the provider must let the browser come back to
+	ChangedAt     string `json:"changed_at,omitempty"`
+	ChangedBy     string `json:"changed_by,omitempty"`
 }
 
 func (c *Controller) ssoBody(s *ssoConfig) SSO {
 	return SSO{
 		Issuer: s.Issuer, ClientID: s.ClientID, HasSecret: len(s.ClientSecret) > 0, Scopes: s.Scopes, GroupsClaim: s.GroupsClaim,
 		Domains: s.Policy.Domains, Groups: s.Policy.Groups, Role: s.Policy.Role, Mode: s.Mode, SessionHours: int(s.life() / time.Hour),
-		RedirectURL: c.publicURL("/sso/callback"), ChangedAt: stamp(s.ChangedAt), ChangedBy: s.ChangedBy,
+		ServiceTokens: cmp.Or(s.ServiceTokens, servicesRefused), RedirectURL: c.publicURL("/sso/callback"), ChangedAt: stamp(s.ChangedAt), ChangedBy: s.ChangedBy,
 	}
 }
 
@@ -101,6 +110,8 @@ func (in *SSO) check() error {
 	switch {
 	case in.Mode != ssoOptional && in.Mode != ssoRequired:
 		return fault.New(fault.Invalid, "mode is %q; it is optional or required", clip(in.Mode))
+	case in.ServiceTokens != "" && in.ServiceTokens != servicesRefused && in.ServiceTokens != servicesAllowed:
+		return fault.New(fault.Invalid, "service_tokens is %q; it is refused or allowed", clip(in.ServiceTokens))
 	case in.Issuer == "" || len(in.Issuer) > 500:
 		return fault.New(fault.Invalid, "issuer is missing or longer than 500 bytes; it is the provider's address, such as https://accounts.example.com")
 	case in.ClientID == "" || len(in.ClientID) > 500 || len(in.ClientSecret) > 2000:
@@ -170,7 +181,7 @@ func (c *Controller) setSSO(r *call) (int, any, error) {
 func (c *Controller) newSSO(r *call, old *ssoConfig, in SSO) (*ssoConfig, error) {
 	s := &ssoConfig{
 		ID: newSecret()[:16], Org: r.PathValue("org"), Issuer: in.Issuer, ClientID: in.ClientID, Scopes: in.Scopes, GroupsClaim: in.GroupsClaim,
-		Policy: sso.Policy{Domains: in.Domains, Groups: in.Groups, Role: in.Role}, Mode: in.Mode, SessionHours: in.SessionHours,
+		Policy: sso.Policy{Domains: in.Domains, Groups: in.Groups, Role: in.Role}, Mode: in.Mode, SessionHours: in.SessionHours, ServiceTokens: in.ServiceTokens,
 		ChangedAt: now(), ChangedBy: r.who.Name,
 	}
 	same := old != nil && old.Issuer == s.Issuer && old.ClientID == s.ClientID
@@ -183,6 +194,17 @@ func (c *Controller) newSSO(r *call, old *ssoConfig, in SSO) (*ssoConfig, error)
 			return nil, err
 		}
 		s.ClientSecret = w
+	}
+	// Who may not make owners may not let tokens be where nobody is, and nobody does it unseen.
+	if s.ServiceTokens == servicesAllowed && (old == nil || old.ServiceTokens != servicesAllowed) {
+		if err := c.authorize(r.who, access{Act: actWrite, What: whatOwner, Org: s.Org}); err != nil {
+			return nil, err
+		}
+	}
+	if p := recordIn(r.Context()); p != nil {
+		p.change(func(rec *audit.Record) {
+			rec.Detail = "mode: " + s.Mode + ", service_tokens: " + cmp.Or(s.ServiceTokens, servicesRefused)
+		})
 	}
 	// Whoever shuts the other ways must have come in by this one: otherwise one wrong word
 	// shuts everybody out.
@@ -209,18 +231,30 @@ func (c *Controller) ssoSessionOf(who caller, slug string) *signedIn {
 	return nil
 }
 
-// wantsSSO refuses what is an organization's that requires single sign-on to a token that
-// did not come by it, or whose session is over. Operators may still remove the
-// requirement: see deleteSSO.
-func (c *Controller) wantsSSO(who caller, a access) error {
+// wantsSSO refuses what is an organization's that requires single sign-on to a token
+// behind which no live session by it is: one that it came with, or one that discharged it.
+// Operators may still remove the requirement: see deleteSSO.
+func (c *Controller) wantsSSO(who caller, v *token.Verified, a access) error {
 	conf := c.directory.ssoOf(a.Org)
-	if who.Kind != callerPerson || conf == nil || conf.Mode != ssoRequired || c.ssoSessionOf(who, a.Org) != nil {
+	if conf == nil || conf.Mode != ssoRequired || c.directory.sessionBehind(v, a.Org) != nil {
 		return nil
 	}
 	if a.What == whatSSO && a.Act == actDelete && c.operator(who) {
 		return nil
 	}
-	return fault.New(fault.Denied, "organization %q requires single sign-on, and this token did not come by it, or its session is over: run \"bulkhead auth login --org %s\"", a.Org, a.Org).WithStatus("sso_required")
+	rec := c.directory.token(v.ID)
+	if rec != nil && conf.exempts(rec) {
+		return nil
+	}
+	const refusal = "organization %q requires single sign-on, and %s: run \"bulkhead auth login --org %s\"%s"
+	err := fault.New(fault.Denied, refusal, a.Org, "this token did not come by it, or its session is over", a.Org, "")
+	switch {
+	case v.For != nil:
+		return refusedToken(&token.Refusal{Reason: token.SessionEnded, Detail: fmt.Sprintf("the session that discharged this token is over, or is not by the single sign-on of organization %q: run \"bulkhead auth login --org %s\"", a.Org, a.Org)})
+	case rec != nil && rec.Kind != token.Login:
+		err = fault.New(fault.Denied, refusal, a.Org, "this token was made without it", a.Org, " and make the token again")
+	}
+	return err.WithStatus("sso_required")
 }
 
 // deleteSSO ends single sign-on: sessions that came by it live no more. Members stay

@@ -113,14 +113,18 @@ func (d *directory) sessionLives(id string) bool { return d.lives(id, now()) != 
 
 func ptr[T any](v T) *T { return &v }
 
-// withinToken asks the bounds of the caller's tokens, one of which must allow it.
-func (who caller) withinToken(d *directory, a access) error {
+// withinToken asks the bounds of the caller's tokens, one of which must allow it, and have
+// the session that the organization wants of it.
+func (c *Controller) withinToken(who caller, a access) error {
 	if who.Kind != callerPerson {
 		return nil
 	}
 	var first error
 	for _, v := range who.verified {
-		err := who.within(d, v, a)
+		err := c.wantsSSO(who, v, a)
+		if err == nil {
+			err = who.within(c.directory, v, a)
+		}
 		if err == nil {
 			return nil
 		}
@@ -135,7 +139,11 @@ func (who caller) withinToken(d *directory, a access) error {
 }
 
 func (who caller) within(d *directory, v *token.Verified, a access) error {
-	if rec := d.token(v.ID); rec == nil || rec.Org != "" && a.Org != rec.Org && a.What != whatSelf && a.What != whatPlatform && a.What != whatAny {
+	rec := d.token(v.ID)
+	if rec == nil { // since the request was let in
+		return refusedToken(&token.Refusal{Reason: token.Revoked, Detail: "the token was revoked"})
+	}
+	if rec.Org != "" && a.Org != rec.Org && a.What != whatSelf && a.What != whatPlatform && a.What != whatAny {
 		return fault.New(fault.Denied, "the token is good for one organization alone")
 	}
 	var err error
@@ -164,5 +172,9 @@ func refusedToken(err error) error {
 	case r.Known():
 		return fault.Wrap(fault.Denied, r, "%s", r.Detail)
 	}
-	return fault.Wrap(fault.Unauthenticated, r, "%s: %s", errToken.Msg, r.Detail)
+	f := fault.Wrap(fault.Unauthenticated, r, "%s: %s", errToken.Msg, r.Detail)
+	if r.Reason == token.NoDischarge || r.Reason == token.DischargeExpired {
+		return f.WithStatus(string(r.Reason)) // clients fetch one
+	}
+	return f
 }

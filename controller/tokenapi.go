@@ -120,7 +120,10 @@ func (c *Controller) authorizeTokens(r *call) (int, any, error) {
 	want.From, want.At, want.Live = who.From, now(), c.directory.sessionLives
 	var first error
 	for _, v := range who.verified {
-		err := v.Allows(want)
+		err := c.wantsSSO(who, v, on)
+		if err == nil {
+			err = v.Allows(want)
+		}
 		if err == nil {
 			return http.StatusOK, struct {
 				Access        *flyio.Access `json:"access"`

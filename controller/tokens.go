@@ -66,7 +66,7 @@ func (c *Controller) mint(t *txn, u *user, rec tokenRecord, life time.Duration, 
 	}
 	list := ""
 	for _, caveats := range lists {
-		text, err := keys.Mint(rec.ID, rec.CreatedAt.Add(-clockSkew), rec.ExpiresAt, caveats, c.thirdParties(rec.Org)...)
+		text, err := keys.Mint(rec.ID, rec.CreatedAt.Add(-clockSkew), rec.ExpiresAt, caveats, c.thirdParties(keys, &rec)...)
 		if err != nil {
 			return "", nil, err
 		}
@@ -79,9 +79,6 @@ func (c *Controller) mint(t *txn, u *user, rec tokenRecord, life time.Duration, 
 	t.do(put(tokenKey(rec.ID), rec))
 	return list, &rec, nil
 }
-
-// thirdParties are those whose word an organization's tokens need beside themselves.
-func (c *Controller) thirdParties(string) []token.Third { return nil }
 
 // createToken makes a token for an organization, or one of its apps.
 //

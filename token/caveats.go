@@ -16,12 +16,14 @@ const (
 	CavSession     = macaroon.CavMinUserDefined + 256 + iota // of a live session only
 	CavFromAddress                                           // from certain networks only
 	CavAppNames                                              // certain apps only, by name
+	CavForSession                                            // in tickets: whose session discharges it
 )
 
 func init() {
 	macaroon.RegisterCaveatType(&Session{})
 	macaroon.RegisterCaveatType(&FromAddress{})
 	macaroon.RegisterCaveatType(&AppNames{})
+	macaroon.RegisterCaveatType(&ForSession{})
 }
 
 // Session holds a token to a session of single sign-on: it ends with it. Discharges carry it.

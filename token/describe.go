@@ -101,6 +101,8 @@ func words(c macaroon.Caveat) string {
 		return "only from " + some(c.Networks)
 	case *AppNames:
 		return "only apps of the names " + some(c.Names)
+	case *ForSession:
+		return "nothing: this stands in tickets alone"
 	}
 	if s, ok := flyWords(c); ok {
 		return s

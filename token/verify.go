@@ -23,8 +23,13 @@ type Verified struct {
 	Caveats *macaroon.CaveatSet
 	// Own are the token's own, third parties' included, in order.
 	Own []macaroon.Caveat
-	// Until is when it ends.
+	// Until is when it ends. A discharge for a session counts at the beginning alone: what has
+	// begun with it goes on while the session lives.
 	Until time.Time
+	// For is set when it needed a discharge for a session and had one; Sessions are those that
+	// its discharges name. Whether they live is asked with Allows.
+	For      *ForSession
+	Sessions []string
 	// Text is the token, Raw its bytes: secrets.
 	Text string
 	Raw  []byte
@@ -79,6 +84,9 @@ func (r *Keys) verify(o *one, discharges []one, now time.Time) (*Verified, error
 	v := &Verified{
 		ID: id, KeyID: made, Nonce: n, Caveats: caveats, Own: o.m.UnsafeCaveats.Caveats, Text: o.text, Raw: o.raw,
 	}
+	if caveats != &o.m.UnsafeCaveats {
+		v.sessions(secret)
+	}
 	return v, v.timely(now)
 }
 
@@ -92,13 +100,17 @@ func (v *Verified) timely(now time.Time) error {
 			continue
 		}
 		from, until := time.Unix(w.NotBefore, 0), time.Unix(w.NotAfter, 0)
+		own := v.For == nil || v.owns(w)
+		if now.After(until) && !own {
+			return refuse(DischargeExpired, "the discharge that came with the token was good until %s; fetch another one: %s", until.UTC().Format(time.RFC3339), howToDischarge)
+		}
 		if now.After(until) {
 			return refuse(Expired, "the token expired at %s", until.UTC().Format(time.RFC3339))
 		}
 		if now.Before(from) {
 			return refuse(NotYetValid, "the token is not valid before %s", from.UTC().Format(time.RFC3339))
 		}
-		if !bounded || until.Before(v.Until) {
+		if own && (!bounded || until.Before(v.Until)) {
 			v.Until, bounded = until, true
 		}
 	}
@@ -107,6 +119,19 @@ func (v *Verified) timely(now time.Time) error {
 	}
 	return nil
 }
+
+// owns reports whether a window is the token's own, and not of a discharge.
+func (v *Verified) owns(w *macaroon.ValidityWindow) bool {
+	for _, c := range v.Own {
+		if own, ok := c.(*macaroon.ValidityWindow); ok && own == w {
+			return true
+		}
+	}
+	return false
+}
+
+// howToDischarge tells people who have the token and no discharge.
+const howToDischarge = "\"bulkhead tokens discharge\" does that, where you are logged in with \"bulkhead auth login --org ORG\""
 
 // chain computes the signature that a token without third parties must have: of the nonce
 // and then of each caveat, each keyed with the one before. It signs the bytes as they came, which
@@ -191,7 +216,7 @@ func dischargesOf(m *macaroon.Macaroon, discharges []one) ([]*macaroon.Macaroon,
 			}
 		}
 		if len(its) == before {
-			return nil, refuse(NoDischarge, "the token needs a discharge by %s, and there is none for its ticket; log in again", clip(third.Location))
+			return nil, refuse(NoDischarge, "the token needs a discharge by %s, and there is none for its ticket: %s", clip(third.Location), howToDischarge)
 		}
 	}
 	return its, nil
