@@ -58,12 +58,14 @@ func (g *apiGate) close() {
 	g.done.Wait()
 }
 
-// run listens until the sandbox is gone; a listener that breaks is made anew.
+// run listens until the gate is closed, which it is when the sandbox is gone; a listener
+// that breaks is made anew. Whether there is still a sandbox the actor knows: the warden
+// also says that there is none when it has merely not reached the shim.
 func (g *apiGate) run(ctx context.Context) {
 	for wait := retryFirst; ctx.Err() == nil; wait = min(2*wait, retryMax) {
 		began := time.Now()
 		err := g.listen(ctx)
-		if fault.Is(err, fault.NotFound) || ctx.Err() != nil {
+		if ctx.Err() != nil {
 			return
 		}
 		g.w.log.Debug("a machine's API is opened anew", "machine", g.id, "err", err)

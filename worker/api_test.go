@@ -214,8 +214,7 @@ func TestBucket(t *testing.T) {
 	}
 }
 
-// TestListenerThatBreaks: what goes wrong with a listener is tried again, until the
-// sandbox is gone.
+// TestListenerThatBreaks: what goes wrong with a listener is tried again.
 func TestListenerThatBreaks(t *testing.T) {
 	r := newAPIRig(t)
 	var mu sync.Mutex
@@ -226,8 +225,11 @@ func TestListenerThatBreaks(t *testing.T) {
 		if op != "listen" {
 			return nil
 		}
-		if tried[id]++; tried[id] <= 2 {
+		switch tried[id]++; tried[id] {
+		case 1:
 			return fault.New(fault.Unavailable, "the warden is restarted")
+		case 2: // as it says, too, when it has no file left to reach the shim with
+			return fault.New(fault.NotFound, "machine %s is not running", id)
 		}
 		return nil
 	}
