@@ -192,7 +192,11 @@ func (c *Controller) recordOf(r *call) audit.Record {
 	if o := c.directory.org(r.PathValue("org")); o != nil {
 		rec.Org = o.Slug
 	}
-	if a := c.directory.app(key.AppName(r.app())); a != nil {
+	app := key.AppName(r.app())
+	if app == "" && rec.Org == "" { // what a Machine asks for without a name is about itself
+		app, rec.Machine = r.who.App, string(r.who.Machine)
+	}
+	if a := c.directory.app(app); a != nil {
 		rec.Org, rec.App = a.Org, string(a.Name)
 	}
 	if m, err := key.ParseMachineID(r.machine()); err == nil {

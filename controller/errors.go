@@ -3,6 +3,7 @@ package controller
 import (
 	"encoding/json"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"strconv"
@@ -91,10 +92,19 @@ func setRetryAfter(w http.ResponseWriter, d time.Duration) {
 	}
 }
 
+// plainText is a body that is answered as it is.
+type plainText string
+
 // writeJSON answers with a body and returns the code. A nil body is no body.
 func writeJSON(w http.ResponseWriter, code int, body any) int {
-	if body == nil {
+	switch b := body.(type) {
+	case nil:
 		w.WriteHeader(code)
+		return code
+	case plainText:
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.WriteHeader(code)
+		io.WriteString(w, string(b))
 		return code
 	}
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")

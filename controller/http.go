@@ -289,7 +289,8 @@ func (c *Controller) mayCall(r *call, e endpoint) error {
 // would answer 200 for a handler that says nothing.
 var errSlowBody = errors.New("the body is slow")
 
-// errAnswered is returned by a handler that wrote its answer itself.
+// errAnswered is returned by a handler that wrote its answer itself: of what only reads,
+// since what has a record is answered when that is durable (audited).
 var errAnswered = errors.New("answered")
 
 // recorder notes the code and the size of an answer.

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"bulkhead/audit"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/machine"
@@ -184,14 +185,12 @@ func (c *Controller) identityToken(r *call) (int, any, error) {
 	if in.AWSTags {
 		claims = claims.WithAWSTags()
 	}
+	r.pending.change(func(rec *audit.Record) { rec.Detail = "aud=" + clip(in.Audience) })
 	token, err := c.issuer.sign(r.Context(), org, in.Audience, claims, now())
 	if err != nil {
 		return 0, nil, err
 	}
-	r.w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	r.w.WriteHeader(http.StatusOK)
-	r.w.Write([]byte(token))
-	return 0, nil, errAnswered
+	return http.StatusOK, plainText(token), nil
 }
 
 // claimsOf is what a token says of a Machine: what the store says of it now.

@@ -172,6 +172,11 @@ func TestIdentityToken(t *testing.T) {
 		t.Error("a token is in the log")
 	}
 
+	made := e.find("personal", "a token's record", func(r audit.Record) bool { return r.Detail == "aud=sts.amazonaws.com" })
+	if made.Action != "POST /v1/tokens/oidc" || made.Machine != m.ID || made.App != "web" || made.Name != "machine "+m.ID || made.Result != audit.OK {
+		t.Errorf("%+v", made)
+	}
+
 	// A stolen worker speaks for its own Machines alone; nobody else speaks for any.
 	for what, in := range map[string]struct {
 		n  key.Node
