@@ -43,7 +43,7 @@ setup: ## install the Debian packages that are missing
 	scripts/setup
 
 .PHONY: setup-tests
-setup-tests: ## install what only tests need: an identity provider
+setup-tests: ## install what only tests need: a browser and an identity provider
 	scripts/setup-tests
 
 .PHONY: build

@@ -50,6 +50,10 @@ const parsers = `
 	token.parseTicket: FuzzSessionTicket
 	token.ParseNetwork: - a flag of the CLI, of whoever attenuates a token of their own
 
+	# What devices answer when somebody signs in.
+	passkey.FinishAdd: FuzzAnswer
+	passkey.FinishSignIn: FuzzAnswer
+
 	# Certificates and requests for them.
 	pki.ParseID: FuzzParseID
 	pki.IDOf: FuzzEnroll

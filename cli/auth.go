@@ -14,10 +14,10 @@ import (
 )
 
 func (s *session) authCommand() *cobra.Command {
-	c := group("auth", "Log in through a browser, and see and end your sessions", `Log in through a browser, by your organization's single sign-on, and see and end your sessions.`)
+	c := group("auth", "Log in through a browser, and see and end your sessions", `Log in through a browser, by a passkey or by your organization's single sign-on, and see and end your sessions.`)
 	sessions := group("sessions", "Your sessions", "Your sessions: browsers and command lines in which you are signed in.")
 	sessions.AddCommand(s.sessionListCommand(), s.sessionEndCommand())
-	c.AddCommand(s.authLoginCommand(), s.authWhoamiCommand(), s.authLogoutCommand(), sessions)
+	c.AddCommand(s.authLoginCommand(), s.authWhoamiCommand(), s.authLogoutCommand(), s.passkeyCommand(), sessions)
 	return c
 }
 

@@ -66,6 +66,7 @@ func (s *session) login(ctx context.Context, url, pin, token, name, as string) e
 	if err != nil {
 		return err
 	}
+	once := client.IsClaim(token)
 	who, err := s.enter(ctx, api, &token, as)
 	if err != nil {
 		if fault.Is(err, fault.Unauthenticated) {
@@ -80,6 +81,9 @@ func (s *session) login(ctx context.Context, url, pin, token, name, as string) e
 		return err
 	}
 	s.ui.progress("logged in to %s as cluster %q, user %s", api.URL(), name, who)
+	if once {
+		s.ui.progress("this login ends, and the token you used is spent: add a passkey to sign in again, with \"bulkhead auth passkey add\"")
+	}
 	return s.ui.result(map[string]string{"cluster": name, "url": api.URL(), "config": path, "user": who}, func(io.Writer) {})
 }
 

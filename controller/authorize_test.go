@@ -49,6 +49,7 @@ var mayCall = map[string]string{
 
 	"GET /v1/orgs/{org}/sso": "OAU", "PUT /v1/orgs/{org}/sso": "OA", "DELETE /v1/orgs/{org}/sso": "OAP",
 	"GET /v1/sessions": "*", "DELETE /v1/sessions/{session}": "*",
+	"GET /v1/passkeys": "*", "POST /v1/passkeys": "*", "DELETE /v1/passkeys/{passkey}": "*", // with the token of a login
 	"PATCH /v1/orgs/{org}":      "OA",
 	"GET /v1/orgs/{org}/tokens": "OADVU", "POST /v1/orgs/{org}/tokens": "OADVU", "DELETE /v1/orgs/{org}/tokens/{token}": "OADVU", // of the caller's own
 	"POST /v1/apps/{app}/deploy_token": "OADVU",                                                              // which may what its user may

@@ -145,6 +145,9 @@ func cuts() map[string]cut {
 		"DELETE /v1/orgs/{org}/sso":                      changes("/v1/orgs/personal/sso", nil),
 		"GET /v1/sessions":                               reads("/v1/sessions"),
 		"DELETE /v1/sessions/{session}":                  changes("/v1/sessions/all", nil),
+		"GET /v1/passkeys":                               reads("/v1/passkeys"),
+		"POST /v1/passkeys":                              {path: "/v1/passkeys", body: config{"name": "x"}}, // a link, in memory
+		"DELETE /v1/passkeys/{passkey}":                  changes("/v1/passkeys/0000000000000000", nil),
 		"GET /v1/orgs/{org}/members":                     reads("/v1/orgs/personal/members"),
 		"PUT /v1/orgs/{org}/members/{user}":              changes("/v1/orgs/personal/members/admin", config{"role": "owner"}),
 		"DELETE /v1/orgs/{org}/members/{user}":           changes("/v1/orgs/personal/members/admin", nil), // refused: the last owner

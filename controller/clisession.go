@@ -286,7 +286,7 @@ func (c *Controller) grant(r *call, s *signedIn, l *cliLogin) (*CLIToken, error)
 		var t txn
 		life := loginLife
 		id := key.NewTokenID()
-		secret, cs = c.newSession(&t, signedIn{User: u.ID, Kind: kindCLI, TokenID: id, Org: s.Org, Config: s.Config, Method: s.Method, Name: l.Name, From: l.From})
+		secret, cs = c.newSession(&t, signedIn{User: u.ID, Kind: kindCLI, TokenID: id, Org: s.Org, Config: s.Config, Method: s.Method, Passkey: s.Passkey, Name: l.Name, From: l.From})
 		c.noteUser(r, u.ID, org)
 		if left := cs.ExpiresAt.Sub(now()); left < life {
 			life = left

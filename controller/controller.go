@@ -27,6 +27,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,6 +40,7 @@ import (
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/limit"
+	"bulkhead/passkey"
 	"bulkhead/pki"
 	"bulkhead/registry"
 	"bulkhead/role"
@@ -115,6 +117,10 @@ type Controller struct {
 	codes      *pending[string] // ids of logins, by the code of a device
 	csrfKey    [32]byte
 
+	party        *passkey.Party
+	ceremonies   *pending[ceremony]
+	passkeyLinks *pending[*passkeyLink]
+
 	receivers  sync.WaitGroup // sessions and their readers; a new one starts only while a call is served
 	finishing  sync.Mutex     // held by finishApp
 	unfinished chan struct{}  // holds one: an app's deletion could not be finished
@@ -152,6 +158,7 @@ func New(cfg Config) *Controller {
 	c.providers.all = map[string]*discovered{}
 	c.discharges = newPending[*discharging](cliLoginLife)
 	c.attempts, c.logins, c.codes = newPending[ssoAttempt](attemptLife), newPending[*cliLogin](cliLoginLife), newPending[string](cliLoginLife)
+	c.ceremonies, c.passkeyLinks = newPending[ceremony](passkey.Life), newPending[*passkeyLink](passkeyLinkLife)
 	rand.Read(c.csrfKey[:])
 	c.sessions.cur = map[key.Node]*sessionSlot{}
 	c.peers.conns = map[string]*grpc.ClientConn{}
@@ -175,6 +182,9 @@ func (c *Controller) Open(ctx context.Context) (err error) {
 		return err
 	}
 	c.rates = newRates(set, c.metrics.registry)
+	if c.party, err = passkey.New("api."+rc.Domain, strings.TrimSuffix(c.publicURL("/"), "/")); err != nil {
+		return err
+	}
 	if c.grantKey, err = readGrantKey(rc.GrantKeyFile); err != nil {
 		return err
 	}

@@ -45,6 +45,7 @@ type directory struct {
 	signed   map[key.UserID]map[string]*signedIn // the same, by user
 	tokenOf  map[key.TokenID]*signedIn           // the same, by token
 	sso      map[string]*ssoConfig               // by organization
+	passkeys map[key.UserID]map[string]*passkeyRecord
 
 	seen  map[string]int64 // revision reached, by prefix
 	moved chan struct{}    // closed and made anew when seen grows
@@ -62,7 +63,8 @@ func newDirectory() *directory {
 		tokens: map[key.TokenID]*tokenRecord{}, owned: map[key.UserID]map[key.TokenID]*tokenRecord{},
 		sessions: map[string]*signedIn{}, signed: map[key.UserID]map[string]*signedIn{}, tokenOf: map[key.TokenID]*signedIn{}, sso: map[string]*ssoConfig{},
 		rooted: map[string]int{}, roots: map[string]*rootKey{}, claims: map[string]*claim{},
-		seen: map[string]int64{}, moved: make(chan struct{}),
+		passkeys: map[key.UserID]map[string]*passkeyRecord{},
+		seen:     map[string]int64{}, moved: make(chan struct{}),
 	}
 }
 
@@ -70,7 +72,7 @@ func newDirectory() *directory {
 func (d *directory) takers() map[string]func(store.Event) {
 	return map[string]func(store.Event){
 		prefixOrg: d.takeOrg, prefixApp: d.takeApp, prefixUser: d.takeUser, prefixMember: d.takeMember, prefixToken: d.takeToken,
-		prefixSession: d.takeSession, prefixSSO: d.takeSSO,
+		prefixSession: d.takeSession, prefixSSO: d.takeSSO, prefixPasskey: d.takePasskey,
 		prefixRootKey: d.takeRootKey, prefixClaim: d.takeClaim,
 	}
 }
@@ -180,6 +182,12 @@ func (d *directory) keys(prefix string) []string {
 		for slug := range d.sso {
 			out = append(out, ssoKey(slug))
 		}
+	case prefixPasskey:
+		for id, ps := range d.passkeys {
+			for sum := range ps {
+				out = append(out, passkeyKey(id, sum))
+			}
+		}
 	case prefixRootKey:
 		for id := range d.roots {
 			out = append(out, rootKeyKey(id))
@@ -279,6 +287,9 @@ func (d *directory) holds(k string) bool {
 		return d.roots[rest] != nil
 	case prefixClaim:
 		return d.claims[rest] != nil
+	case prefixPasskey:
+		id, sum, _ := strings.Cut(rest, "/")
+		return d.passkeys[key.UserID(id)][sum] != nil
 	}
 	return false
 }

@@ -21,6 +21,7 @@ import (
 //	/sso/<org>                         ssoConfig
 //	/identity/<SHA-256>                identity: a person at a provider, and who that is here
 //	/session/<SHA-256 of its secret>   signedIn
+//	/passkey/<user id>/<SHA-256>       passkeyRecord
 //	/tokenkey/<id>                     rootKey: of tokens
 //	/counter/<name>                    counter
 //	/cluster-key                       clusterKey: by which the right cluster key is known
@@ -54,6 +55,7 @@ const (
 	prefixToken   = "/token/"
 	prefixSSO     = "/sso/"
 	prefixSession = "/session/"
+	prefixPasskey = "/passkey/"
 	prefixRootKey = "/tokenkey/"
 )
 
@@ -65,6 +67,7 @@ func claimKey(id string) string              { return prefixClaim + id }
 func tokenKey(id key.TokenID) string         { return prefixToken + string(id) }
 func ssoKey(org string) string               { return prefixSSO + org }
 func sessionKey(id string) string            { return prefixSession + id }
+func passkeysKey(id key.UserID) string       { return prefixPasskey + string(id) + "/" }
 func identityKey(sum string) string          { return "/identity/" + sum }
 func rootKeyKey(id string) string            { return prefixRootKey + id }
 func counterKey(name string) string          { return "/counter/" + name }
@@ -80,6 +83,8 @@ func nodePrefix(n key.Node) string           { return prefixNode + string(n) + "
 func hostKey(n key.Node) string              { return prefixHost + string(n) }
 func removedKey(n key.Node) string           { return prefixRemoved + string(n) }
 func nameKey(a key.AppName, n string) string { return namesOf(a) + n }
+
+func passkeyKey(id key.UserID, sum string) string { return passkeysKey(id) + sum }
 
 func memberKey(org string, id key.UserID) string { return membersOf(org) + string(id) }
 

@@ -29,6 +29,7 @@ type user struct {
 	Number    int64      `json:"number"`
 	Name      string     `json:"name"` // unique: a handle or an e-mail address
 	Email     string     `json:"email,omitempty"`
+	Issuer    string     `json:"issuer,omitempty"`   // the provider at which the user came about, if at one
 	Operator  bool       `json:"operator,omitempty"` // may do what concerns the cluster as a whole
 	CreatedAt time.Time  `json:"created_at"`
 }

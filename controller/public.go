@@ -21,10 +21,16 @@ type publicEndpoint struct {
 // publicEndpoints lists all there are. Each is limited per address.
 func (c *Controller) publicEndpoints() []publicEndpoint {
 	const signIn, cli = "signs somebody in", "the CLI's session has a secret of its own"
+	const addPasskey = "the link has a secret of its own"
 	const about = "answers about the tokens in its body"
 	return []publicEndpoint{
 		{"GET /login", signIn, true, c.loginPage},
 		{"POST /login/sso", signIn, true, c.startSSO},
+		{"POST /login/passkey/begin", signIn, false, c.beginPasskeySignIn},
+		{"POST /login/passkey", signIn, true, c.finishPasskeySignIn},
+		{"GET /passkeys/add", addPasskey, true, c.passkeyPage},
+		{"POST /passkeys/begin", addPasskey, false, c.beginPasskey},
+		{"POST /passkeys/add", addPasskey, true, c.finishPasskey},
 		{"GET /sso/callback", signIn, true, c.finishSSO},
 		{"POST /logout", "ends the browser's session", true, c.logoutBrowser},
 		{"GET /cli/{id}", "asks the browser's session", true, c.approvalPage},

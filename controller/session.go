@@ -26,6 +26,8 @@ type signedIn struct {
 	Org    string `json:"org,omitempty"`
 	Config string `json:"config,omitempty"`
 	Method string `json:"method"` // "sso", "passkey"
+	// Passkey is the one they came by: the session is over with it.
+	Passkey string `json:"passkey,omitempty"`
 
 	TokenID key.TokenID `json:"token,omitempty"` // of a CLI: ends with the session
 	Name    string      `json:"name,omitempty"`  // of the host that asked
@@ -79,6 +81,11 @@ func (d *directory) living(id string, now time.Time) *signedIn {
 	if s.Org != "" {
 		conf := d.sso[s.Org]
 		if conf == nil || conf.ID != s.Config || d.members[s.Org][s.User] == nil {
+			return nil
+		}
+	}
+	if s.Passkey != "" {
+		if p := d.passkeys[s.User][s.Passkey]; p == nil || !p.SuspectAt.IsZero() {
 			return nil
 		}
 	}

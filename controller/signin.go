@@ -32,8 +32,9 @@ type ssoAttempt struct {
 //	GET /login?org=acme&next=/device
 func (c *Controller) loginPage(r *call) (int, any, error) {
 	q := r.URL.Query()
+	s, org := c.browserSession(r), clip(q.Get("org"))
 	return c.show(r, http.StatusOK, "login.html", "Sign in", map[string]any{
-		"Org": clip(q.Get("org")), "Next": next(q.Get("next")), "SignedIn": c.browserSession(r) != nil,
+		"Org": org, "Next": next(q.Get("next")), "SignedIn": s != nil, "Needs": s != nil && org != "" && c.needsSSO(s, org),
 	})
 }
 
@@ -153,7 +154,7 @@ func (c *Controller) admitPerson(ctx context.Context, t *txn, conf *ssoConfig, i
 		if err != nil {
 			return "", err
 		}
-		u, err := c.newUser(ctx, t, user{Name: name, Email: id.Email})
+		u, err := c.newUser(ctx, t, user{Name: name, Email: id.Email, Issuer: id.Issuer})
 		if err != nil {
 			return "", err
 		}

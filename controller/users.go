@@ -184,6 +184,9 @@ func (c *Controller) deleteUser(r *call) (int, any, error) {
 		}
 		t.when(userKey(u.ID), rev)
 		t.do(store.Delete(userKey(u.ID)), store.Delete(userNameKey(u.Name)))
+		if err := c.dropPasskeys(ctx, &t, u.ID); err != nil {
+			return err
+		}
 		return c.commit(ctx, &t)
 	})
 	if err != nil {

@@ -119,9 +119,10 @@ func (p *Party) BeginSignIn() ([]byte, *Pending, error) {
 }
 
 // FinishSignIn checks what the browser brought, finds the user by the handle that the
-// device kept, and returns the user with the credential as it must be stored now. find
-// answers fault.NotFound for a handle of nobody.
-func (p *Party) FinishSignIn(s *Pending, answer []byte, find func(handle []byte) (User, error)) (User, *Credential, error) {
+// device kept, and returns the user with the credential as it must be stored now. find is
+// told the credential too, whose user it must be, and answers fault.NotFound when it is
+// not. After Cloned the device had the credential's key.
+func (p *Party) FinishSignIn(s *Pending, answer []byte, find func(id, handle []byte) (User, error)) (User, *Credential, error) {
 	parsed, err := protocol.ParseCredentialRequestResponseBytes(answer)
 	if err != nil {
 		return User{}, nil, refused(err)
@@ -129,9 +130,9 @@ func (p *Party) FinishSignIn(s *Pending, answer []byte, find func(handle []byte)
 	var who User
 	var failure error
 	asked := false
-	_, c, err := p.w.ValidatePasskeyLogin(func(_, handle []byte) (webauthn.User, error) {
+	_, c, err := p.w.ValidatePasskeyLogin(func(id, handle []byte) (webauthn.User, error) {
 		asked = true
-		if who, failure = find(handle); failure != nil {
+		if who, failure = find(id, handle); failure != nil {
 			return nil, failure
 		}
 		return who, nil

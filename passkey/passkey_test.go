@@ -25,7 +25,7 @@ func status(err error) string {
 // book is a store of users for a test.
 type book map[string]passkey.User
 
-func (b book) find(handle []byte) (passkey.User, error) {
+func (b book) find(_, handle []byte) (passkey.User, error) {
 	u, ok := b[string(handle)]
 	if !ok {
 		return u, fault.New(fault.NotFound, "nobody")
