@@ -202,6 +202,9 @@ func (c *Controller) recordOf(r *call) audit.Record {
 	if m, err := key.ParseMachineID(r.machine()); err == nil {
 		rec.Machine = string(m)
 	}
+	if a := c.directory.app(r.who.App); rec.Org == "" && a != nil { // of a Machine, about itself
+		rec.Org, rec.App, rec.Machine = a.Org, string(a.Name), string(r.who.Machine)
+	}
 	return rec
 }
 

@@ -44,6 +44,9 @@ func (c *Controller) auditOf(r *call, org string) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
+	if o := c.directory.org(org); o != nil && q.Since.Before(o.CreatedAt) {
+		q.Since = o.CreatedAt // what is older was another organization's, of the same name
+	}
 	if wait > 0 {
 		ctx, cancel := context.WithTimeout(r.Context(), time.Duration(wait)*time.Second)
 		defer cancel()

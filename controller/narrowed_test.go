@@ -179,3 +179,34 @@ func TestRemovedMemberLeftNoWayBack(t *testing.T) {
 		t.Errorf("after a new membership: %s", s)
 	}
 }
+
+// TestANewOrganizationReadsNoOlderRecords: one that gets the name of one that was removed is
+// told nothing of it.
+func TestANewOrganizationReadsNoOlderRecords(t *testing.T) {
+	p := newPeople(t)
+	e := p.e
+	old, owner := bearer(p.tokens["stranger"]), bearer(p.tokens["P"])
+	records := func(header []string) string {
+		var page controller.AuditPage
+		e.want(200, "GET", "/v1/orgs/other/audit?after=0", nil, &page, header...)
+		var out []string
+		for _, r := range page.Records {
+			out = append(out, string(r.Record))
+		}
+		return strings.Join(out, "\n")
+	}
+	e.want(201, "POST", "/v1/orgs/other/tokens", config{"kind": "readonly"}, nil, old...)
+	if !strings.Contains(records(old), `"stranger"`) {
+		t.Fatalf("control: the record of a token is not there: %s", records(old))
+	}
+	e.want(202, "DELETE", "/v1/apps/else", nil, nil, old...)
+	e.awaitNoApp("else")
+	e.want(200, "DELETE", "/v1/orgs/other", nil, nil, old...)
+	time.Sleep(5 * time.Millisecond) // times of records are in milliseconds
+	e.want(201, "POST", "/v1/orgs", config{"slug": "other"}, nil, owner...)
+	e.want(201, "POST", "/v1/orgs/other/tokens", config{"kind": "readonly"}, nil, owner...)
+	got := records(owner)
+	if strings.Contains(got, "stranger") || !strings.Contains(got, `"operator"`) {
+		t.Errorf("its records are: %s", got)
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +20,7 @@ import (
 
 	"bulkhead/api/internalpb"
 	"bulkhead/audit"
+	"bulkhead/controller"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/role"
@@ -132,6 +134,12 @@ func TestIdentityToken(t *testing.T) {
 	var c workload.Claims
 	if err := got.Claims(&c); err != nil {
 		t.Fatal(err)
+	}
+	// Its organization reads of it, and that it was given.
+	var page controller.AuditPage
+	e.want(200, "GET", "/v1/orgs/personal/audit?action="+url.QueryEscape("POST /v1/tokens/oidc"), nil, &page)
+	if len(page.Records) != 1 || !strings.Contains(string(page.Records[0].Record), `"machine":"`+m.ID+`"`) || !strings.Contains(string(page.Records[0].Record), `"result":"ok"`) {
+		t.Errorf("its records: %v", page.Records)
 	}
 	app := e.do("GET", "/v1/apps/web", nil)
 	var shown struct{ ID string }
