@@ -69,7 +69,7 @@ func (w *Worker) rebuildOnce(ctx context.Context, snap *internalpb.Snapshot) err
 	if err != nil {
 		return err
 	}
-	b := &rebuilder{now: w.now(), host: w.opt.Host, boxes: map[key.MachineID]sandbox.Info{}, observed: map[key.MachineID]*internalpb.Observation{}, taken: map[privnet.Slot]bool{}}
+	b := &rebuilder{now: w.now(), host: w.opt.Host, held: w.vault.get, boxes: map[key.MachineID]sandbox.Info{}, observed: map[key.MachineID]*internalpb.Observation{}, taken: map[privnet.Slot]bool{}}
 	for _, info := range census {
 		b.boxes[info.Machine] = info
 		b.taken[info.Slot] = true
@@ -130,7 +130,8 @@ type rebuilder struct {
 	observed map[key.MachineID]*internalpb.Observation
 	slots    map[key.MachineID]privnet.Slot // salvaged
 	taken    map[privnet.Slot]bool
-	free     privnet.Slot // none below it is free
+	free     privnet.Slot                       // none below it is free
+	held     func(key.MachineID) (opened, bool) // the vault; nil for none
 }
 
 // entries makes a record for each assignment; bad is told of those that are none.
@@ -190,6 +191,7 @@ func (b *rebuilder) record(id key.MachineID, asg *internalpb.Assignment) (r *rec
 		}
 		r.State, r.Sandbox, r.Ran, r.StartedAt, r.Slot = machine.Started, box.Instance, true, b.now, box.Slot
 		b.nonces(r, o)
+		b.secrets(r, asg, o)
 	}
 	switch want := r.wanted(asg); {
 	case r.SelfDestroy || want == machine.WantDestroyed:
@@ -218,6 +220,21 @@ func (b *rebuilder) record(id key.MachineID, asg *internalpb.Assignment) (r *rec
 func (b *rebuilder) nonces(r *record, o *internalpb.Observation) {
 	if o != nil && o.GetInstanceId() == string(r.Instance) && o.GetRestartNonce() < r.RestartNonce {
 		r.RestartNonce = o.GetRestartNonce()
+	}
+}
+
+// secrets says which secrets a process that runs was started with: those that are kept for
+// it, or else those that the controller was told of last.
+func (b *rebuilder) secrets(r *record, asg *internalpb.Assignment, o *internalpb.Observation) {
+	if asg.GetSkipSecrets() {
+		return
+	}
+	r.Secrets, r.HasSecrets = o.GetSecretsVersion(), asg.GetSecretsVersion() > 0
+	if b.held == nil {
+		return
+	}
+	if h, ok := b.held(r.Machine); ok {
+		r.Secrets, r.HasSecrets = h.Version, h.values != nil
 	}
 }
 

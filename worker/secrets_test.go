@@ -203,6 +203,33 @@ func mustGlob(t *testing.T, pattern string) []string {
 	return files
 }
 
+// TestSecretsOfARebuiltJournal: a Machine that runs on while the journal is lost is known to
+// have its secrets, and commands in it are given them.
+func TestSecretsOfARebuiltJournal(t *testing.T) {
+	n, _ := secretive(t)
+	a := n.assign(n.asg(secretID, `{"image":"web"}`, func(a *internalpb.Assignment) { a.SecretsVersion = 3 }))
+	n.state(a, machine.Started)
+	n.down()
+	if err := os.Remove(filepath.Join(n.dir, "journal.db")); err != nil {
+		t.Fatal(err)
+	}
+	n.w = n.make(n.host, n.images)
+	if err := n.w.Open(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.w.rebuildOnce(t.Context(), &internalpb.Snapshot{Assignments: []*internalpb.Assignment{a}}); err != nil {
+		t.Fatal(err)
+	}
+	n.state(a, machine.Started)
+	k, err := n.w.get(secretID)
+	if err != nil || k.obs.SecretsVersion != 3 {
+		t.Fatalf("the controller hears of version %d, %v", k.obs.SecretsVersion, err)
+	}
+	if x, err := n.w.execSpec(secretID, k); err != nil || len(x.Secrets) != 2 {
+		t.Errorf("a command is given %d secrets, %v", len(x.Secrets), err)
+	}
+}
+
 // TestSecretsAreNotKept: what was kept for a Machine that might be woken goes when a newer
 // version may not be, when it gets none any more, and when its start failed for good.
 func TestSecretsAreNotKept(t *testing.T) {
