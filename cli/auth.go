@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -185,6 +186,9 @@ func (s *session) authLogoutCommand() *cobra.Command {
 			cfg.Clusters[name] = kept
 			if err := writeConfig(path, cfg); err != nil {
 				return err
+			}
+			if err := os.Remove(dischargesPath(path)); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return fault.Wrap(fault.Internal, err, "cannot remove %s: %v", dischargesPath(path), err)
 			}
 			s.ui.progress("logged out of cluster %q", name)
 			return s.ui.result(map[string]string{"cluster": name}, func(io.Writer) {})

@@ -205,7 +205,7 @@ func (s *session) client() (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	api, err := client.New(client.Config{URL: c.URL, Pin: c.Pin, Token: c.Token, Proxy: s.proxyAddr(), UserAgent: "bulkhead/" + version()})
+	api, err := client.New(client.Config{URL: c.URL, Pin: c.Pin, Token: c.Token, Renew: s.renewer(c), Proxy: s.proxyAddr(), UserAgent: "bulkhead/" + version()})
 	if err != nil {
 		return nil, usage(err)
 	}

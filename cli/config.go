@@ -82,30 +82,35 @@ func writeConfig(path string, c *configFile) error {
 	fail := func(err error) error {
 		return fault.Wrap(fault.Internal, err, "cannot write the configuration %s: %v", path, err)
 	}
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fail(err)
-	}
 	b, err := json.MarshalIndent(c, "", "  ")
 	if err != nil {
 		return fail(err)
 	}
-	f, err := os.CreateTemp(dir, ".config-*.json") // mode 0600
-	if err != nil {
-		return fail(err)
-	}
-	defer os.Remove(f.Name())
-	if _, err := f.Write(append(b, '\n')); err != nil {
-		f.Close()
-		return fail(err)
-	}
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
-		return fail(err)
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
+	if err := writePrivate(path, append(b, '\n')); err != nil {
 		return fail(err)
 	}
 	return nil
+}
+
+// writePrivate replaces a file whole, readable by the user alone.
+func writePrivate(path string, b []byte) error {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, ".config-*.json") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	if _, err := f.Write(b); err != nil {
+		f.Close()
+		return err
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
 }
 
 // chooseCluster returns the cluster to speak to: BULKHEAD_URL, BULKHEAD_PIN and

@@ -152,6 +152,8 @@ func standardHint(e *fault.Error) string {
 	switch {
 	case e.Status == client.PinMismatch:
 		return "if the cluster was set up anew, log in again with the line that \"bulkheadd up\" printed; if not, somebody may be listening in"
+	case client.NeedsDischarge(e) || e.Status == "session_ended":
+		return "log in with \"bulkhead auth login --org ORG\" as the user whose token it is; for CI an owner may allow it: \"bulkhead orgs sso set --help\""
 	case e.Kind == fault.Unauthenticated:
 		return "log in again with the line that \"bulkheadd up\" printed"
 	case e.Status == client.Unreachable:

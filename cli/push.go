@@ -75,7 +75,7 @@ func (s *session) push(ctx context.Context, api *client.Client, app string, img 
 	err = remote.Write(tag, tracked,
 		remote.WithContext(ctx),
 		remote.WithTransport(api.Transport()),
-		remote.WithAuth(&authn.Basic{Username: "x", Password: api.Token()}),
+		remote.WithAuth(bearer{ctx, api}),
 		remote.WithUserAgent("bulkhead/"+version()),
 	)
 	tracked.finish(err == nil)
@@ -83,6 +83,19 @@ func (s *session) push(ctx context.Context, api *client.Client, app string, img 
 		return "", pushError(ctx, api, img.path, err)
 	}
 	return tag.Repository.Name() + "@" + digest.String(), nil
+}
+
+// bearer gives the registry the token as it is at each request: an upload may last longer
+// than a discharge.
+type bearer struct {
+	ctx context.Context
+	api *client.Client
+}
+
+// Authorization implements authn.Authenticator.
+func (b bearer) Authorization() (*authn.AuthConfig, error) {
+	t, err := b.api.Token(b.ctx)
+	return &authn.AuthConfig{Username: "x", Password: t}, err
 }
 
 // pushError says why an upload failed.

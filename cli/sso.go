@@ -25,7 +25,7 @@ func (s *session) showSSO(sso client.SSO) error {
 		for _, g := range slices.Sorted(maps.Keys(sso.Groups)) {
 			rows = append(rows, []string{"group " + g, sso.Groups[g]})
 		}
-		rows = append(rows, []string{"everybody else", orElse(sso.Role, "not let in")}, []string{"session", fmt.Sprintf("%d hours", sso.SessionHours)})
+		rows = append(rows, []string{"everybody else", orElse(sso.Role, "not let in")}, []string{"session", fmt.Sprintf("%d hours", sso.SessionHours)}, []string{"tokens of programs without a session", orElse(sso.ServiceTokens, "refused")})
 		table(w, []string{"SETTING", "VALUE"}, rows)
 	})
 }
@@ -54,8 +54,8 @@ The provider must let the browser come back to the redirect URL that is shown, a
 use the authorization code flow. Let in are people with a verified address of one
 of the domains, as what their groups say, or else as --role.
 
-Required means that only tokens which came by single sign-on are good for the
-organization. Sign in by it once before you require it.`,
+Required means that only tokens behind which somebody's live session stands are good for
+the organization. Sign in by it once before you require it.`,
 		Example: `  bulkhead orgs sso set acme --issuer https://accounts.example.com --client-id bulkhead --secret-stdin \
     --domain example.com --group ops=admin --group staff=viewer < secret.txt
   bulkhead auth login --org acme
@@ -71,6 +71,7 @@ organization. Sign in by it once before you require it.`,
 	f.StringToStringVar(&in.Groups, "group", nil, "GROUP=ROLE: who is in the group has the role; may be repeated")
 	f.StringVar(&in.Role, "role", "", "role of those in none of the groups (default none: not let in)")
 	f.StringVar(&in.Mode, "mode", "", "optional or required")
+	f.StringVar(&in.ServiceTokens, "service-tokens", "", "allowed or refused: deploy, machine-exec and readonly tokens of one app without a session, for CI (allowed by owners alone; default refused)")
 	f.IntVar(&in.SessionHours, "session-hours", 0, "how long a session lasts (default 12)")
 	c.RunE = s.with(func(ctx context.Context, api *client.Client, args []string) error {
 		set := c.Flags().Changed
@@ -110,6 +111,7 @@ func mergeSSO(now, in client.SSO, set func(string) bool) client.SSO {
 	keep("group", func() { in.Groups = now.Groups })
 	keep("role", func() { in.Role = now.Role })
 	keep("mode", func() { in.Mode = now.Mode })
+	keep("service-tokens", func() { in.ServiceTokens = now.ServiceTokens })
 	keep("session-hours", func() { in.SessionHours = now.SessionHours })
 	return in
 }

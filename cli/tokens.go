@@ -22,7 +22,7 @@ func (s *session) tokensCommand() *cobra.Command {
 
 A token may what you may at the moment of its use, less what its caveats forbid. "create"
 prints it on standard output, this once. "attenuate" and "debug" ask no server.`)
-	c.AddCommand(s.tokenCreateCommand(), s.tokenListCommand(), s.tokenAttenuateCommand(), s.tokenDebugCommand(), s.tokenRevokeCommand())
+	c.AddCommand(s.tokenCreateCommand(), s.tokenListCommand(), s.tokenAttenuateCommand(), s.tokenDischargeCommand(), s.tokenDebugCommand(), s.tokenRevokeCommand())
 	return c
 }
 
@@ -85,6 +85,9 @@ func (s *session) createToken(ctx context.Context, api *client.Client, org strin
 		return err
 	}
 	s.ui.progress("made token %s of kind %s, good until %s; it is shown this once", t.ID, t.Kind, t.ExpiresAt)
+	if all, err := token.Tickets(t.Token, api.ThirdParty()); err == nil && len(all) > 0 {
+		s.ui.progress("organization %s requires single sign-on: the token is good while you are logged in (see \"bulkhead tokens discharge --help\")", org)
+	}
 	return s.ui.result(t, func(w io.Writer) { fmt.Fprintln(w, t.Token) })
 }
 

@@ -31,6 +31,10 @@ type Config struct {
 	URL   string // https://api.<domain>[:port]
 	Pin   string // base64url (no padding) SHA-256 of the API key's SubjectPublicKeyInfo
 	Token string // sent as a bearer token; never logged
+	// Renew gives the token with what it needs beside it that lasts for minutes. It is asked
+	// before each request, and once again when the server found that too old. nil: the token is
+	// good as it is.
+	Renew func(ctx context.Context, again bool) (string, error)
 	// Anonymous is for logging in: there is no token yet.
 	Anonymous bool
 	// Proxy is an http:// or socks5:// proxy for every connection; empty means a
@@ -44,6 +48,7 @@ type Config struct {
 type Client struct {
 	base      *url.URL
 	token     string
+	renew     func(ctx context.Context, again bool) (string, error)
 	agent     string
 	transport *pinnedTransport
 	http      *http.Client
@@ -83,7 +88,7 @@ func New(c Config) (*Client, error) {
 		agent = "bulkhead"
 	}
 	return &Client{
-		base: u, token: c.Token, agent: agent, transport: t,
+		base: u, token: c.Token, renew: c.Renew, agent: agent, transport: t,
 		http: &http.Client{
 			Transport: t,
 			// The API never redirects; following one could carry the token elsewhere.
@@ -133,8 +138,13 @@ func (c *Client) Registry() string { return c.sibling("registry") }
 // AppURL returns the address at which the edge serves app.
 func (c *Client) AppURL(app string) string { return "https://" + c.sibling(app) }
 
-// Token returns the token, for the registry's basic authentication.
-func (c *Client) Token() string { return c.token }
+// Token returns the token as it is good now, for the registry's basic authentication.
+func (c *Client) Token(ctx context.Context) (string, error) {
+	if c.renew == nil {
+		return c.token, nil
+	}
+	return c.renew(ctx, false)
+}
 
 // Transport returns the pinned transport, for the registry. It refuses every
 // request that is not https.
@@ -152,6 +162,8 @@ type call struct {
 	out     any // decoded from JSON when not nil
 	nonce   string
 	timeout time.Duration // 0 means defaultTimeout
+	root    string        // of the path, in place of /v1
+	bearer  string        // in place of the token
 }
 
 // maxPatience is the longest that the server may ask to wait before the call is sent
@@ -206,6 +218,26 @@ func (c *Client) once(ctx context.Context, r call) error {
 // send sends r and returns the answer when its code is a success; the caller
 // closes the body.
 func (c *Client) send(ctx context.Context, r call) (*http.Response, error) {
+	if r.bearer != "" {
+		return c.sendAs(ctx, r, r.bearer)
+	}
+	token, err := c.Token(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.sendAs(ctx, r, token)
+	if c.renew == nil || !NeedsDischarge(err) {
+		return resp, err
+	}
+	// The clocks differ, or the discharge was withdrawn. Nothing was done.
+	if token, err = c.renew(ctx, true); err != nil {
+		return nil, err
+	}
+	return c.sendAs(ctx, r, token)
+}
+
+// sendAs is send with a token.
+func (c *Client) sendAs(ctx context.Context, r call, token string) (*http.Response, error) {
 	var body io.Reader
 	if r.in != nil {
 		b, err := json.Marshal(r.in)
@@ -214,7 +246,11 @@ func (c *Client) send(ctx context.Context, r call) (*http.Response, error) {
 		}
 		body = bytes.NewReader(b)
 	}
-	u := c.base.String() + "/v1" + pathOf(r.path)
+	root := r.root
+	if root == "" {
+		root = "/v1"
+	}
+	u := c.base.String() + root + pathOf(r.path)
 	if len(r.query) > 0 {
 		u += "?" + r.query.Encode()
 	}
@@ -222,8 +258,8 @@ func (c *Client) send(ctx context.Context, r call) (*http.Response, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "the request's address is malformed")
 	}
-	if c.token != "" {
-		req.Header.Set("Authorization", "Bearer "+c.token)
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
 	}
 	req.Header.Set("User-Agent", c.agent)
 	req.Header.Set("Accept", "application/json")

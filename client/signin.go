@@ -112,7 +112,9 @@ type SSO struct {
 	Role         string            `json:"role,omitempty"`
 	Mode         string            `json:"mode,omitempty"`
 	SessionHours int               `json:"session_hours,omitempty"`
-	RedirectURL  string            `json:"redirect_url,omitempty"`
+	// ServiceTokens is "allowed" or "refused": whether tokens of programs are good without a session.
+	ServiceTokens string `json:"service_tokens,omitempty"`
+	RedirectURL   string `json:"redirect_url,omitempty"`
 }
 
 // SSO returns an organization's single sign-on.
