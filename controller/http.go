@@ -29,12 +29,13 @@ const (
 // call is one request of the API on its way through a handler.
 type call struct {
 	*http.Request
-	w   http.ResponseWriter
-	rc  *http.ResponseController
-	who caller
-	cmd *execRequest // of an exec, once it is read
-	on  access       // what the endpoint is about, as it was allowed
-	id  string       // fly-request-id
+	w       http.ResponseWriter
+	rc      *http.ResponseController
+	who     caller
+	cmd     *execRequest // of an exec, once it is read
+	on      access       // what the endpoint is about, as it was allowed
+	allowed *app         // the app of on, at that time
+	id      string       // fly-request-id
 
 	pending  *callRecord   // the call's record, once it is allowed to change something
 	bodyTime time.Duration // to send the body
@@ -233,6 +234,8 @@ func (c *Controller) handle(e endpoint) http.Handler {
 			writeError(w, log, err)
 			return
 		}
+		req = req.WithContext(withAllowed(req.Context(), r.allowed))
+		r.Request = req
 		if e.ends() {
 			ctx, open, done := c.begin(req.Context(), r.who.From)
 			defer done()
@@ -266,6 +269,7 @@ func (c *Controller) mayCall(r *call, e endpoint) error {
 			return noApp(name)
 		}
 		a.Org, a.App = app.Org, app.Name
+		r.allowed = app
 	}
 	if e.what == whatOIDC { // about who asks
 		a.App, a.Machine = r.who.App, r.who.Machine

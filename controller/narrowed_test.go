@@ -1,7 +1,13 @@
 package controller_test
 
 import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -208,5 +214,73 @@ func TestANewOrganizationReadsNoOlderRecords(t *testing.T) {
 	got := records(owner)
 	if strings.Contains(got, "stranger") || !strings.Contains(got, `"operator"`) {
 		t.Errorf("its records are: %s", got)
+	}
+}
+
+// TestABodyThatComesLateIsForTheAppItWasAllowedFor: while it is on its way the app goes, and
+// another organization's gets the name.
+func TestABodyThatComesLateIsForTheAppItWasAllowedFor(t *testing.T) {
+	p := newPeople(t)
+	e := p.e
+	tr := e.transport()
+	tr.ExpectContinueTimeout = 20 * time.Second
+	defer tr.CloseIdleConnections()
+	late := func(path string, body config, meanwhile func()) int {
+		b, err := json.Marshal(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		reading, begun := make(chan struct{}), sync.Once{}
+		rd, wr := io.Pipe()
+		ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(int, textproto.MIMEHeader) error {
+			begun.Do(func() { close(reading) })
+			return nil
+		}})
+		req, err := http.NewRequestWithContext(ctx, "POST", "https://api."+domain+path, rd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+p.tokens["stranger"])
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Expect", "100-continue") // the server says so when the handler reads
+		go func() {
+			select {
+			case <-reading:
+				meanwhile()
+				wr.Write(b)
+				wr.Close()
+			case <-t.Context().Done():
+				wr.CloseWithError(t.Context().Err())
+			}
+		}()
+		resp, err := tr.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	owners := map[bool][]string{true: bearer(p.tokens["stranger"]), false: bearer(p.tokens["O"])}
+	for path, body := range map[string]config{
+		"/v1/apps/else/secrets":  {"values": config{"KEY": "of-the-stranger"}},
+		"/v1/apps/else/machines": {"config": image()},
+	} {
+		if code := late(path, body, func() {}); code >= 300 {
+			t.Errorf("control: %s, in time: %d", path, code)
+		}
+		moved := func() {
+			e.want(202, "DELETE", "/v1/apps/else", nil, nil, owners[true]...)
+			e.awaitNoApp("else")
+			e.want(201, "POST", "/v1/apps", config{"name": "else", "org_slug": "acme"}, nil, owners[false]...)
+		}
+		if code := late(path, body, moved); code != 404 {
+			t.Errorf("%s, for an app that became another's: %d", path, code)
+		}
+		if a := e.do("GET", path, nil, owners[false]...); strings.Contains(string(a.body), "KEY") || strings.Contains(string(a.body), "instance_id") {
+			t.Errorf("the other's app has it: %s", a.body)
+		}
+		e.want(202, "DELETE", "/v1/apps/else?force=true", nil, nil, owners[false]...)
+		e.awaitNoApp("else")
+		e.want(201, "POST", "/v1/apps", config{"name": "else", "org_slug": "other"}, nil, owners[true]...)
 	}
 }

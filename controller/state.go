@@ -90,10 +90,28 @@ func (c *Controller) getApp(ctx context.Context, name string) (*app, int64, erro
 	if err != nil {
 		return nil, 0, err
 	}
-	if a == nil {
+	if a == nil || !isAllowed(ctx, a.Name, a.Org, a.ID) {
 		return nil, 0, noApp(name)
 	}
 	return a, rev, nil
+}
+
+// allowedKey is the context key of the app that a call was allowed to be about.
+type allowedKey struct{}
+
+func withAllowed(ctx context.Context, a *app) context.Context {
+	if a == nil {
+		return ctx
+	}
+	return context.WithValue(ctx, allowedKey{}, a)
+}
+
+// isAllowed reports whether an app in the store is the one that the call was allowed to be
+// about, and not another that got the name since: a body may take long to come. An id that is
+// empty is not looked at.
+func isAllowed(ctx context.Context, name key.AppName, org, id string) bool {
+	was, ok := ctx.Value(allowedKey{}).(*app)
+	return !ok || was.Name != name || was.Org == org && (id == "" || was.ID == id)
 }
 
 // noApp and noMachine are the answers about what there is not.
@@ -122,6 +140,9 @@ func (c *Controller) getMachine(ctx context.Context, appName, id string) (*recor
 		if _, _, err := c.getApp(ctx, appName); err != nil {
 			return nil, 0, err
 		}
+		return nil, 0, noMachine(id)
+	}
+	if !isAllowed(ctx, n, r.Org, "") {
 		return nil, 0, noMachine(id)
 	}
 	return r, rev, nil
