@@ -18,7 +18,7 @@ func TestRemovalsAreAwaited(t *testing.T) {
 		d := newDirectory()
 		d.unwrap = func(string, []byte) ([]byte, error) { return nil, errors.New("no key") }
 		k := prefix + "one"
-		if prefix == prefixMember {
+		if prefix == prefixMember || prefix == prefixPasskey {
 			k += "/u_1"
 		}
 		op := store.Delete(k)
