@@ -87,6 +87,14 @@ func (e *env) passkeys(header ...string) []controller.Passkey {
 	return out.Passkeys
 }
 
+// self is the name of a token's user.
+func (e *env) self(header ...string) string {
+	e.t.Helper()
+	var me controller.Self
+	e.want(200, "GET", "/v1/user", nil, &me, header...)
+	return me.Name
+}
+
 // TestPasskeys: local users make them, sign in with them, approve a command line, and take
 // them away; with each goes what came by it.
 func TestPasskeys(t *testing.T) {
@@ -301,6 +309,10 @@ func TestPasskeyLinks(t *testing.T) {
 	v.get(200, "/passkeys/add")
 	v.begin(404, "/passkeys/begin", "link", secret)
 	v.begin(404, "/passkeys/begin", "link", "")
+	twice := v.link(e, "twice", owner...)
+	c = v.begin(200, "/passkeys/begin", "link", twice)
+	v.post(409, "/passkeys/add", "attempt", c.Attempt, "answer", string(d.Make(c.Options))) // the same device lies that it has none
+	v.get(200, "/passkeys/add")
 	if len(e.passkeys(owner...)) != 1 {
 		t.Error("one link, and not one passkey")
 	}
@@ -353,6 +365,19 @@ func TestPasskeysAreNoSingleSignOn(t *testing.T) {
 	conf["mode"] = "required"
 	e.want(200, "PUT", "/v1/orgs/acme/sso", conf, nil, sso...)
 	e.refused(403, "good for organization", "POST", "/v1/passkeys", nil, sso...)
+
+	// Who came about there has another way in than the last passkey, for as long as there is.
+	name := e.self(sso...)
+	root := bearer(e.claim(e.mint(""), name))
+	for _, code := range []int{200, 409} {
+		e.visitor().enrol(e, "last", root...)
+		if a := e.do("DELETE", "/v1/passkeys/last", nil, root...); a.code != code {
+			t.Errorf("the last passkey of who comes by single sign-on: %d %s, want %d", a.code, a.body, code)
+		}
+		if code == 200 {
+			e.want(200, "DELETE", "/v1/orgs/acme/members/"+name, nil, nil, sso...)
+		}
+	}
 
 	got := e.passkeyLogin(e.visitor(), d, "")
 	e.want(200, "GET", "/v1/orgs/personal", nil, nil, bearer(got.Token)...)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -274,6 +275,9 @@ func (c *Controller) finishPasskey(r *call) (int, any, error) {
 	err = c.changePasskeys(r.Context(), u.ID, func(t *txn, _ *user, have []*passkeyRecord) error {
 		if len(have) >= passkey.MaxPerUser {
 			return fault.New(fault.Unprocessable, "you have %d passkeys, which is the most there can be; remove one first", len(have))
+		}
+		if slices.ContainsFunc(have, func(h *passkeyRecord) bool { return h.ID == p.ID }) {
+			return fault.New(fault.Conflict, "this device has a passkey of yours already")
 		}
 		t.when(passkeyKey(u.ID, p.ID), 0)
 		t.do(put(passkeyKey(u.ID, p.ID), p))
