@@ -17,8 +17,9 @@ import (
 // maxTokens bounds the tokens of one user.
 const maxTokens = 1000
 
-// clockSkew is how much earlier than now a token is valid from: clocks differ.
-const clockSkew = time.Minute
+// clockSkew is how much earlier than now a token is valid from: clocks differ, and this
+// machine's own may fall back at a reboot, as package pki reckons too.
+const clockSkew = 2 * time.Hour
 
 // Token is a token as the API answers it: never the token itself, but once, when it is made.
 type Token struct {

@@ -61,8 +61,8 @@ type apiRig struct {
 	procs map[key.MachineID]*fake.Process
 }
 
-func newAPIRig(t *testing.T) *apiRig {
-	r := &apiRig{cluster: newCluster(t), procs: map[key.MachineID]*fake.Process{}}
+func newAPIRig(t *testing.T, prepare ...func(*node)) *apiRig {
+	r := &apiRig{cluster: newCluster(t, prepare...), procs: map[key.MachineID]*fake.Process{}}
 	r.node.host.Install("sleep", func(p *fake.Process) int {
 		r.mu.Lock()
 		r.procs[p.Spec.Machine] = p
@@ -216,23 +216,24 @@ func TestBucket(t *testing.T) {
 
 // TestListenerThatBreaks: what goes wrong with a listener is tried again.
 func TestListenerThatBreaks(t *testing.T) {
-	r := newAPIRig(t)
 	var mu sync.Mutex
 	tried := map[key.MachineID]int{}
-	r.node.host.Before = func(op string, id key.MachineID) error {
-		mu.Lock()
-		defer mu.Unlock()
-		if op != "listen" {
+	r := newAPIRig(t, func(n *node) {
+		n.host.Before = func(op string, id key.MachineID) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if op != "listen" {
+				return nil
+			}
+			switch tried[id]++; tried[id] {
+			case 1:
+				return fault.New(fault.Unavailable, "the warden is restarted")
+			case 2: // as it says, too, when it has no file left to reach the shim with
+				return fault.New(fault.NotFound, "machine %s is not running", id)
+			}
 			return nil
 		}
-		switch tried[id]++; tried[id] {
-		case 1:
-			return fault.New(fault.Unavailable, "the warden is restarted")
-		case 2: // as it says, too, when it has no file left to reach the shim with
-			return fault.New(fault.NotFound, "machine %s is not running", id)
-		}
-		return nil
-	}
+	})
 	id := r.machine()
 	if got := r.ask(id, "hello"); got != "hello" {
 		t.Errorf("got %q", got)

@@ -201,11 +201,15 @@ type cluster struct {
 	admit []rpc.Admit // of the next controller
 }
 
-func newCluster(t *testing.T) *cluster {
+// newCluster starts one; prepare changes the node before its worker starts.
+func newCluster(t *testing.T, prepare ...func(*node)) *cluster {
 	c := &cluster{t: t, dir: t.TempDir(), ca: pkitest.CA(t, "test", "bulkhead.localhost"), brain: newBrain(), node: newNode(t)}
 	c.id = pkitest.Identity(t, c.ca, pki.ID{Cluster: "test", Role: role.Worker, Node: "n1"})
 	cc := c.dial(c.id, c.socket("internal"), role.Controller)
 	c.node.opt.API = internalpb.NewControllerClient(cc)
+	for _, f := range prepare {
+		f(c.node)
+	}
 	c.node.boot()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

@@ -2,6 +2,7 @@ package world_test
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,13 +19,21 @@ func TestDeployByCLI(t *testing.T) {
 	img := fixture.StaticGo(t)
 	dir := t.TempDir()
 
-	// The line that bulkheadd printed, as it stands; without BULKHEAD_… in the environment.
-	_, line, ok := strings.Cut(w.Log(), "bulkhead login ")
-	if !ok {
+	// A line as bulkheadd prints it, as it stands; without BULKHEAD_… in the environment. The
+	// first one was printed too, and is spent.
+	if !strings.Contains(w.Log(), "bulkhead login ") {
 		t.Fatal("bulkheadd printed no line to log in with")
 	}
+	printed, err := exec.Command(filepath.Join(w.Bin, "bulkheadd"), "token", "--data-dir", w.DataDir).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, line, ok := strings.Cut(string(printed), "bulkhead login ")
+	if !ok {
+		t.Fatalf("bulkheadd token printed %q", printed)
+	}
 	line, _, _ = strings.Cut(line, "\n")
-	bare := []string{"BULKHEAD_URL=", "BULKHEAD_PIN=", "BULKHEAD_TOKEN="}
+	bare := []string{"BULKHEAD_URL=", "BULKHEAD_PIN=", "BULKHEAD_TOKEN=", "USER=alice"}
 	if out, errs, code := w.CLIWith(bare, append([]string{"login"}, strings.Fields(line)...)...); code != 0 {
 		t.Fatalf("login: %d %s%s", code, out, errs)
 	}
