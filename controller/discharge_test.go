@@ -209,6 +209,16 @@ func TestDischarges(t *testing.T) {
 	}
 	s.want(200, "DELETE", "/v1/orgs/acme/sso", nil, nil, bearer(s.ann.Token)...)
 	s.expect("after single sign-on", 401, "session", text, d)
+	// To another service, too, a login for one organization says nothing of its user's others.
+	var current struct{ Tokens []controller.CurrentToken }
+	s.want(200, "GET", "/v1/tokens/current", nil, &current)
+	s.ctl.BindToken(t.Context(), current.Tokens[0].TokenID, "acme")
+	for slug, ok := range map[string]bool{"acme": true, "personal": false} {
+		_, err := api.Authorize(t.Context(), "FlyV1 "+s.token, &machinesapi.Access{OrgSlug: &slug, Action: resset.ActionRead})
+		if (err == nil) != ok {
+			t.Errorf("asked by another service about %s: %v, want %v", slug, err, ok)
+		}
+	}
 	if strings.Contains(s.logs.String(), d[:60]) || strings.Contains(s.logs.String(), s.ann.Session) {
 		t.Error("a discharge or a session's secret is in the log")
 	}

@@ -121,6 +121,9 @@ func (c *Controller) authorizeTokens(r *call) (int, any, error) {
 	var first error
 	for _, v := range who.verified {
 		err := c.wantsSSO(who, v, on)
+		if rec := c.directory.token(v.ID); err == nil && (rec == nil || rec.Org != "" && rec.Org != on.Org) {
+			err = fault.New(fault.Denied, "the token is good for one organization alone")
+		}
 		if err == nil {
 			err = v.Allows(want)
 		}
