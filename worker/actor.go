@@ -189,8 +189,9 @@ func (a *actor) forgotten() (bool, error) {
 	if !forget || a.rec.State != machine.Destroyed {
 		return false, nil
 	}
-	if err := failpoint.Write("worker/logs/remove", func() error { return a.w.logs.Remove(a.id) }); err != nil {
-		a.log.Warn("a forgotten machine's logs stay until the next start", "err", err)
+	if err := a.w.removeLogs(a.id); err != nil {
+		a.log.Warn("a forgotten machine's logs stay for now; their removal is tried again", "err", err)
+		a.w.done.Go(func() { a.w.removeLogsLater(a.id) })
 	}
 	if err := a.w.journal.remove(a.id, a.rec.Slot); err != nil {
 		return false, err
@@ -198,6 +199,21 @@ func (a *actor) forgotten() (bool, error) {
 	a.w.vault.drop(a.id)
 	a.w.dropped(a.id, a)
 	return true, nil
+}
+
+// removeLogs removes what a Machine wrote.
+func (w *Worker) removeLogs(id key.MachineID) error {
+	return failpoint.Write("worker/logs/remove", func() error { return w.logs.Remove(id) })
+}
+
+// removeLogsLater tries until it succeeds. The Machine's slot does not wait for it; at the
+// next start logs of Machines that there are not are removed anyway.
+func (w *Worker) removeLogsLater(id key.MachineID) {
+	for wait := retryFirst; sleep(w.life, wait) == nil; wait = min(2*wait, retryMax) {
+		if w.removeLogs(id) == nil {
+			return
+		}
+	}
 }
 
 // commit journals r, and a's assignment when it changed, and only then makes them
