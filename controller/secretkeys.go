@@ -159,7 +159,7 @@ func (c *Controller) keepSecretKey(r *call, typ string, value []byte) (int, any,
 		return 0, nil, err
 	}
 	s, err := c.changeSecrets(r.Context(), r.app(), func(s *appSecrets, k secret.AppKey) error {
-		v := s.seal(&s.Keys, k, kindSecretKey, name, value)
+		v := s.seal(&s.Keys, k, kindSecretKey+" "+typ, name, value)
 		v.Type, v.Public = typ, public
 		return nil
 	})
@@ -214,7 +214,7 @@ func (c *Controller) useSecretKey(use func(typ string, value []byte, in *keyMess
 			return 0, nil, err
 		}
 		defer k.Clear()
-		value, err := k.Open(kindSecretKey, r.PathValue("secret"), v.Version, v.Sealed)
+		value, err := k.Open(kindSecretKey+" "+v.Type, r.PathValue("secret"), v.Version, v.Sealed)
 		if err != nil {
 			return 0, nil, fault.Wrap(fault.Internal, err, "secret key %s cannot be opened", clip(r.PathValue("secret")))
 		}

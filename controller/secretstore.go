@@ -38,7 +38,7 @@ type sealedValue struct {
 // Kinds of sealed values: what their encryption is bound to.
 const (
 	kindSecret    = "secret"
-	kindSecretKey = "secret key"
+	kindSecretKey = "secret key" // and its type: it opens as none other
 )
 
 // readSecrets returns an app's secrets; with version 0 when it has none yet.
