@@ -397,9 +397,13 @@ func (c *Controller) bury(ctx context.Context, appName key.AppName, o *seen) err
 		return err
 	}
 	c.view.forget(o.Machine)
-	if err := c.finishApp(ctx, appName); err != nil && ctx.Err() == nil {
-		// Not the worker's fault, and no reason to end its Sync: the collector does it.
+	if err := c.finishApp(ctx, appName); err != nil {
+		// Not the worker's fault, and no reason to end its Sync: the collector does it, also
+		// when it was the Sync that ended meanwhile.
 		c.finishLater()
+		if ctx.Err() != nil {
+			return nil
+		}
 		c.log.Error("a deleted app is not cleared away yet; it is tried again later", "app", appName, "err", err)
 	}
 	return nil
