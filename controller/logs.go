@@ -195,7 +195,7 @@ func sayEnded(why error, started bool, write func([]byte) error) error {
 		err = write(b)
 	}
 	if err == nil {
-		err = write(nil) // flushed, whatever else waits
+		write(nil) // flushed, whatever else waits
 	}
 	return nil // who does not take it is gone
 }

@@ -28,7 +28,6 @@ type rates struct {
 
 	refused *prometheus.CounterVec // by limit
 	failed  prometheus.Counter
-	wrong   *prometheus.CounterVec // requests refused by their form, by code
 }
 
 // rememberedKeys bounds the memory of each limit: about 250 bytes a key.
