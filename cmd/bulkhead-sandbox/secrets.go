@@ -154,4 +154,6 @@ func (e *exec) takeSecrets(f *flag.FlagSet) error {
 }
 
 // description keeps the pipe open: an os.File closes itself when nothing refers to it.
+//
+//lint:ignore U1000 it is there to be referred to, not to be read
 var description *os.File
