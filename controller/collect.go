@@ -75,8 +75,8 @@ func (c *Controller) finishUntil(ctx context.Context, tick <-chan time.Time) err
 	}
 }
 
-// collectOnce forgets Machines destroyed before a time, and finishes the deletion of
-// apps that a kill cut off.
+// collectOnce forgets Machines destroyed before a time and what has expired, and finishes
+// the deletions of apps and organizations that a kill cut off.
 func (c *Controller) collectOnce(ctx context.Context, before time.Time) error {
 	kvs, _, err := c.store.List(ctx, prefixTomb)
 	if err != nil {

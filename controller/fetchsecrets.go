@@ -124,7 +124,7 @@ func (c *Controller) fetchSecrets(ctx context.Context, node key.Node, req *inter
 		return nil, err
 	}
 	defer clear(values)
-	sealed, err := secret.SealTo(req.GetPublicKey(), values, secretsPurpose(c.cfg.Role.Cluster, node, id, r.Instance)...)
+	sealed, err := secret.SealTo(req.GetPublicKey(), values, secret.ForMachine(c.cfg.Role.Cluster, node, id, r.Instance)...)
 	if err != nil {
 		return nil, err
 	}
@@ -137,11 +137,6 @@ func (c *Controller) fetchSecrets(ctx context.Context, node key.Node, req *inter
 	}
 	c.log.Info("secrets were opened for a machine", "worker", node, "machine", id, "app", own.App, "version", s.Version, "count", len(s.Secrets))
 	return &internalpb.FetchSecretsResponse{Version: s.Version, Sealed: sealed}, nil
-}
-
-// secretsPurpose is what sealed secrets are bound to. The worker has the same.
-func secretsPurpose(cluster string, n key.Node, id key.MachineID, v key.InstanceID) []string {
-	return []string{"machine secrets", cluster, string(n), string(id), string(v)}
 }
 
 // deployment says which versions of an app's secrets its Machines run with.

@@ -95,9 +95,9 @@ func signOn(p posture.Posture, _ time.Time) (out []Finding) {
 		switch o.SSO {
 		case "required":
 		case "":
-			out = append(out, Finding{"single sign-on", Warn, "organization " + o.Slug + " has no single sign-on: a token that is stolen opens it by itself, and who leaves has to be removed by hand", "set one up, and require it (docs/api.md, sso)"})
+			out = append(out, Finding{"single sign-on", Warn, "organization " + o.Slug + " has no single sign-on: a token that is stolen opens it by itself, and who leaves has to be removed by hand", "set one up, and require it (docs/sign-in.md)"})
 		default:
-			out = append(out, Finding{"single sign-on", Warn, "single sign-on is " + o.SSO + " in organization " + o.Slug + ": a token that is stolen opens it by itself", "require it (docs/api.md, sso)"})
+			out = append(out, Finding{"single sign-on", Warn, "single sign-on is " + o.SSO + " in organization " + o.Slug + ": a token that is stolen opens it by itself", "require it (docs/sign-in.md)"})
 		}
 	}
 	if out == nil {

@@ -4,6 +4,7 @@ import (
 	"crypto/hpke"
 
 	"bulkhead/fault"
+	"bulkhead/key"
 )
 
 // Recipient is a key pair that lives for one call: what SealTo seals for its public
@@ -46,4 +47,11 @@ func SealTo(public, plaintext []byte, parts ...string) ([]byte, error) {
 		return nil, fault.New(fault.Invalid, "the public key of %d bytes is none of this suite", len(public))
 	}
 	return hpke.Seal(pk, kdf, aead, bind(parts...), plaintext)
+}
+
+// ForMachine is what the secrets of one Machine are bound to on their way from the
+// controller to the worker of a node, for SealTo and Recipient.Open: they are of that
+// instance, and open as no other's.
+func ForMachine(cluster string, n key.Node, id key.MachineID, v key.InstanceID) []string {
+	return []string{"machine secrets", cluster, string(n), string(id), string(v)}
 }

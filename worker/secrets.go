@@ -89,7 +89,7 @@ func (a *actor) fetchSecrets(ctx context.Context) (opened, error) {
 	if len(resp.GetSealed()) == 0 {
 		return h, nil
 	}
-	b, err := r.Open(resp.GetSealed(), "machine secrets", a.w.opt.Cluster, string(a.w.opt.Node), string(a.id), string(v))
+	b, err := r.Open(resp.GetSealed(), secret.ForMachine(a.w.opt.Cluster, a.w.opt.Node, a.id, v)...)
 	if err != nil {
 		return opened{}, err
 	}
