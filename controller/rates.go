@@ -13,18 +13,18 @@ import (
 )
 
 // rates are the limits on how often callers may call. Each remembers a bounded number
-// of keys; a request costs two or three look-ups, whoever else calls.
+// of keys; a request costs a few look-ups, whoever else calls.
 type rates struct {
-	token    *limit.Rates // a caller's calls, by token
-	changes  *limit.Rates // by caller's action and object
-	reads    *limit.Rates // the same, of what changes nothing
-	deletion *limit.Rates // of apps, by token
-	public   *limit.Rates // what needs no token, by address
-	failures *limit.Rates // failed authentication, by address
-	guesses  *limit.Rates // failed authentication, by the token id that was claimed
-	codes    *limit.Rates // codes of devices that people type, by address and by user
-	machines *limit.Rates // what a Machine does over its own socket that has a record, by Machine
-	fetches  *limit.Rates // secrets that workers ask for, by Machine
+	token    *limit.Rates  // a caller's calls, by token
+	changes  *limit.Shared // by kind of call and object, whoever calls
+	reads    *limit.Shared // the same, of what changes nothing
+	deletion *limit.Rates  // of apps, by token
+	public   *limit.Rates  // what needs no token, by address
+	failures *limit.Rates  // failed authentication, by address
+	guesses  *limit.Rates  // failed authentication, by the token id that was claimed
+	codes    *limit.Rates  // codes of devices that people type, by address and by user
+	machines *limit.Rates  // what a Machine does over its own socket that has a record, by Machine
+	fetches  *limit.Rates  // secrets that workers ask for, by Machine
 
 	refused *prometheus.CounterVec // by limit
 	failed  prometheus.Counter
@@ -47,7 +47,7 @@ var (
 
 func newRates(l limit.Set, m *prometheus.Registry) *rates {
 	r := &rates{
-		token: limit.NewRates(l.Token, rememberedKeys), changes: limit.NewRates(l.Object, rememberedKeys), reads: limit.NewRates(l.Read, rememberedKeys),
+		token: limit.NewRates(l.Token, rememberedKeys), changes: limit.NewShared(l.Object, rememberedKeys), reads: limit.NewShared(l.Read, rememberedKeys),
 		deletion: limit.NewRates(l.Deletion, rememberedKeys), public: limit.NewRates(l.Public, rememberedKeys),
 		failures: limit.NewRates(l.Failure, rememberedKeys), guesses: limit.NewRates(l.Guess, rememberedKeys),
 		codes: limit.NewRates(codeRate, rememberedKeys), machines: limit.NewRates(machineRate, rememberedKeys), fetches: limit.NewRates(fetchRate, rememberedKeys),
@@ -122,33 +122,54 @@ func (r *rates) allow(who caller, e endpoint, req *http.Request) error {
 			return err
 		}
 	}
-	return r.allowCall(who.rateKey(), req)
+	return r.allowCall(who, req)
 }
 
-// allowCall holds a caller that may do something to the rate of doing it to one object:
-// the Machine, app or organization that the path names. What names none has the rate of
-// its token alone. Two users of one object have each their own, so that neither locks
-// the other out.
-func (r *rates) allowCall(caller string, req *http.Request) error {
-	object := req.PathValue("machine")
-	for _, name := range []string{"app", "org", "user", "node"} {
-		if object == "" {
-			object = req.PathValue(name)
+// objectParts are the parts of a path that together name what a call is about. A Machine
+// is named with its app, which the caller was found to have a right to: with its id alone
+// a stranger could use up its limit from an app of his own.
+var objectParts = []string{"org", "app", "machine", "user", "node"}
+
+// allowCall holds all callers of an object together to the rate of doing one thing to it,
+// and each of them to its share, so that none locks the others out. What names no object
+// has the rate of its token alone.
+func (r *rates) allowCall(who caller, req *http.Request) error {
+	object, last := "", ""
+	for _, name := range objectParts {
+		if v := req.PathValue(name); v != "" {
+			object, last = object+" "+v, v
 		}
 	}
 	if object == "" {
 		return nil
 	}
-	key := caller + " " + req.Pattern + " " + object
 	if req.Method == http.MethodGet || req.Method == http.MethodHead {
-		return r.take(r.reads, "read", key, "calls of this kind for "+clip(object))
+		return r.takeShare(r.reads, "read", req.Pattern+object, last, who)
 	}
 	if req.Pattern == "DELETE /v1/apps/{app}" {
-		if err := r.take(r.deletion, "deletion", caller, "deletions of apps"); err != nil {
+		if err := r.take(r.deletion, "deletion", who.rateKey(), "deletions of apps"); err != nil {
 			return err
 		}
 	}
-	return r.take(r.changes, "object", key, "calls of this kind for "+clip(object))
+	return r.takeShare(r.changes, "object", req.Pattern+object, last, who)
+}
+
+// takeShare is take of what several callers share.
+func (r *rates) takeShare(l *limit.Shared, name, key, object string, who caller) error {
+	user := string(who.User)
+	if user == "" {
+		user = who.rateKey()
+	}
+	wait, share := l.Take(key, user, who.rateKey(), time.Now())
+	switch {
+	case wait == 0:
+		return nil
+	case share:
+		r.refused.WithLabelValues(name + "_share").Inc()
+		return tooMany(wait, "too many calls of this kind for %s with this token", clip(object))
+	}
+	r.refused.WithLabelValues(name).Inc()
+	return tooMany(wait, "too many calls of this kind for %s, by all callers together", clip(object))
 }
 
 // allowPublic holds an address to the rate of what needs no token.

@@ -27,10 +27,11 @@ func limited(t *testing.T, rates string) *env {
 	return newEnvWith(t, func(c *controller.Config) { c.Role.RateLimits = rates })
 }
 
-// TestRateLimits: beyond its rate a call is refused in the API's form with the time to
-// wait, and does nothing; other tokens, other objects and other kinds of calls go on.
+// TestRateLimits: beyond its rate, which for an object is a quarter of what all callers
+// have, a call is refused in the API's form with the time to wait, and does nothing;
+// other tokens, other objects and other kinds of calls go on.
 func TestRateLimits(t *testing.T) {
-	e := limited(t, "token=0.01/40 object=0.01/3 read=0.01/5 deletion=0.01/1")
+	e := limited(t, "token=0.01/40 object=0.01/12 read=0.01/20 deletion=0.01/1")
 	second := []string{"Authorization", "Bearer " + e.claim(e.mint(""), "second")}
 	for _, a := range []string{"a", "b", "c"} {
 		e.app(a)
@@ -71,9 +72,71 @@ func TestRateLimits(t *testing.T) {
 		t.Errorf("the registry answers %d", resp.StatusCode)
 	}
 	page := string(e.want(200, "GET", "/metrics?role=controller", nil, nil, second...).body)
-	for _, limit := range []string{"token", "object", "read", "deletion"} {
+	for _, limit := range []string{"token", "object_share", "read_share", "deletion"} {
 		if !strings.Contains(page, fmt.Sprintf("bulkhead_api_limited_total{limit=%q", limit)) && !strings.Contains(page, fmt.Sprintf("limit=%q", limit)) {
 			t.Errorf("the metrics do not count limit %s", limit)
+		}
+	}
+}
+
+// TestNobodyIsLockedOutOfAnObject: a deployer with any number of tokens asks to stop a
+// Machine as often as it is let. That is not more than the object's limit, and its owner
+// still stops it; a viewer, who may not, takes nothing of it, nor does somebody who names
+// the Machine under an app of his own.
+func TestNobodyIsLockedOutOfAnObject(t *testing.T) {
+	e := limited(t, "token=off object=0.01/64")
+	e.want(201, "POST", "/v1/orgs", config{"slug": "acme"}, nil)
+	e.want(201, "POST", "/v1/orgs", config{"slug": "other"}, nil)
+	const owners, stop = "/v1/apps/web/machines/0123456789abcd/stop", "/machines/0123456789abcd/stop"
+	for app, org := range map[string]string{"web": "acme", "mine": "other"} {
+		e.want(201, "POST", "/v1/apps", config{"name": app, "org_slug": org}, nil)
+	}
+	member := func(org, role, name string) string {
+		var inv struct{ Token string }
+		e.want(201, "POST", "/v1/orgs/"+org+"/invitations", config{"role": role}, &inv)
+		return e.claim(inv.Token, name)
+	}
+	as := func(token string) []string { return []string{"Authorization", "Bearer " + token} }
+	flood := func(path string, code int, token string) (n int) {
+		for refused := 0; refused < 2 && n < 200; {
+			switch a := e.do("POST", path, nil, as(token)...); a.code {
+			case code:
+				n++
+			case 429:
+				refused++
+			default:
+				t.Fatalf("%d %s", a.code, a.body)
+			}
+		}
+		return n
+	}
+	viewer, stranger := member("acme", "viewer", "vera"), member("other", "owner", "steve")
+	if n := flood(owners, 403, viewer); n != 200 {
+		t.Errorf("a viewer was refused %d times, and then differently", n)
+	}
+	if n := flood("/v1/apps/mine"+stop, 404, stranger); n != 16 {
+		t.Errorf("the stranger was let %d times", n)
+	}
+	mallory := member("acme", "deployer", "mallory")
+	if n := flood(owners, 404, mallory); n != 16 {
+		t.Errorf("one token was let %d times of 64, want a quarter", n)
+	}
+	n := 16
+	for i := range 5 {
+		var tok controller.Token
+		e.want(201, "POST", "/v1/orgs/acme/tokens", config{"kind": "org", "name": fmt.Sprint("more", i)}, &tok, as(mallory)...)
+		n += flood(owners, 404, tok.Token)
+	}
+	if n != 48 {
+		t.Errorf("six tokens of one user were let %d times of 64, want all but a quarter", n)
+	}
+	for range 3 {
+		e.want(404, "POST", owners, nil, nil) // its owner: there is no such Machine, which is what the others heard
+	}
+	page := string(e.want(200, "GET", "/metrics?role=controller", nil, nil).body)
+	for _, limit := range []string{`limit="object"`, `limit="object_share"`} {
+		if !strings.Contains(page, limit) {
+			t.Errorf("the metrics do not count %s", limit)
 		}
 	}
 }
@@ -93,7 +156,11 @@ func TestFailedAuthentication(t *testing.T) {
 
 	// Guesses at one token, from many addresses.
 	last := len(e.token) - 4
-	wrong := e.token[:last] + strings.Map(func(c rune) rune { return c ^ 1 }, e.token[last:last+1]) + e.token[last+1:]
+	other := "A"
+	if e.token[last] == 'A' {
+		other = "B"
+	}
+	wrong := e.token[:last] + other + e.token[last+1:]
 	from := func(last byte, want int) {
 		t.Helper()
 		e.from = last

@@ -1,4 +1,4 @@
-// Package limit bounds what callers may ask for: how often (Rates), and how deep and
+// Package limit bounds what callers may ask for: how often (Rates, Shared), and how deep and
 // wide the JSON is that they send (JSON). Both cost the same whoever else calls.
 package limit
 
@@ -64,6 +64,22 @@ func (l *Rates) Take(key string, now time.Time) time.Duration {
 		r.CancelAt(now)
 	}
 	return wait
+}
+
+// takeLeaving is Take when so many are left afterwards.
+func (l *Rates) takeLeaving(key string, left float64, now time.Time) time.Duration {
+	if l.rate.PerSecond <= 0 {
+		return 0
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.forget(now)
+	b := l.bucket(key, now)
+	if missing := 1 + left - b.limiter.TokensAt(now); missing > 0 {
+		return max(time.Duration(missing/l.rate.PerSecond*float64(time.Second)), 1)
+	}
+	b.limiter.AllowN(now, 1)
+	return 0
 }
 
 // Wait returns how long key has to wait, and takes nothing.

@@ -10,19 +10,20 @@ import (
 // Set is every rate of the public API. It is given as text: see ParseSet.
 type Set struct {
 	Token    Rate // calls with one token
-	Object   Rate // one kind of change of one object, with one token
-	Read     Rate // one kind of look at one object, with one token
+	Object   Rate // one kind of change of one object, by all callers together (Shared)
+	Read     Rate // one kind of look at one object, likewise
 	Deletion Rate // deletions of apps, with one token
 	Public   Rate // what needs no token, from one address
 	Failure  Rate // calls without a good token, from one address
 	Guess    Rate // bad tokens that claim to be the same one
 }
 
-// DefaultSet is generous, since the platform is its users' own: a hundred times what
-// Fly.io grants, and enough for its tools; beyond it is a program that has run wild.
+// DefaultSet is generous, since the platform is its users' own: one token has a hundred
+// times what Fly.io grants, and enough for its tools; beyond it is a program that has run
+// wild.
 // What guesses and what nobody is known for is held shorter.
 var DefaultSet = Set{
-	Token: Rate{1000, 3000}, Object: Rate{100, 300}, Read: Rate{500, 1000}, Deletion: Rate{150, 1000},
+	Token: Rate{1000, 3000}, Object: Rate{400, 1200}, Read: Rate{2000, 4000}, Deletion: Rate{150, 1000},
 	Public: Rate{5, 100}, Failure: Rate{10, 300}, Guess: Rate{1, 20},
 }
 
@@ -30,7 +31,7 @@ func (s *Set) fields() map[string]*Rate {
 	return map[string]*Rate{"token": &s.Token, "object": &s.Object, "read": &s.Read, "deletion": &s.Deletion, "public": &s.Public, "failure": &s.Failure, "guess": &s.Guess}
 }
 
-// ParseSet reads rates such as "token=1000/3000 object=100/300": a name, how many a
+// ParseSet reads rates such as "token=1000/3000 object=400/1200": a name, how many a
 // second, and how many at once; what is not named is as in DefaultSet, and "token=off"
 // is no limit. Empty text is DefaultSet. The limits of what needs no token cannot be
 // switched off.

@@ -72,7 +72,7 @@ type Config struct {
 	// satisfied, else "no".
 	AuditWitnessRequired string `toml:"audit_witness_required"`
 	// RateLimits are how often the API may be called, such as "token=1000/3000
-	// object=100/300"; see limit.ParseSet.
+	// object=400/1200"; see limit.ParseSet.
 	RateLimits string `toml:"rate_limits"`
 	// LogFormat is how the log looks on stderr: "json" (one object a line) or "text".
 	LogFormat string `toml:"log_format"`
@@ -105,7 +105,7 @@ var Fields = []Field{
 	{"cluster_key", "cluster-key", "file|credential:NAME|kms:/SOCKET", "file", "where the key is that wraps everything secret in the store: <data_dir>/cluster-key, a credential of systemd, or that file sealed by a key management service", func(c *Config) *string { return &c.ClusterKey }},
 	{"audit_witnesses", "audit-witnesses", "FILE", "none", "policy of the audit log's witnesses; see docs/audit.md", func(c *Config) *string { return &c.AuditWitnesses }},
 	{"audit_witness_required", "audit-witness-required", "yes|no", "no", "whether changes are refused while the audit log's witnesses are missing", func(c *Config) *string { return &c.AuditWitnessRequired }},
-	{"rate_limits", "rate-limits", "NAME=RATE/BURST ...", "token=1000/3000 object=100/300 read=500/1000 deletion=150/1000 public=5/100 failure=10/300 guess=1/20",
+	{"rate_limits", "rate-limits", "NAME=RATE/BURST ...", "token=1000/3000 object=400/1200 read=2000/4000 deletion=150/1000 public=5/100 failure=10/300 guess=1/20",
 		"how often the API may be called, a second and at once", func(c *Config) *string { return &c.RateLimits }},
 	{"log_format", "log-format", "json|text", "text on a terminal, else json", "how the log looks on stderr", func(c *Config) *string { return &c.LogFormat }},
 }
