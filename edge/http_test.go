@@ -119,20 +119,19 @@ func TestPlainListener(t *testing.T) {
 
 // TestErrors: what the edge says by itself.
 func TestErrors(t *testing.T) {
-	w := newWorld(t, edge.Limits{RetryFor: 100 * time.Millisecond, ResponseTimeout: 300 * time.Millisecond})
-	dead := listen(t)
-	deadAddr := dead.Addr().String()
-	dead.Close()
+	w := newWorld(t, edge.Limits{RetryFor: 100 * time.Millisecond})
+	impatient := newWorld(t, edge.Limits{ResponseTimeout: 300 * time.Millisecond})
+	deadAddr, _ := refusing(t)
 	hang := serve(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	junk, header := tcpServer(t, "SSH-2.0-OpenSSH\r\n"), tcpServer(t, "HTTP/1.1 200 OK\r\nX: "+strings.Repeat("x", 300<<10)+"\r\n\r\n")
 	w.route("stopped", web()...)
 	w.route("dead", web(at(deadAddr))...)
-	w.route("hang", web(at(hang))...)
+	impatient.route("hang", web(at(hang))...)
 	w.route("junk", web(at(junk))...)
 	w.route("header", web(at(header))...)
 	w.route("empty", &internalpb.ServiceRoute{Port: 443, Handlers: []string{"tls", "http"}})
 	bothVersions(t, func(t *testing.T, h2 bool) {
-		c := w.client(h2)
+		clients := map[bool]*http.Client{false: w.client(h2), true: impatient.client(h2)}
 		for _, x := range []struct {
 			app        string
 			status     int
@@ -145,7 +144,7 @@ func TestErrors(t *testing.T) {
 			{"junk", 502, "PU02", "not HTTP"},
 			{"header", 502, "PU02", "too large"},
 		} {
-			resp, body := get(t, c, "https://"+x.app+"."+domain+"/")
+			resp, body := get(t, clients[x.app == "hang"], "https://"+x.app+"."+domain+"/")
 			if resp.StatusCode != x.status || resp.Header.Get("Bulkhead-Error") != x.code || !strings.Contains(body, x.text) || !strings.Contains(body, resp.Header.Get("Fly-Request-Id")) {
 				t.Errorf("%s: %d %s %q", x.app, resp.StatusCode, resp.Header.Get("Bulkhead-Error"), body)
 			}

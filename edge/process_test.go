@@ -96,7 +96,7 @@ func startProcess(t testing.TB, w *world) *process {
 			_ = p.cmd.Wait()
 		}
 	})
-	_ = readyR.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = readyR.SetReadDeadline(time.Now().Add(40 * time.Second))
 	if b, err := io.ReadAll(readyR); err != nil || string(b) != "ready\n" {
 		t.Fatalf("the edge says %q, %v", b, err)
 	}
@@ -153,7 +153,7 @@ func TestProcess(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		resp, err := internalpb.NewTelemetryClient(conn).Metrics(ctx, &internalpb.MetricsRequest{})
 		cancel()
 		conn.Close()

@@ -228,7 +228,7 @@ func tlsEcho(t *testing.T, w *world, name string) string {
 
 // TestWebSocket uses a real WebSocket library on both ends, over TLS and plain.
 func TestWebSocket(t *testing.T) {
-	w := newWorld(t, edge.Limits{PipeIdle: time.Second})
+	w := newWorld(t, edge.Limits{PipeIdle: 2 * time.Second})
 	addr := serve(t, func(rw http.ResponseWriter, r *http.Request) {
 		c, err := websocket.Accept(rw, r, &websocket.AcceptOptions{Subprotocols: []string{"chat"}})
 		if err != nil {
@@ -245,42 +245,45 @@ func TestWebSocket(t *testing.T) {
 	})
 	w.route("web", web(at(addr))...)
 	for _, scheme := range []string{"https", "http"} {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-		defer cancel()
-		c, resp, err := websocket.Dial(ctx, scheme+"://web."+domain+"/ws", &websocket.DialOptions{HTTPClient: w.client(false), Subprotocols: []string{"chat"}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.SetReadLimit(1 << 22)
-		if c.Subprotocol() != "chat" || resp.Header.Get("Fly-Request-Id") == "" {
-			t.Errorf("%s: %q %v", scheme, c.Subprotocol(), resp.Header)
-		}
-		for _, n := range []int{1, 100, 70_000, 1 << 20} {
-			msg := strings.Repeat("w", n)
-			if err := c.Write(ctx, websocket.MessageText, []byte(msg)); err != nil {
+		t.Run(scheme, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
+			defer cancel()
+			c, resp, err := websocket.Dial(ctx, scheme+"://web."+domain+"/ws", &websocket.DialOptions{HTTPClient: w.client(false), Subprotocols: []string{"chat"}})
+			if err != nil {
 				t.Fatal(err)
 			}
-			if _, got, err := c.Read(ctx); err != nil || string(got) != msg {
-				t.Fatalf("%s: %d bytes came back of %d, %v", scheme, len(got), n, err)
+			defer c.CloseNow()
+			c.SetReadLimit(1 << 22)
+			if c.Subprotocol() != "chat" || resp.Header.Get("Fly-Request-Id") == "" {
+				t.Errorf("%q %v", c.Subprotocol(), resp.Header)
 			}
-		}
-		// Longer than PipeIdle in all, but never idle in both directions.
-		for range 4 {
-			time.Sleep(400 * time.Millisecond)
-			if err := c.Write(ctx, websocket.MessageText, []byte("tick")); err != nil {
-				t.Fatal(err)
+			for _, n := range []int{1, 100, 70_000, 1 << 20} {
+				msg := strings.Repeat("w", n)
+				if err := c.Write(ctx, websocket.MessageText, []byte(msg)); err != nil {
+					t.Fatal(err)
+				}
+				if _, got, err := c.Read(ctx); err != nil || string(got) != msg {
+					t.Fatalf("%d bytes came back of %d, %v", len(got), n, err)
+				}
 			}
-			if _, _, err := c.Read(ctx); err != nil {
-				t.Fatal(err)
+			// Longer than PipeIdle in all, but never idle in both directions.
+			for end := time.Now().Add(2500 * time.Millisecond); time.Now().Before(end); {
+				time.Sleep(100 * time.Millisecond)
+				if err := c.Write(ctx, websocket.MessageText, []byte("tick")); err != nil {
+					t.Fatal(err)
+				}
+				if _, _, err := c.Read(ctx); err != nil {
+					t.Fatal(err)
+				}
 			}
-		}
-		if scheme == "http" {
-			// Control: now it is idle, and is closed.
-			if _, _, err := c.Read(ctx); err == nil || ctx.Err() != nil {
-				t.Errorf("an idle connection was not closed: %v", err)
+			if scheme == "http" {
+				// Control: now it is idle, and is closed.
+				if _, _, err := c.Read(ctx); err == nil || ctx.Err() != nil {
+					t.Errorf("an idle connection was not closed: %v", err)
+				}
 			}
-		}
-		c.CloseNow()
+		})
 	}
 }
 

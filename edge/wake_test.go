@@ -24,16 +24,17 @@ import (
 type sleeper struct {
 	internalpb.WorkerClient // of which the edge calls two methods
 
-	mu     sync.Mutex
-	awake  map[string]bool // by machine
-	seq    int64
-	took   time.Duration // of a waking
-	now    chan struct{} // closed: those that are under way end
-	err    error
-	wakes  atomic.Int64
-	idles  atomic.Int64
-	refuse error // of Idle
-	frozen bool  // nothing is answered
+	mu      sync.Mutex
+	awake   map[string]bool // by machine
+	seq     int64
+	took    time.Duration // of a waking
+	now     chan struct{} // closed: those that are under way end
+	err     error
+	wakes   atomic.Int64
+	idles   atomic.Int64
+	refuse  error       // of Idle
+	refused []time.Time // when
+	frozen  bool        // nothing is answered
 }
 
 // freeze waits for the caller to give up, as if the worker were frozen.
@@ -80,6 +81,7 @@ func (s *sleeper) Idle(ctx context.Context, r *internalpb.IdleRequest, _ ...grpc
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.refuse != nil {
+		s.refused = append(s.refused, time.Now())
 		return nil, s.refuse
 	}
 	s.seq++
@@ -121,8 +123,8 @@ func hi(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "hi") }
 // bounded number, and are answered.
 func TestOneWakeForAll(t *testing.T) {
 	bothVersions(t, func(t *testing.T, h2 bool) {
-		w, s := newSleeper(t, edge.Limits{MaxHeld: 20, IdleAfter: time.Hour})
-		s.took = 500 * time.Millisecond
+		w, s := newSleeper(t, edge.Limits{MaxHeld: 20, WakeTimeout: time.Minute, IdleAfter: time.Hour})
+		s.took, s.now = time.Minute, make(chan struct{})
 		w.route("app", web(sleepyAt(serve(t, hi), true, 1))...)
 		var ok, full atomic.Int64
 		var all sync.WaitGroup
@@ -140,9 +142,12 @@ func TestOneWakeForAll(t *testing.T) {
 				}
 			})
 		}
+		// The Machine is up when all have come: 20 wait, the others were told.
+		eventually(t, "whoever has no place is told", func() bool { return full.Load() >= 30 })
+		close(s.now)
 		all.Wait()
-		if ok.Load() < 20 || full.Load() < 1 || s.wakes.Load() != 1 {
-			t.Errorf("%d answered, %d refused, %d wakings; want at least 20 answered, some refused, 1 waking", ok.Load(), full.Load(), s.wakes.Load())
+		if ok.Load() != 20 || full.Load() != 30 || s.wakes.Load() != 1 {
+			t.Errorf("%d answered, %d refused, %d wakings; want 20 answered, 30 refused, 1 waking", ok.Load(), full.Load(), s.wakes.Load())
 		}
 	})
 }
@@ -248,16 +253,21 @@ func TestAMachineThatWentDownUnheard(t *testing.T) {
 // TestIdleMachinesAreReported: one without requests, and not one with a request under
 // way; a refusal is not repeated at once, and a word that comes late changes nothing.
 func TestIdleMachinesAreReported(t *testing.T) {
-	w, s := newSleeper(t, edge.Limits{IdleAfter: 300 * time.Millisecond})
-	release := make(chan struct{})
+	const idleAfter = 300 * time.Millisecond
+	w, s := newSleeper(t, edge.Limits{IdleAfter: idleAfter})
+	began, release := make(chan struct{}), make(chan struct{})
 	addr := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/slow" {
+			close(began)
 			<-release
 		}
 		hi(w, r)
 	})
 	s.awake["m-"+addr] = true
-	w.route("app", web(sleepyAt(addr, false, 7))...)
+	// Traffic may stop it from when the request is under way.
+	runs := sleepyAt(addr, false, 7)
+	runs.Autostop = false
+	w.route("app", web(runs)...)
 	c := w.client(false)
 	slow := make(chan error, 1)
 	go func() {
@@ -270,7 +280,9 @@ func TestIdleMachinesAreReported(t *testing.T) {
 		}
 		slow <- err
 	}()
-	time.Sleep(time.Second)
+	<-began
+	w.route("app", web(sleepyAt(addr, false, 7))...)
+	time.Sleep(3 * idleAfter)
 	if n := s.idles.Load(); n != 0 {
 		t.Errorf("a machine with a request under way was reported idle %d times", n)
 	}
@@ -279,18 +291,26 @@ func TestIdleMachinesAreReported(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the idle machine is reported", func() bool { return s.idles.Load() == 1 })
+	s.mu.Lock() // which waits until that is answered
+	s.refuse = fault.New(fault.Precondition, "min_machines_running")
+	s.mu.Unlock()
 	// What the controller said before the machine slept arrives now.
 	w.route("app", web(sleepyAt(addr, false, 8))...)
 	if resp, _ := get(t, c, "https://app."+domain+"/"); resp.StatusCode != 200 || s.wakes.Load() != 1 || w.metric(`bulkhead_edge_wakes_total{result="doubt"}`) != 0 {
 		t.Errorf("after a late word: %d, %d wakings, %v doubts", resp.StatusCode, s.wakes.Load(), w.metric(`bulkhead_edge_wakes_total{result="doubt"}`))
 	}
-	s.mu.Lock()
-	s.refuse = fault.New(fault.Precondition, "min_machines_running")
-	s.mu.Unlock()
-	n := s.idles.Load()
-	time.Sleep(1200 * time.Millisecond)
-	if asked := s.idles.Load() - n; asked < 1 || asked > 4 {
-		t.Errorf("a machine that must run on was reported %d times in four idle times", asked)
+	var refused []time.Time
+	eventually(t, "a machine that must run on is reported again and again", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		refused = s.refused
+		return len(refused) >= 4
+	})
+	for i := range 3 {
+		// The edge counts from when it has heard, which is after this clock was read.
+		if gap := refused[i+1].Sub(refused[i]); gap < idleAfter {
+			t.Errorf("a machine that must run on was reported again after %v", gap)
+		}
 	}
 	if resp, _ := get(t, c, "https://app."+domain+"/"); resp.StatusCode != 200 || s.wakes.Load() != 1 {
 		t.Errorf("a machine that runs on: %d, %d wakings", resp.StatusCode, s.wakes.Load())
@@ -377,9 +397,7 @@ func TestAWokenMachineThatDoesNotListenYet(t *testing.T) {
 		hi(w, r)
 	})
 	s.awake["m-"+busy] = true
-	l := listen(t)
-	late := l.Addr().String()
-	l.Close()
+	late, open := refusing(t)
 	var on []*internalpb.Backend
 	for i, addr := range []string{busy, late} {
 		b := sleepyAt(addr, i > 0, 1)
@@ -394,18 +412,13 @@ func TestAWokenMachineThatDoesNotListenYet(t *testing.T) {
 	all.Go(func() {
 		eventually(t, "it is woken", func() bool { return s.wakes.Load() > 0 })
 		time.Sleep(300 * time.Millisecond)
-		l, err := net.Listen("tcp", late)
-		if err != nil {
-			t.Error(err)
-			return
-		}
 		srv := &http.Server{Handler: http.HandlerFunc(hi)}
 		t.Cleanup(func() { srv.Close() })
-		go srv.Serve(l)
+		go srv.Serve(open())
 	})
 	asked := time.Now()
 	resp, body := get(t, c, "https://app."+domain+"/")
-	if took := time.Since(asked); resp.StatusCode != 200 || took > 10*time.Second || s.wakes.Load() != 1 {
+	if took := time.Since(asked); resp.StatusCode != 200 || took > 18*time.Second || s.wakes.Load() != 1 {
 		t.Errorf("%d %q after %v, %d wakings", resp.StatusCode, body, took, s.wakes.Load())
 	}
 	close(release)

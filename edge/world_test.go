@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -202,6 +203,38 @@ func listen(t testing.TB) net.Listener {
 	return l
 }
 
+// refusing is an address of the test's own that refuses connections: bound, so that
+// nobody else on the machine gets it, and not listened on until open is called.
+func refusing(t testing.TB) (addr string, open func() net.Listener) {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "bound")
+	t.Cleanup(func() { f.Close() })
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	at, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("127.0.0.1:%d", at.(*syscall.SockaddrInet4).Port), func() net.Listener {
+		err := syscall.Listen(fd, 128)
+		var l net.Listener
+		if err == nil {
+			l, err = net.FileListener(f)
+		}
+		if err != nil {
+			t.Error(err)
+			l = listen(t)
+		}
+		t.Cleanup(func() { l.Close() })
+		return l
+	}
+}
+
 // serve runs a backend until the test ends and returns its address.
 func serve(t testing.TB, h http.HandlerFunc) string {
 	t.Helper()
@@ -222,12 +255,12 @@ func (w *world) route(app string, services ...*internalpb.ServiceRoute) {
 	eventually(w.t, "the route of "+app+" is live", func() bool { return w.edge.RouteVersion(app) == want })
 }
 
-// eventually polls cond until it holds, for at most 10 s.
+// eventually polls cond until it holds, for at most 40 s.
 func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !cond(); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(40 * time.Second); !cond(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("not in 10 s: %s", what)
+			t.Fatalf("not in 40 s: %s", what)
 		}
 	}
 }

@@ -106,7 +106,7 @@ func TestRotationsBreakNoHandshake(t *testing.T) {
 					t.Errorf("%s calls %s: %v, %v", client.ID(), server.ID(), cerr, serr)
 				}
 				clk.passing.RUnlock()
-				time.Sleep(2 * time.Millisecond) // leave some of the machine to the rotations
+				time.Sleep(20 * time.Millisecond) // leave some of the machine to the rotations
 				shakes.Add(1)
 			}
 		})

@@ -40,6 +40,9 @@ const (
 func (b *Backend) settle(p *internalpb.Backend) {
 	b.autostart.Store(p.GetAutostart())
 	asleep := p.GetAsleep() || b.draining.Load()
+	if !asleep && b.asleep.Load() {
+		b.used.Store(clock(time.Now())) // first: whoever sees it awake must not find it idle
+	}
 	if was := b.asleep.Swap(asleep); was == asleep {
 		return
 	}
@@ -47,7 +50,6 @@ func (b *Backend) settle(p *internalpb.Backend) {
 		b.dropIdle() // nobody is at their other end any more
 		return
 	}
-	b.used.Store(clock(time.Now()))
 	b.Worked()
 }
 

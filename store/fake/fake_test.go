@@ -82,6 +82,7 @@ func TestControl(t *testing.T) {
 		"compaction does not happen": {},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // most of it is waiting for what a fault keeps from coming
 			good := harness()
 			h := storetest.Harness{
 				Open: func() (store.Store, error) {
