@@ -40,7 +40,7 @@ func (e *env) auditLog(org string) []audit.Record {
 // find returns the one record that f accepts; it waits for those that come later.
 func (e *env) find(org, what string, f func(r audit.Record) bool) audit.Record {
 	e.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		var found []audit.Record
 		for _, r := range e.auditLog(org) {
 			if f(r) {
@@ -88,7 +88,7 @@ func TestEveryCallThatMattersHasOneRecord(t *testing.T) {
 		}
 	}
 	counted := 0
-	for deadline := time.Now().Add(10 * time.Second); counted < 50 && time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(40 * time.Second); counted < 50 && time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		counted = 0
 		records := 0
 		for _, r := range e.auditLog("") {
@@ -187,7 +187,7 @@ func TestAFullLogRefusesChanges(t *testing.T) {
 	ballast := filepath.Join(dir, "ballast")
 	remount := func(flags uintptr) func() {
 		return func() {
-			for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) { // busy while a file is open for writing
+			for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(10 * time.Millisecond) { // busy while a file is open for writing
 				err := unix.Mount("", dir, "", unix.MS_REMOUNT|flags, "size=4m")
 				if err == nil {
 					return
@@ -221,7 +221,7 @@ func TestAFullLogRefusesChanges(t *testing.T) {
 	} {
 		c.do()
 		// The first call may find it out by itself; from then on nothing is begun.
-		for deadline := time.Now().Add(10 * time.Second); e.ctl.AuditReady() == nil; time.Sleep(20 * time.Millisecond) {
+		for deadline := time.Now().Add(40 * time.Second); e.ctl.AuditReady() == nil; time.Sleep(20 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("%s: the log says that it can be written", c.name)
 			}
@@ -240,7 +240,7 @@ func TestAFullLogRefusesChanges(t *testing.T) {
 		e.want(200, "GET", "/v1/apps/web", nil, nil)
 		e.get("/v1/orgs/personal/audit", nil)
 		c.undo()
-		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 			if a := changes(c.afterwards); a.code == 201 {
 				break
 			} else if time.Now().After(deadline) {

@@ -107,7 +107,7 @@ func TestAdminSocketAnswersRootAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	ask := func(uid uint32) string {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		cmd := exec.CommandContext(ctx, bin, "-test.run=^TestAdminSocketAnswersRootAlone$")
 		cmd.Env = []string{"ADMIN_SOCKET=" + e.socks[role.SocketAdmin]}
@@ -129,7 +129,7 @@ func TestAdminSocketAnswersRootAlone(t *testing.T) {
 
 func TestPublicTLS(t *testing.T) {
 	e := newEnvWithoutWorker(t)
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	conn, err := e.dialAPI(ctx, "api."+domain+":443", &tls.Config{RootCAs: e.roots, NextProtos: []string{"h2", "http/1.1"}})
 	if err != nil {
@@ -148,7 +148,7 @@ func TestPublicTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer raw.Close()
-	raw.SetDeadline(time.Now().Add(10 * time.Second))
+	raw.SetDeadline(time.Now().Add(40 * time.Second))
 	if err := tls.Client(raw, &tls.Config{RootCAs: e.roots, ServerName: "api." + domain}).Handshake(); err == nil {
 		t.Error("a connection without a PROXY header was accepted")
 	}

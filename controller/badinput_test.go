@@ -22,7 +22,7 @@ func (e *env) raw(t *testing.T, request string) (int, string) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(time.Minute))
 	go io.WriteString(c, request) // the answer may come before the end
 	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 	if err != nil {

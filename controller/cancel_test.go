@@ -214,6 +214,7 @@ func TestCallsThatAreCutOff(t *testing.T) {
 	if v, err := strconv.ParseUint(os.Getenv("BULKHEAD_SEED"), 10, 64); err == nil {
 		seed = v
 	}
+	t.Logf("seed %d (BULKHEAD_SEED)", seed)
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	rows, count := cuts(), 0
 	e.get("/v1/platform/issuer", nil) // waits until its first key is there
@@ -233,7 +234,7 @@ func TestCallsThatAreCutOff(t *testing.T) {
 	for pattern := range rows {
 		t.Errorf("%s has a row and is no endpoint", pattern)
 	}
-	t.Logf("%d calls cut off, seed %d (BULKHEAD_SEED)", count, seed)
+	t.Logf("%d calls cut off", count)
 	quiet(t, e)
 }
 
@@ -278,8 +279,9 @@ func (e *env) cutOff(pattern string, row cut, rnd *rand.Rand) (count int) {
 	done := before
 	if row.changes {
 		// The state after is what the call leaves that is not cut off.
+		began := time.Now()
 		e.do(method, path, row.body)
-		done = e.settled()
+		done = e.settled(max(150*time.Millisecond, 4*time.Since(began)))
 	}
 	clear()
 	instants := []string{"in the head", "after the head", "in the body", "at once", "soon", "later"}
@@ -299,7 +301,7 @@ func (e *env) cutOff(pattern string, row cut, rnd *rand.Rand) (count int) {
 		// What the server has read of it, it may still be about to do.
 		e.eventually(fmt.Sprintf("%s cut off %s is no longer served", pattern, at), func() bool { return serving() <= calls })
 		var last string
-		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 			if last = e.state(); last == before || last == done {
 				break
 			}
@@ -330,10 +332,11 @@ func (e *env) state() string {
 	return strings.Join(all, "\n")
 }
 
-// settled waits until the state is the same for a while.
-func (e *env) settled() string {
+// settled waits until the state is the same for a while, which is to be longer on a
+// machine that has much else to do.
+func (e *env) settled(while time.Duration) string {
 	last, since := e.state(), time.Now()
-	for deadline := time.Now().Add(10 * time.Second); time.Since(since) < 150*time.Millisecond && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(40 * time.Second); time.Since(since) < while && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		if now := e.state(); now != last {
 			last, since = now, time.Now()
 		}

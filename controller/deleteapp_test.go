@@ -34,7 +34,7 @@ func (e *env) registryGet(path string) int {
 // awaitNoApp waits until an app's deletion has come to its end.
 func (e *env) awaitNoApp(name string) {
 	e.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); e.do("GET", "/v1/apps/"+name, nil).code != 404; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(40 * time.Second); e.do("GET", "/v1/apps/"+name, nil).code != 404; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			e.t.Fatalf("app %s is still there", name)
 		}

@@ -181,8 +181,8 @@ func (e *env) startController() {
 	case <-ready:
 	case err := <-done:
 		e.t.Fatalf("serve: %v", err)
-	case <-time.After(20 * time.Second):
-		e.t.Fatal("the controller is not ready after 20 s")
+	case <-time.After(time.Minute):
+		e.t.Fatal("the controller is not ready after a minute")
 	}
 	if e.ca, err = pki.OpenCA(filepath.Join(e.cfg.Role.DataDir, "ca"), cluster, domain); err != nil {
 		e.t.Fatal(err)
@@ -194,7 +194,7 @@ func (e *env) startController() {
 		cancel()
 		select {
 		case <-done:
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			e.t.Error("the controller does not stop")
 		}
 		if err := c.Close(); err != nil {
@@ -249,7 +249,7 @@ func (e *env) connectWorker() {
 // waitNode waits until the controller has noticed that the worker came or went.
 func (e *env) waitNode(connected bool) {
 	e.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(40 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		var h struct {
 			Nodes []struct{ Connected bool }
 		}
@@ -258,13 +258,13 @@ func (e *env) waitNode(connected bool) {
 			return
 		}
 	}
-	e.t.Fatalf("after 10 s the worker's connection is not %v", connected)
+	e.t.Fatalf("after 40 s the worker's connection is not %v", connected)
 }
 
 // admin calls the admin socket.
 func (e *env) admin(method, path string) (int, []byte) {
 	e.t.Helper()
-	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	client := &http.Client{Timeout: 40 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", e.socks[role.SocketAdmin])
 	}}}

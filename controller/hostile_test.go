@@ -54,7 +54,7 @@ func TestAHostileWorker(t *testing.T) {
 	}
 	say(&internalpb.Observation{State: "started", PrivateIp: own, Events: junk, Error: strings.Repeat("x", 4<<20)})
 	var got *controller.Machine
-	for deadline := time.Now().Add(5 * time.Second); got == nil || len(got.Events) == 0; {
+	for deadline := time.Now().Add(40 * time.Second); got == nil || len(got.Events) == 0; {
 		if got = e.machine("web", m.ID); time.Now().After(deadline) {
 			t.Fatal("the report was not taken")
 		}

@@ -32,7 +32,7 @@ import (
 )
 
 func bounded(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -255,7 +255,7 @@ func watchRoutes(t *testing.T, e *env) <-chan *internalpb.RouteUpdate {
 // until reads updates until one is as wanted.
 func until(t *testing.T, us <-chan *internalpb.RouteUpdate, want func(*internalpb.RouteUpdate) bool) *internalpb.RouteUpdate {
 	t.Helper()
-	limit := time.After(15 * time.Second)
+	limit := time.After(40 * time.Second)
 	var last *internalpb.RouteUpdate
 	for {
 		select {
@@ -267,7 +267,7 @@ func until(t *testing.T, us <-chan *internalpb.RouteUpdate, want func(*internalp
 				return u
 			}
 		case <-limit:
-			t.Fatalf("no such update within 15 s; the last was %v", last)
+			t.Fatalf("no such update within 40 s; the last was %v", last)
 		}
 	}
 }
@@ -451,7 +451,7 @@ func TestDeletedAppsComeToAnEnd(t *testing.T) {
 	e.stop()
 	e.startController()
 	e.connectWorker()
-	for deadline := time.Now().Add(10 * time.Second); e.do("GET", "/v1/apps/web", nil).code != 404; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(40 * time.Second); e.do("GET", "/v1/apps/web", nil).code != 404; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the app is still there")
 		}

@@ -88,7 +88,7 @@ var noLog = slog.New(slog.DiscardHandler)
 
 // joinAs makes a node of a token, as "bulkheadd join" does; its key is made there and stays.
 func (e *env) joinAs(door, file string, tok pki.JoinToken, n key.Node) (*farNode, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
 	defer cancel()
 	dir := filepath.Dir(file)
 	id, err := supervisor.Join{Token: tok.String(), Node: string(n), Dir: dir, Address: door}.Run(ctx)
@@ -118,7 +118,7 @@ func (e *env) comeBack(file string) (*farNode, error) {
 		}
 		return r.conn, nil
 	})
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
 	defer cancel()
 	mu.Lock()
 	defer mu.Unlock()

@@ -76,9 +76,9 @@ func (e *env) nodes() map[key.Node]controller.Node {
 func (e *env) waitNodeState(n key.Node, state string) {
 	e.t.Helper()
 	var last string
-	for deadline := time.Now().Add(20 * time.Second); last != state; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(40 * time.Second); last != state; time.Sleep(10 * time.Millisecond) {
 		if last = e.nodes()[n].State; last != state && time.Now().After(deadline) {
-			e.t.Fatalf("after 20 s node %s is not %s but %s", n, state, last)
+			e.t.Fatalf("after 40 s node %s is not %s but %s", n, state, last)
 		}
 	}
 }
@@ -86,9 +86,9 @@ func (e *env) waitNodeState(n key.Node, state string) {
 // eventually waits until ok says so.
 func (e *env) eventually(what string, ok func() bool) {
 	e.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(40 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			e.t.Fatalf("not so after 20 s: %s", what)
+			e.t.Fatalf("not so after 40 s: %s", what)
 		}
 	}
 }

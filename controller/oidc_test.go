@@ -57,7 +57,7 @@ func (i *inside) Read(b []byte) (int, error) {
 // inside connects as a Machine, with a worker of a node.
 func (e *env) inside(n key.Node, id string) *inside {
 	e.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	e.t.Cleanup(cancel)
 	s, err := internalpb.NewControllerClient(e.dial(role.Worker, n)).MachineAPI(ctx)
 	if err != nil {
@@ -111,7 +111,7 @@ const issuerOf = "https://api." + domain + ":8443/oidc/"
 // verify checks a token as somebody else's service does: over TLS, from the issuer's
 // address alone.
 func (e *env) verify(org, aud, token string) (*oidc.IDToken, error) {
-	ctx := oidc.ClientContext(context.Background(), &http.Client{Transport: e.transport(), Timeout: 20 * time.Second})
+	ctx := oidc.ClientContext(context.Background(), &http.Client{Transport: e.transport(), Timeout: time.Minute})
 	p, err := oidc.NewProvider(ctx, issuerOf+org)
 	if err != nil {
 		return nil, err
@@ -305,7 +305,7 @@ func TestMachineConnectionsAreBounded(t *testing.T) {
 	for _, c := range held {
 		c.cancel()
 	}
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(time.Millisecond) {
 		c := e.inside(node, m.ID)
 		_, _, err := c.ask("GET", path, "")
 		c.cancel()
@@ -453,7 +453,7 @@ func TestIssuerRotation(t *testing.T) {
 // organizations there are.
 func TestIssuerDocuments(t *testing.T) {
 	e := newEnvWithoutWorker(t)
-	client := &http.Client{Transport: e.transport(), Timeout: 20 * time.Second}
+	client := &http.Client{Transport: e.transport(), Timeout: time.Minute}
 	fetch := func(path string) (*http.Response, string) {
 		t.Helper()
 		resp, err := client.Get("https://api." + domain + path)

@@ -133,7 +133,7 @@ func TestRevocationCutsOpenStreams(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer removed.Close()
-	short, cancel := context.WithTimeout(ctx, 5*time.Second)
+	short, cancel := context.WithTimeout(ctx, 40*time.Second)
 	defer cancel()
 	if _, err := internalpb.NewWorkerClient(removed).Wake(short, &internalpb.WakeRequest{}); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("a removed worker is called: %v", err)

@@ -140,7 +140,7 @@ func TestStarting(t *testing.T) {
 	defer srv.Close()
 	go func() {
 		// The request is under way when it has been refused a few times.
-		for end := time.Now().Add(20 * time.Second); w.metric("bulkhead_edge_retries_total") < 3 && time.Now().Before(end); {
+		for end := time.Now().Add(40 * time.Second); w.metric("bulkhead_edge_retries_total") < 3 && time.Now().Before(end); {
 			time.Sleep(5 * time.Millisecond)
 		}
 		_ = srv.Serve(open())

@@ -179,7 +179,7 @@ func TestFlippedBitIsSeen(t *testing.T) {
 func TestFollowSeesEveryLineOnce(t *testing.T) {
 	s := open(t, t.TempDir(), Options{Rate: 1 << 40, Burst: 1 << 40})
 	s.Append(id, line("n 0"))
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	const n = 2000
 	var wg sync.WaitGroup

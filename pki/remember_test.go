@@ -22,9 +22,10 @@ func TestIdentityOutlivesARestart(t *testing.T) {
 	signer := pkitest.Signer(ca, pki.ID{Cluster: "c-1", Role: "edge", Node: "n1"})
 	away := func(context.Context, []byte) ([][]byte, []byte, error) { return nil, nil, errors.New("away") }
 	open := func(s pki.Signer) (*pki.Identity, error) {
-		ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+		// It goes on asking: until it was refused once.
+		ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
 		defer cancel()
-		return pki.OpenIdentity(ctx, file, s, log)
+		return pki.OpenIdentity(ctx, file, untilRefused(s, cancel), log)
 	}
 	if _, err := open(away); err == nil {
 		t.Fatal("an identity without a certificate")
@@ -45,7 +46,7 @@ func TestIdentityOutlivesARestart(t *testing.T) {
 	second.Close()
 	// Renewed at once when somebody signs.
 	third := must(open(signer))
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(40 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		if b := must(os.ReadFile(file)); string(b) != string(whole) {
 			break
 		}
@@ -65,6 +66,17 @@ func TestIdentityOutlivesARestart(t *testing.T) {
 	}
 }
 
+// untilRefused is s that calls stop when it has no certificate to give.
+func untilRefused(s pki.Signer, stop func()) pki.Signer {
+	return func(ctx context.Context, csr []byte) ([][]byte, []byte, error) {
+		chain, roots, err := s(ctx, csr)
+		if err != nil {
+			stop()
+		}
+		return chain, roots, err
+	}
+}
+
 // TestIdentityIsKeptLater: a certificate that cannot be written serves, and is on disk
 // as soon as it can be: a disk that is full gets room.
 func TestIdentityIsKeptLater(t *testing.T) {
@@ -78,7 +90,7 @@ func TestIdentityIsKeptLater(t *testing.T) {
 	if err := os.Mkdir(filepath.Dir(file), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(40 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		if _, err := os.Stat(file); err == nil {
 			return
 		}

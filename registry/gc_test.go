@@ -127,7 +127,7 @@ func TestGCUntagged(t *testing.T) {
 func TestPushDuringGC(t *testing.T) {
 	dir := t.TempDir()
 	c, s := open(t, registry.Config{Dir: dir})
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	done := make(chan struct{})
 	collections := make(chan int, 1)

@@ -95,7 +95,7 @@ func (c *client) cut(method, at string, announced int, sent string) {
 	fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s", method, path, c.token, announced, sent)
 	check(c.t, conn.(*net.TCPConn).CloseWrite())
 	// The answer, if any, says that the request has been dealt with.
-	check(c.t, conn.SetReadDeadline(time.Now().Add(10*time.Second)))
+	check(c.t, conn.SetReadDeadline(time.Now().Add(40*time.Second)))
 	io.Copy(io.Discard, conn)
 }
 

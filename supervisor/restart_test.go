@@ -263,7 +263,7 @@ func TestClosedLibDir(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- s.Up(ctx) }()
 	n.lib = copies
-	for end := time.Now().Add(20 * time.Second); !strings.Contains(n.stdout.String(), "bulkhead login"); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(40 * time.Second); !strings.Contains(n.stdout.String(), "bulkhead login"); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("not ready\n%s", n.stderr.String())
 		}
@@ -361,7 +361,7 @@ func TestNotify(t *testing.T) {
 	r := n.up()
 	next := func() string {
 		b := make([]byte, 100)
-		l.SetReadDeadline(time.Now().Add(10 * time.Second))
+		l.SetReadDeadline(time.Now().Add(40 * time.Second))
 		k, err := l.Read(b)
 		if err != nil {
 			t.Fatal(err)

@@ -150,7 +150,7 @@ func (n *node) begin(tm timing) *running {
 		select {
 		case err := <-r.ended:
 			r.ended <- err
-		case <-time.After(30 * time.Second):
+		case <-time.After(time.Minute):
 			n.t.Error("Up did not return")
 		}
 	})
@@ -159,7 +159,7 @@ func (n *node) begin(tm timing) *running {
 
 // await returns nil when the ready file is there and the token marked as given.
 func (r *running) await() error {
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(40 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		select {
 		case err := <-r.ended:
 			r.ended <- err
@@ -184,7 +184,7 @@ func (r *running) stop() error {
 	case err := <-r.ended:
 		r.ended <- err
 		return err
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		return fmt.Errorf("did not stop")
 	}
 }
@@ -214,7 +214,7 @@ func (n *node) pid(role string) (pid int) {
 
 func (n *node) eventually(what string, ok func() bool) {
 	n.t.Helper()
-	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(40 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if ok() {
 			return
 		}

@@ -87,7 +87,7 @@ func (r *apiRig) machine() string {
 // connect connects as the Machine, once the worker listens.
 func (r *apiRig) connect(id string) net.Conn {
 	r.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(time.Millisecond) {
 		r.mu.Lock()
 		p := r.procs[key.MachineID(id)]
 		r.mu.Unlock()
@@ -139,7 +139,7 @@ func TestMachineAPIIsCarried(t *testing.T) {
 		t.Errorf("without a controller: %q", got)
 	}
 	r.startController()
-	for deadline := time.Now().Add(20 * time.Second); ; {
+	for deadline := time.Now().Add(40 * time.Second); ; {
 		if got := r.ask(a, "again"); got == "again" {
 			break
 		} else if time.Now().After(deadline) {

@@ -172,7 +172,7 @@ func (b *brain) forget(id string) {
 // hears waits for an observation.
 func (b *brain) hears(t *testing.T, id, what string, ok func(o *internalpb.Observation) bool) *internalpb.Observation {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(time.Millisecond) {
 		b.mu.Lock()
 		o := b.heard[id]
 		b.mu.Unlock()
@@ -362,7 +362,7 @@ func TestService(t *testing.T) {
 			}
 		}
 	})
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	w := c.as(role.Controller)
 	a := c.node.assign(c.node.asg(key.NewMachineID(), `{"image":"a","init":{"cmd":["talk"]}}`))
@@ -464,7 +464,7 @@ func TestARemovedNodeDestroysItsMachines(t *testing.T) {
 	}
 	c.admit = []rpc.Admit{refuse(fault.New(fault.Denied, "another reason"))}
 	c.startController()
-	for deadline := time.Now().Add(20 * time.Second); asked.Load() < 3; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(40 * time.Second); asked.Load() < 3; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the worker does not ask")
 		}
@@ -477,7 +477,7 @@ func TestARemovedNodeDestroysItsMachines(t *testing.T) {
 	c.stopController()
 	c.admit = []rpc.Admit{refuse(fault.New(fault.Denied, "node n1 was removed").WithStatus(rpc.NodeRemoved))}
 	c.startController()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		c.node.w.mu.Lock()
 		left := len(c.node.w.actors)
 		c.node.w.mu.Unlock()

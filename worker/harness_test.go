@@ -259,7 +259,7 @@ func (n *node) assign(a *internalpb.Assignment) *internalpb.Assignment {
 // until waits until the Machine's newest truth satisfies ok.
 func (n *node) until(id string, what string, ok func(r *record) bool) *record {
 	n.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		s, err := n.w.get(key.MachineID(id))
 		if err == nil && ok(s.rec) {

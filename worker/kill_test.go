@@ -252,7 +252,7 @@ func (d *driver) life(at int) (exitsSeen int, err error) {
 
 // forget ends the Machine's story and checks that nothing of it is left.
 func (d *driver) forget() error {
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(200 * time.Microsecond) {
+	for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(200 * time.Microsecond) {
 		if d.m.isDead() {
 			if err := d.reviveQuietly(); err != nil {
 				return err

@@ -74,7 +74,7 @@ func TestLifeOfAMachine(t *testing.T) {
 // vanishes waits until the worker does not know the Machine.
 func (n *node) vanishes(id key.MachineID) {
 	n.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(time.Millisecond) {
 		if _, err := n.w.get(id); fault.Is(err, fault.NotFound) {
 			return
 		}
@@ -120,7 +120,7 @@ func TestStopKillsAfterTimeout(t *testing.T) {
 // line waits until the Machine has printed a line.
 func (n *node) line(a *internalpb.Assignment, text string) {
 	n.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(time.Millisecond) {
 		lines, err := n.w.logs.Read(key.MachineID(a.MachineId), 0)
 		if err != nil {
 			n.t.Fatal(err)

@@ -17,7 +17,7 @@ import (
 
 func TestReserve(t *testing.T) {
 	c := newCluster(t)
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	w := c.as(role.Controller)
 	id := string(key.NewMachineID())

@@ -20,7 +20,7 @@ func TestScrubFindsDamage(t *testing.T) {
 	n.images.broken = map[key.Digest]bool{digestB: true}
 	n.opt.ScrubAfter = time.Millisecond
 	n.boot()
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(40 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		_, a := n.images.Lookup(digestA)
 		_, b := n.images.Lookup(digestB)
 		if !a {

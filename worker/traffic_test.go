@@ -29,14 +29,14 @@ func says(d machine.Desired) func(*internalpb.Assignment) {
 }
 
 func (n *node) wake(id string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	_, err := (&service{w: n.w}).Wake(ctx, &internalpb.WakeRequest{MachineId: id})
 	return err
 }
 
 func (n *node) idle(id string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	_, err := (&service{w: n.w}).Idle(ctx, &internalpb.IdleRequest{MachineId: id})
 	return err

@@ -48,7 +48,7 @@ func TestAnUpdateServesWhileItFetches(t *testing.T) {
 	}))
 	select {
 	case <-asked:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the new version's image is not fetched")
 	}
 	n.until(a.MachineId, "the old version is started", func(r *record) bool {

@@ -104,7 +104,7 @@ func everything(t *testing.T, id *pki.Identity) (socket string, got *reached) {
 
 // call makes one call and returns its error; nil or "not implemented" is the method's own.
 func call(conn *grpc.ClientConn, m method) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if !m.stream {
 		return conn.Invoke(ctx, m.full, &internalpb.MetricsRequest{}, &internalpb.MetricsResponse{})

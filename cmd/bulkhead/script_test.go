@@ -198,7 +198,7 @@ var commands = map[string]func(*testscript.TestScript, bool, []string){
 
 // until waits for a condition, for a bounded time.
 func until(ts *testscript.TestScript, what string, ok func() bool) {
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(40 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			ts.Fatalf("not so in time: %s", what)
 		}

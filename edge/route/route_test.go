@@ -125,7 +125,7 @@ func TestUpdateKeepsCounters(t *testing.T) {
 	// Whoever queues is woken by an update that brings room.
 	svc := table.Lookup("web").HTTPS
 	woken := make(chan bool)
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
 	defer cancel()
 	go func() { woken <- svc.Wait(ctx, func() bool { return svc.AtLimit(nil) }) }()
 	time.Sleep(10 * time.Millisecond)

@@ -18,7 +18,7 @@ import (
 )
 
 func open(dir string) (*etcd.Store, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	return etcd.Open(ctx, etcd.Config{Dir: dir, Log: slog.New(slog.DiscardHandler)})
 }

@@ -80,7 +80,7 @@ func (c *cutStore) opened(t *testing.T, damage func(log, db []byte) (newLog, new
 		}
 	}
 	var said words
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	s, err := etcd.Open(ctx, etcd.Config{Dir: dir, Log: slog.New(slog.NewTextHandler(&said, nil))})
 	if s != nil {

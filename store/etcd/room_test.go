@@ -70,7 +70,7 @@ func TestAFullStoreCanBeEmptied(t *testing.T) {
 	if err := s.Compact(ctx); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		_, err := s.Txn(ctx, nil, []store.Op{store.Put("/again", make([]byte, 512<<10))})
 		if err == nil {
 			return

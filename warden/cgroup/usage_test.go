@@ -50,7 +50,7 @@ func TestRealUsage(t *testing.T) {
 	spin := startIn(t, tree, `x=$(head -c 8000000 /dev/zero | tr "\0" x); while :; do :; done`) // the kernel counts memory in batches
 	defer func() { spin.Process.Kill(); spin.Wait() }()
 	var u Usage
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(40 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		u = tree.Usage(machine)
 		if u.Memory > 0 && u.CPU > 0 && u.Periods > 0 && u.ThrottledPeriods > 0 && u.Throttled > 0 && u.Tasks == 1 {
 			break
