@@ -49,6 +49,9 @@ const layers = `
 	# Roles never import each other: they meet in api, in the warden's client, and in
 	# the router namespace that the warden makes and the supervisor starts the edge in.
 	controller/schedule, controller/flapstest
+	controller/record
+	controller/directory
+	controller/access
 	controller
 	worker
 	warden

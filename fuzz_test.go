@@ -81,8 +81,8 @@ const parsers = `
 	controller.parseOwn: FuzzReference
 	controller.parseLife: - time.ParseDuration, compared with two others
 	token.ParseKind: - a word, compared with those there are
-	controller.parseTombKey: - a key of the store, which the controller wrote
-	controller.decode: - a value of the store, which the controller wrote
+	controller/record.ParseTombKey: - a key of the store, which the controller wrote
+	controller/record.Decode: - a value of the store, which the controller wrote
 
 	# What a client reads of a server that it does not know yet, and of its user.
 	client.ParseURL: FuzzLogin
@@ -92,7 +92,7 @@ const parsers = `
 `
 
 // readers are the packages that the list must be complete for.
-var readers = []string{"edge", "edge/sni", "edge/upstream", "controller", "registry", "pki", "key", "client", "limit", "machine", "api/rpc", "grant",
+var readers = []string{"edge", "edge/sni", "edge/upstream", "controller", "controller/record", "controller/directory", "controller/access", "registry", "pki", "key", "client", "limit", "machine", "api/rpc", "grant",
 	"token", "sso", "passkey", "workload"}
 
 // parserName is how functions that turn bytes into meaning are called here.

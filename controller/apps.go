@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"bulkhead/controller/access"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/machine"
@@ -42,8 +44,8 @@ type AppOrganization struct {
 var networkRE = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9-]{0,62}$`)
 
 // appBody makes the answer for an app.
-func (c *Controller) appBody(ctx context.Context, a *app) (*App, error) {
-	records, _, err := list[record](ctx, c.store, machinesOf(a.Name))
+func (c *Controller) appBody(ctx context.Context, a *record.App) (*App, error) {
+	records, _, err := record.List[record.Machine](ctx, c.store, record.MachinesOf(a.Name))
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +53,7 @@ func (c *Controller) appBody(ctx context.Context, a *app) (*App, error) {
 		ID: a.ID, InternalNumericID: a.Number, Name: string(a.Name), Network: a.Network, Status: "pending",
 		Organization: AppOrganization{Name: a.Org, Slug: a.Org},
 	}
-	if o := c.directory.org(a.Org); o != nil {
+	if o := c.directory.Org(a.Org); o != nil {
 		out.Organization.Name, out.Organization.InternalNumericID = o.Name, o.Number
 	}
 	for _, r := range records {
@@ -70,7 +72,7 @@ func (c *Controller) appBody(ctx context.Context, a *app) (*App, error) {
 
 // waitsFor says which Machine keeps a deletion from its end, and why: first one whose
 // node is away, for that does not pass by itself.
-func (c *Controller) waitsFor(records []*record) string {
+func (c *Controller) waitsFor(records []*record.Machine) string {
 	var reason string
 	left := 0
 	for _, r := range records {
@@ -103,10 +105,10 @@ func (c *Controller) listApps(r *call) (int, any, error) {
 	} else if err := c.mayLookInto(r.who, slugs[0]); err != nil {
 		return 0, nil, err
 	}
-	var apps []*app
+	var apps []*record.App
 	for _, slug := range slugs {
-		for _, a := range c.directory.appsIn(slug) {
-			if c.authorize(r.who, access{Act: actRead, What: whatApp, Org: a.Org, App: a.Name}) == nil {
+		for _, a := range c.directory.AppsIn(slug) {
+			if c.authorize(r.who, access.Request{Act: access.Read, What: access.App, Org: a.Org, App: a.Name}) == nil {
 				apps = append(apps, a)
 			}
 		}
@@ -160,14 +162,14 @@ func (c *Controller) createApp(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	if err := c.authorize(r.who, access{Act: actCreate, What: whatApp, Org: slug}); err != nil {
+	if err := c.authorize(r.who, access.Request{Act: access.Create, What: access.App, Org: slug}); err != nil {
 		return 0, nil, err
 	}
 	if in.Network == "" {
-		in.Network = defaultNetwork
+		in.Network = record.DefaultNetwork
 	}
 	if !networkRE.MatchString(in.Network) {
-		return 0, nil, fault.New(fault.Invalid, "network %q must be 1 to 63 letters, digits and dashes, and start with a letter", clip(in.Network))
+		return 0, nil, fault.New(fault.Invalid, "network %q must be 1 to 63 letters, digits and dashes, and start with a letter", fault.Clip(in.Network))
 	}
 	if len(in.Role) > 63 {
 		return 0, nil, fault.New(fault.Invalid, "app_role_id is longer than 63 characters")
@@ -175,10 +177,10 @@ func (c *Controller) createApp(r *call) (int, any, error) {
 	if err := c.roomForMore(); err != nil {
 		return 0, nil, err
 	}
-	var made *app
+	var made *record.App
 	err = retry(r.Context(), func() (err error) {
 		r.note(slug, name, "")
-		made, err = c.addApp(r.Context(), app{Name: name, Org: slug, Network: in.Network, Role: in.Role, CreatedAt: now()})
+		made, err = c.addApp(r.Context(), record.App{Name: name, Org: slug, Network: in.Network, Role: in.Role, CreatedAt: now()})
 		return err
 	})
 	if err != nil {
@@ -189,56 +191,56 @@ func (c *Controller) createApp(r *call) (int, any, error) {
 }
 
 // addApp writes a new app, and in the same transaction its network if that is new.
-func (c *Controller) addApp(ctx context.Context, a app) (*app, error) {
-	o, orgRev, err := get[org](ctx, c.store, orgKey(a.Org))
+func (c *Controller) addApp(ctx context.Context, a record.App) (*record.App, error) {
+	o, orgRev, err := record.Get[record.Org](ctx, c.store, record.OrgKey(a.Org))
 	if err != nil {
 		return nil, err
 	}
 	if o == nil || o.Deleting {
 		return nil, noOrg(a.Org)
 	}
-	_, rev, err := get[app](ctx, c.store, appKey(a.Name))
+	_, rev, err := record.Get[record.App](ctx, c.store, record.AppKey(a.Name))
 	if err != nil {
 		return nil, err
 	}
 	if rev != 0 {
 		return nil, fault.New(fault.Unprocessable, "Name has already been taken").WithStatus("name_taken")
 	}
-	ids, idsRev, err := get[counter](ctx, c.store, counterKey("app"))
+	ids, idsRev, err := record.Get[record.Counter](ctx, c.store, record.CounterKey("app"))
 	if err != nil {
 		return nil, err
 	}
 	if ids == nil {
-		ids = &counter{}
+		ids = &record.Counter{}
 	}
 	ids.Last++
-	conds := []store.Cond{at(appKey(a.Name), 0), at(orgKey(a.Org), orgRev), at(counterKey("app"), idsRev)}
-	ops := []store.Op{put(counterKey("app"), ids)}
+	conds := []store.Cond{record.At(record.AppKey(a.Name), 0), record.At(record.OrgKey(a.Org), orgRev), record.At(record.CounterKey("app"), idsRev)}
+	ops := []store.Op{record.Put(record.CounterKey("app"), ids)}
 
-	nk := networkKey(a.Org, a.Network)
-	n, nrev, err := get[network](ctx, c.store, nk)
+	nk := record.NetworkKey(a.Org, a.Network)
+	n, nrev, err := record.Get[record.Network](ctx, c.store, nk)
 	if err != nil {
 		return nil, err
 	}
 	if n == nil {
-		nets, netsRev, err := get[counter](ctx, c.store, counterKey("network"))
+		nets, netsRev, err := record.Get[record.Counter](ctx, c.store, record.CounterKey("network"))
 		if err != nil {
 			return nil, err
 		}
 		if nets == nil {
-			nets = &counter{}
+			nets = &record.Counter{}
 		}
 		if nets.Last >= math.MaxUint32 {
 			return nil, fault.New(fault.Unprocessable, "all network numbers have been used")
 		}
 		nets.Last++ // 0 is the platform's own
-		n = &network{Org: a.Org, Name: a.Network, Number: privnet.Network(nets.Last)}
-		conds = append(conds, at(counterKey("network"), netsRev))
-		ops = append(ops, put(counterKey("network"), nets), put(nk, n))
+		n = &record.Network{Org: a.Org, Name: a.Network, Number: privnet.Network(nets.Last)}
+		conds = append(conds, record.At(record.CounterKey("network"), netsRev))
+		ops = append(ops, record.Put(record.CounterKey("network"), nets), record.Put(nk, n))
 	}
-	conds = append(conds, at(nk, nrev))
+	conds = append(conds, record.At(nk, nrev))
 	a.NetworkNumber, a.Number, a.ID = n.Number, ids.Last, newAppID()
-	ops = append(ops, put(appKey(a.Name), a))
+	ops = append(ops, record.Put(record.AppKey(a.Name), a))
 	return &a, c.commit(ctx, &txn{conds: conds, ops: ops})
 }
 
@@ -270,7 +272,7 @@ func (c *Controller) deleteApp(r *call) (int, any, error) {
 			return nil
 		}
 		a.Deleting = true
-		_, err = c.store.Txn(ctx, []store.Cond{at(appKey(a.Name), rev)}, []store.Op{put(appKey(a.Name), a)})
+		_, err = c.store.Txn(ctx, []store.Cond{record.At(record.AppKey(a.Name), rev)}, []store.Op{record.Put(record.AppKey(a.Name), a)})
 		return err
 	})
 	if err != nil {
@@ -291,7 +293,7 @@ func (c *Controller) deleteApp(r *call) (int, any, error) {
 // destroyAll wants every Machine of a deleting app destroyed. No new one can come:
 // creating one is conditional on the app's record.
 func (c *Controller) destroyAll(ctx context.Context, name key.AppName) error {
-	records, _, err := list[record](ctx, c.store, machinesOf(name))
+	records, _, err := record.List[record.Machine](ctx, c.store, record.MachinesOf(name))
 	if err != nil {
 		return err
 	}
@@ -306,13 +308,13 @@ func (c *Controller) destroyAll(ctx context.Context, name key.AppName) error {
 // destroy wants a Machine destroyed, whoever holds a lease on it.
 func (c *Controller) destroy(ctx context.Context, a key.AppName, id key.MachineID, force bool) error {
 	return retry(ctx, func() error {
-		r, rev, err := get[record](ctx, c.store, machineKey(a, id))
+		r, rev, err := record.Get[record.Machine](ctx, c.store, record.MachineKey(a, id))
 		if err != nil || r == nil || r.Gone != nil || r.Desired == machine.WantDestroyed {
 			return err
 		}
-		r.wantDestroyed(force)
-		_, err = c.store.Txn(ctx, []store.Cond{at(machineKey(a, id), rev)}, []store.Op{
-			put(machineKey(a, id), r), put(nodeKey(r.Node, id), r.assigned()),
+		r.WantDestroyed(force, now())
+		_, err = c.store.Txn(ctx, []store.Cond{record.At(record.MachineKey(a, id), rev)}, []store.Op{
+			record.Put(record.MachineKey(a, id), r), record.Put(record.NodeKey(r.Node, id), r.Assigned()),
 		})
 		return err
 	})
@@ -320,15 +322,15 @@ func (c *Controller) destroy(ctx context.Context, a key.AppName, id key.MachineI
 
 // awaitDeleted waits a few seconds for an app's record to go.
 func (c *Controller) awaitDeleted(ctx context.Context, name key.AppName) {
-	_, rev, err := get[app](ctx, c.store, appKey(name))
+	_, rev, err := record.Get[record.App](ctx, c.store, record.AppKey(name))
 	if err != nil || rev == 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.AckLimit)
 	defer cancel()
-	c.store.Watch(ctx, appKey(name), rev, func(es []store.Event) error {
+	c.store.Watch(ctx, record.AppKey(name), rev, func(es []store.Event) error {
 		for _, e := range es {
-			if e.Key == appKey(name) && e.Deleted {
+			if e.Key == record.AppKey(name) && e.Deleted {
 				return errAnswered
 			}
 		}
@@ -345,17 +347,17 @@ func (c *Controller) awaitDeleted(ctx context.Context, name key.AppName) {
 // new app of that name has by then: one works at a time, and every change of the
 // store holds only while the app's record is as it was read.
 func (c *Controller) finishApp(ctx context.Context, name key.AppName) error {
-	if a, _, err := get[app](ctx, c.store, appKey(name)); err != nil || a == nil || !a.Deleting {
+	if a, _, err := record.Get[record.App](ctx, c.store, record.AppKey(name)); err != nil || a == nil || !a.Deleting {
 		return err
 	}
 	c.finishing.Lock()
 	defer c.finishing.Unlock()
-	a, rev, err := get[app](ctx, c.store, appKey(name))
+	a, rev, err := record.Get[record.App](ctx, c.store, record.AppKey(name))
 	if err != nil || a == nil || !a.Deleting {
 		return err
 	}
-	still := at(appKey(name), rev)
-	records, _, err := list[record](ctx, c.store, machinesOf(name))
+	still := record.At(record.AppKey(name), rev)
+	records, _, err := record.List[record.Machine](ctx, c.store, record.MachinesOf(name))
 	if err != nil {
 		return err
 	}
@@ -369,7 +371,7 @@ func (c *Controller) finishApp(ctx context.Context, name key.AppName) error {
 			return ignoreChanged(err)
 		}
 	}
-	for _, prefix := range []string{machinesOf(name), versionsOfApp(name), leasesOf(name), namesOf(name)} {
+	for _, prefix := range []string{record.MachinesOf(name), record.VersionsOfApp(name), record.LeasesOf(name), record.NamesOf(name)} {
 		if err := c.deletePrefix(ctx, prefix, still); err != nil {
 			return ignoreChanged(err)
 		}
@@ -378,7 +380,7 @@ func (c *Controller) finishApp(ctx context.Context, name key.AppName) error {
 	if err := c.registry.Remove(ctx, string(name)); err != nil {
 		return fmt.Errorf("remove the images of app %s: %w", name, err)
 	}
-	_, err = c.store.Txn(ctx, []store.Cond{still}, []store.Op{store.Delete(appKey(name)), store.Delete(secretsKey(name))})
+	_, err = c.store.Txn(ctx, []store.Cond{still}, []store.Op{store.Delete(record.AppKey(name)), store.Delete(record.SecretsKey(name))})
 	if err == nil {
 		c.log.Info("app deleted", "app", name)
 	}
@@ -387,13 +389,13 @@ func (c *Controller) finishApp(ctx context.Context, name key.AppName) error {
 
 // forgetMachine removes the last traces of a destroyed Machine, while the conditions
 // hold.
-func (c *Controller) forgetMachine(ctx context.Context, m *record, conds ...store.Cond) error {
-	if err := c.deletePrefix(ctx, versionsOf(m.App, m.ID), conds...); err != nil {
+func (c *Controller) forgetMachine(ctx context.Context, m *record.Machine, conds ...store.Cond) error {
+	if err := c.deletePrefix(ctx, record.VersionsOf(m.App, m.ID), conds...); err != nil {
 		return err
 	}
 	_, err := c.store.Txn(ctx, conds, []store.Op{
-		store.Delete(machineKey(m.App, m.ID)), store.Delete(idKey(m.ID)),
-		store.Delete(tombKey(*m.Gone, m.App, m.ID)), store.Delete(leaseKey(m.App, m.ID)),
+		store.Delete(record.MachineKey(m.App, m.ID)), store.Delete(record.IDKey(m.ID)),
+		store.Delete(record.TombKey(*m.Gone, m.App, m.ID)), store.Delete(record.LeaseKey(m.App, m.ID)),
 	})
 	return err
 }

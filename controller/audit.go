@@ -10,6 +10,7 @@ import (
 
 	"bulkhead/audit"
 	"bulkhead/audit/auditlog"
+	"bulkhead/controller/access"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/notice"
@@ -52,7 +53,7 @@ func (c *Controller) record(ctx context.Context, r audit.Record) error {
 
 // recorded reports whether every call of an endpoint has a record, whatever comes of it.
 // Of the others those have one that are refused.
-func (e endpoint) recorded() bool { return e.act != actRead }
+func (e endpoint) recorded() bool { return e.act != access.Read }
 
 // outside reports whether an endpoint does something that is no change of the store: its
 // record is written down first.
@@ -124,10 +125,10 @@ func (c *Controller) noteUser(r *call, id key.UserID, org string) {
 	}
 	p.change(func(rec *audit.Record) {
 		rec.User = string(id)
-		if u := c.directory.user(id); u != nil {
+		if u := c.directory.User(id); u != nil {
 			rec.Name = u.Name
 		}
-		if c.directory.org(org) != nil {
+		if c.directory.Org(org) != nil {
 			rec.Org = org
 		}
 	})
@@ -138,7 +139,7 @@ func (c *Controller) noteUser(r *call, id key.UserID, org string) {
 func (c *Controller) noteEvent(r *call, what, on string, err error) {
 	if err == nil {
 		if p := recordIn(r.Context()); p != nil {
-			p.change(func(rec *audit.Record) { rec.Detail, rec.Target = what, "session="+clip(on) })
+			p.change(func(rec *audit.Record) { rec.Detail, rec.Target = what, "session="+fault.Clip(on) })
 		}
 		return
 	}
@@ -147,7 +148,7 @@ func (c *Controller) noteEvent(r *call, what, on string, err error) {
 	if f := (*fault.Error)(nil); errors.As(err, &f) && f.Status != "" {
 		rec.Detail += ": " + f.Status
 	}
-	if c.directory.org(on) != nil {
+	if c.directory.Org(on) != nil {
 		rec.Org = on
 	}
 	c.refusals.add(rec)
@@ -189,20 +190,20 @@ func (c *Controller) recordOf(r *call) audit.Record {
 	if cl := r.who.Claim; cl != nil {
 		rec.Org = cl.Org
 	}
-	if o := c.directory.org(r.PathValue("org")); o != nil {
+	if o := c.directory.Org(r.PathValue("org")); o != nil {
 		rec.Org = o.Slug
 	}
 	app := key.AppName(r.app())
 	if app == "" && rec.Org == "" { // what a Machine asks for without a name is about itself
 		app, rec.Machine = r.who.App, string(r.who.Machine)
 	}
-	if a := c.directory.app(app); a != nil {
+	if a := c.directory.App(app); a != nil {
 		rec.Org, rec.App = a.Org, string(a.Name)
 	}
 	if m, err := key.ParseMachineID(r.machine()); err == nil {
 		rec.Machine = string(m)
 	}
-	if a := c.directory.app(r.who.App); rec.Org == "" && a != nil { // of a Machine, about itself
+	if a := c.directory.App(r.who.App); rec.Org == "" && a != nil { // of a Machine, about itself
 		rec.Org, rec.App, rec.Machine = a.Org, string(a.Name), string(r.who.Machine)
 	}
 	return rec
@@ -222,7 +223,7 @@ var targetNames = []string{"node", "user", "invitation", "secret", "key", "name"
 func targetOf(r *http.Request) string {
 	for _, name := range targetNames {
 		if v := r.PathValue(name); v != "" {
-			return name + "=" + clip(v)
+			return name + "=" + fault.Clip(v)
 		}
 	}
 	return ""

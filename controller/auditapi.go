@@ -44,7 +44,7 @@ func (c *Controller) auditOf(r *call, org string) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	if o := c.directory.org(org); o != nil && q.Since.Before(o.CreatedAt) {
+	if o := c.directory.Org(org); o != nil && q.Since.Before(o.CreatedAt) {
 		q.Since = o.CreatedAt // what is older was another organization's, of the same name
 	}
 	if wait > 0 {
@@ -89,14 +89,14 @@ func auditQuery(r *call, org string) (q auditlog.Query, wait int, err error) {
 	for name, t := range map[string]*time.Time{"since": &q.Since, "until": &q.Until} {
 		if s := v.Get(name); s != "" {
 			if *t, err = time.Parse(time.RFC3339, s); err != nil {
-				return q, 0, fault.New(fault.Invalid, "%s is %q; it is a time such as %s", name, clip(s), time.Now().UTC().Format(time.RFC3339))
+				return q, 0, fault.New(fault.Invalid, "%s is %q; it is a time such as %s", name, fault.Clip(s), time.Now().UTC().Format(time.RFC3339))
 			}
 		}
 	}
 	for _, name := range []string{"cursor", "after"} {
 		if s := v.Get(name); s != "" {
 			if q.From, err = strconv.ParseUint(s, 10, 63); err != nil {
-				return q, 0, fault.New(fault.Invalid, "%s is %q; it is what an earlier answer gave, or 0", name, clip(s))
+				return q, 0, fault.New(fault.Invalid, "%s is %q; it is what an earlier answer gave, or 0", name, fault.Clip(s))
 			}
 		}
 	}
@@ -120,7 +120,7 @@ var logFile = regexp.MustCompile(`^(checkpoint|tile/([0-5]?[0-9]|entries)/(x[0-9
 func (c *Controller) auditFile(r *call) (int, any, error) {
 	path := r.PathValue("path")
 	if !logFile.MatchString(path) {
-		return 0, nil, fault.New(fault.NotFound, "the audit log has no file %q: checkpoint, tile/<level>/<n>, tile/entries/<n>", clip(path))
+		return 0, nil, fault.New(fault.NotFound, "the audit log has no file %q: checkpoint, tile/<level>/<n>, tile/entries/<n>", fault.Clip(path))
 	}
 	b, err := os.ReadFile(filepath.Join(c.audit.Dir(), audit.LogDir, filepath.FromSlash(path)))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"bulkhead/audit"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/role"
@@ -43,9 +44,9 @@ func (c *Controller) changeImages(w http.ResponseWriter, r *call) {
 	}
 	p := &callRecord{at: now(), rec: c.recordOf(r)}
 	p.rec.Action = r.Method + " image"
-	p.rec.Target = "image=" + cutTokens(clip(strings.TrimPrefix(r.URL.Path, "/v2/")))
+	p.rec.Target = "image=" + cutTokens(fault.Clip(strings.TrimPrefix(r.URL.Path, "/v2/")))
 	held := &heldAnswer{w: w, header: http.Header{}}
-	ctx := context.WithValue(r.Context(), imageChangeKey{}, func(a *app) error {
+	ctx := context.WithValue(r.Context(), imageChangeKey{}, func(a *record.App) error {
 		p.change(func(rec *audit.Record) {
 			action, target := rec.Action, rec.Target
 			*rec = c.recordOf(r)
@@ -97,8 +98,8 @@ func (c *Controller) auditedAdmin(next http.Handler) http.Handler {
 type imageChangeKey struct{}
 
 // imageChange is called by authorizeRegistry when it has allowed a change.
-func imageChange(ctx context.Context, a *app) error {
-	f, ok := ctx.Value(imageChangeKey{}).(func(*app) error)
+func imageChange(ctx context.Context, a *record.App) error {
+	f, ok := ctx.Value(imageChangeKey{}).(func(*record.App) error)
 	if !ok {
 		return nil
 	}

@@ -7,42 +7,12 @@ import (
 	"crypto/subtle"
 	"encoding/base64"
 	"net/http"
-	"net/netip"
 	"strings"
 
+	"bulkhead/controller/access"
 	"bulkhead/fault"
-	"bulkhead/key"
 	"bulkhead/token"
 )
-
-// callerKind is what sort of caller there is.
-type callerKind string
-
-const (
-	callerPerson  callerKind = "person"  // a user's token
-	callerMachine callerKind = "machine" // a Machine, over its own socket
-	callerClaim   callerKind = "claim"   // a one-time token, good for becoming a user
-)
-
-// caller is who makes a request.
-type caller struct {
-	Kind callerKind
-	// Name goes into leases, logs and the audit log; it is no secret.
-	Name string
-	User key.UserID // of a person
-	// Token is the record of the token, or of the first of several, and verified are those
-	// that are good, whose caveats narrow what the user may: one of them must allow it.
-	Token    *tokenRecord
-	verified []*token.Verified
-	From     netip.Addr // where the request came from; FromAddress asks
-	// App and Machine are those of a Machine.
-	App     key.AppName
-	Machine key.MachineID
-	Claim   *claim // of a claim
-}
-
-// errToken is the answer to every request without a good token.
-var errToken = fault.New(fault.Unauthenticated, "Authenticate: token validation error")
 
 // claimPrefix starts one-time tokens, so that scanners for leaked secrets know them. The
 // others start with token.Prefix.
@@ -57,30 +27,30 @@ func newSecret() string {
 
 // whoCalls says who makes a request. What comes from inside a Machine is that Machine's,
 // whatever token it sends: one that it has got from elsewhere is of no use there.
-func (c *Controller) whoCalls(req *http.Request) (caller, error) {
+func (c *Controller) whoCalls(req *http.Request) (access.Caller, error) {
 	conn := callingMachine(req.Context())
 	if conn == nil {
 		return c.authenticate(req.Context(), tokenOf(req))
 	}
 	select {
-	case <-c.directory.loaded:
+	case <-c.directory.Loaded():
 	case <-req.Context().Done():
-		return caller{}, req.Context().Err()
+		return access.Caller{}, req.Context().Err()
 	}
-	return caller{Kind: callerMachine, Name: "machine " + string(conn.machine), App: conn.app, Machine: conn.machine}, nil
+	return access.Caller{Kind: access.ByMachine, Name: "machine " + string(conn.machine), App: conn.app, Machine: conn.machine}, nil
 }
 
 // authenticate says whose token it is. Secrets are compared in the same time whatever
 // they are.
-func (c *Controller) authenticate(ctx context.Context, text string) (caller, error) {
+func (c *Controller) authenticate(ctx context.Context, text string) (access.Caller, error) {
 	if text == "" {
 		c.metrics.refused(token.Missing)
-		return caller{}, errToken
+		return access.Caller{}, access.ErrToken
 	}
 	select {
-	case <-c.directory.loaded:
+	case <-c.directory.Loaded():
 	case <-ctx.Done():
-		return caller{}, ctx.Err()
+		return access.Caller{}, ctx.Err()
 	}
 	if t, ok := strings.CutPrefix(text, claimPrefix); ok {
 		return c.authenticateClaim(t)
@@ -88,37 +58,37 @@ func (c *Controller) authenticate(ctx context.Context, text string) (caller, err
 	who, err := c.bearer(text)
 	if err != nil {
 		c.metrics.refused(token.ReasonOf(err))
-		return caller{}, refusedToken(err)
+		return access.Caller{}, access.RefusedToken(err)
 	}
 	return who, nil
 }
 
 // bearer knows the user of a header's tokens.
-func (c *Controller) bearer(text string) (caller, error) {
+func (c *Controller) bearer(text string) (access.Caller, error) {
 	b, err := token.Parse(text)
 	if err != nil {
-		return caller{}, err
+		return access.Caller{}, err
 	}
-	good, err := c.directory.rootKeys().Verify(b, now())
+	good, err := c.directory.RootKeys().Verify(b, now())
 	if err != nil {
-		return caller{}, err
+		return access.Caller{}, err
 	}
-	return c.directory.standing(good)
+	return access.Standing(c.directory, good)
 }
 
 // authenticateClaim knows a one-time token: an invitation's or the installation's. It does
 // not ask the store: a stranger who sends many costs it nothing.
-func (c *Controller) authenticateClaim(t string) (caller, error) {
+func (c *Controller) authenticateClaim(t string) (access.Caller, error) {
 	id, secret, ok := strings.Cut(t, ".")
 	if !ok || !claimRE.MatchString(id) {
-		return caller{}, errToken
+		return access.Caller{}, access.ErrToken
 	}
-	cl := c.directory.claim(id)
+	cl := c.directory.Claim(id)
 	sum := sha256.Sum256([]byte(secret))
-	if cl == nil || subtle.ConstantTimeCompare(sum[:], cl.SHA256) != 1 || !c.directory.good(cl) {
-		return caller{}, errToken
+	if cl == nil || subtle.ConstantTimeCompare(sum[:], cl.SHA256) != 1 || !access.Spendable(c.directory, cl) {
+		return access.Caller{}, access.ErrToken
 	}
-	return caller{Kind: callerClaim, Name: "claim " + cl.ID, Claim: cl}, nil
+	return access.Caller{Kind: access.ByClaim, Name: "claim " + cl.ID, Claim: cl}, nil
 }
 
 // tokenOf takes the token from a request: "Bearer" or "FlyV1", as clients send it.
@@ -138,7 +108,7 @@ func (c *Controller) authorizeRegistry(ctx context.Context, text, repo string, p
 	if r != nil {
 		from = r.RemoteAddr
 	}
-	who, err := c.identify(text, from, func() (caller, error) { return c.authenticate(ctx, text) })
+	who, err := c.identify(text, from, func() (access.Caller, error) { return c.authenticate(ctx, text) })
 	if r != nil {
 		r.who = who
 	}
@@ -160,11 +130,11 @@ func (c *Controller) authorizeRegistry(ctx context.Context, text, repo string, p
 	if a.Deleting && push {
 		return fault.New(fault.Denied, "app %q is being deleted", a.Name)
 	}
-	act := actRead
+	act := access.Read
 	if push {
-		act = actWrite
+		act = access.Write
 	}
-	on := access{Act: act, What: whatImage, Org: a.Org, App: a.Name}
+	on := access.Request{Act: act, What: access.Image, Org: a.Org, App: a.Name}
 	if err := c.authorize(who, on); err != nil {
 		c.metrics.refused(token.ReasonOf(err))
 		return err
@@ -174,3 +144,11 @@ func (c *Controller) authorizeRegistry(ctx context.Context, text, repo string, p
 	}
 	return imageChange(ctx, a)
 }
+
+// authorize decides about a call of the API: see access.Authorize.
+func (c *Controller) authorize(who access.Caller, a access.Request) error {
+	return access.Authorize(c.directory, who, a)
+}
+
+// operator reports whether the caller is an operator's own.
+func (c *Controller) operator(who access.Caller) bool { return access.Operator(c.directory, who) }

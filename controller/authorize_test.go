@@ -1,8 +1,6 @@
 package controller_test
 
 import (
-	"flag"
-	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -386,33 +384,6 @@ func TestOrganizations(t *testing.T) {
 		if strings.Contains(k, "/acme") && !strings.HasPrefix(k, "/network/") {
 			t.Errorf("a deleted organization leaves %s", k)
 		}
-	}
-}
-
-var updateRights = flag.Bool("update", false, "write the table of rights into docs/people.md anew")
-
-// TestRightsAreDocumented holds the table in docs/people.md against the rights there are.
-func TestRightsAreDocumented(t *testing.T) {
-	const path, from, to = "../docs/people.md", "-update\" -->\n", "<!-- end of rights -->"
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	head, rest, ok := strings.Cut(string(b), from)
-	table, tail, ok2 := strings.Cut(rest, to)
-	if !ok || !ok2 {
-		t.Fatalf("%s has no place for the table", path)
-	}
-	want := controller.RightsTable()
-	if *updateRights {
-		if err := os.WriteFile(path, []byte(head+from+want+to+tail), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	} else if table != want {
-		t.Errorf("the table of rights in %s is not what the code says; go test ./controller -run TestRightsAreDocumented -update writes it anew", path)
-	}
-	if strings.Count(want, "\n") < 20 {
-		t.Errorf("a table of %d lines", strings.Count(want, "\n"))
 	}
 }
 

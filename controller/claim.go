@@ -7,9 +7,10 @@ import (
 	"errors"
 	"net/http"
 	"regexp"
-	"strings"
 	"time"
 
+	"bulkhead/controller/access"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/store"
@@ -41,11 +42,11 @@ func newClaimToken(id string) (token string, sum []byte) {
 func (c *Controller) mintClaim(ctx context.Context, onlyFirst bool) (string, error) {
 	token, sum := newClaimToken(installationClaim)
 	err := retry(ctx, func() error {
-		old, rev, err := get[claim](ctx, c.store, claimKey(installationClaim))
+		old, rev, err := record.Get[record.Claim](ctx, c.store, record.ClaimKey(installationClaim))
 		if err != nil {
 			return err
 		}
-		first, firstRev, err := get[counter](ctx, c.store, counterKey("user"))
+		first, firstRev, err := record.Get[record.Counter](ctx, c.store, record.CounterKey("user"))
 		if err != nil {
 			return err
 		}
@@ -53,14 +54,14 @@ func (c *Controller) mintClaim(ctx context.Context, onlyFirst bool) (string, err
 		if onlyFirst && (old != nil || used) {
 			return fault.New(fault.Conflict, "the installation's token was made already and cannot be shown again; ask for a new one without if_none")
 		}
-		cl := claim{ID: installationClaim, SHA256: sum, Org: orgPersonal, Role: roleOwner, Operator: true, By: "root", CreatedAt: now()}
+		cl := record.Claim{ID: installationClaim, SHA256: sum, Org: record.OrgPersonal, Role: record.Owner, Operator: true, By: "root", CreatedAt: now()}
 		if used {
 			cl.ExpiresAt = cl.CreatedAt.Add(recoveryLife)
 		}
 		var t txn
-		t.when(claimKey(installationClaim), rev)
-		t.when(counterKey("user"), firstRev)
-		t.do(put(claimKey(installationClaim), cl))
+		t.when(record.ClaimKey(installationClaim), rev)
+		t.when(record.CounterKey("user"), firstRev)
+		t.do(record.Put(record.ClaimKey(installationClaim), cl))
 		return c.commit(ctx, &t)
 	})
 	if err != nil {
@@ -99,9 +100,9 @@ func (c *Controller) claimAccount(r *call) (int, any, error) {
 		return 0, nil, fault.New(fault.Denied, "this invitation is for %q", cl.Name)
 	}
 	var (
-		u    *user
+		u    *record.User
 		text string
-		rec  *tokenRecord
+		rec  *record.Token
 	)
 	err = retry(r.Context(), func() (err error) {
 		u, text, rec, err = c.spend(r.Context(), cl, name)
@@ -117,7 +118,7 @@ func (c *Controller) claimAccount(r *call) (int, any, error) {
 // spend makes the user, the membership and the user's first token, and removes the claim,
 // in one transaction. For the installation's claim a user of the name may exist: root
 // vouches for who asks.
-func (c *Controller) spend(ctx context.Context, cl *claim, name string) (*user, string, *tokenRecord, error) {
+func (c *Controller) spend(ctx context.Context, cl *record.Claim, name string) (*record.User, string, *record.Token, error) {
 	var t txn
 	if err := c.take(ctx, &t, cl); err != nil {
 		return nil, "", nil, err
@@ -129,7 +130,7 @@ func (c *Controller) spend(ctx context.Context, cl *claim, name string) (*user, 
 	if err := c.joining(ctx, &t, u.ID, cl); err != nil {
 		return nil, "", nil, err
 	}
-	text, rec, err := c.newToken(ctx, &t, u, tokenRecord{Kind: token.Login, Name: "first login"}, loginLife)
+	text, rec, err := c.newToken(ctx, &t, u, record.Token{Kind: token.Login, Name: "first login"}, loginLife)
 	if err != nil {
 		return nil, "", nil, err
 	}
@@ -137,32 +138,32 @@ func (c *Controller) spend(ctx context.Context, cl *claim, name string) (*user, 
 }
 
 // take has a claim spent by a transaction.
-func (c *Controller) take(ctx context.Context, t *txn, cl *claim) error {
-	cur, rev, err := get[claim](ctx, c.store, claimKey(cl.ID))
+func (c *Controller) take(ctx context.Context, t *txn, cl *record.Claim) error {
+	cur, rev, err := record.Get[record.Claim](ctx, c.store, record.ClaimKey(cl.ID))
 	if err != nil {
 		return err
 	}
-	if cur == nil || subtle.ConstantTimeCompare(cur.SHA256, cl.SHA256) != 1 || !c.directory.good(cur) {
-		return errToken
+	if cur == nil || subtle.ConstantTimeCompare(cur.SHA256, cl.SHA256) != 1 || !access.Spendable(c.directory, cur) {
+		return access.ErrToken
 	}
-	t.when(claimKey(cl.ID), rev)
-	t.do(store.Delete(claimKey(cl.ID)))
+	t.when(record.ClaimKey(cl.ID), rev)
+	t.do(store.Delete(record.ClaimKey(cl.ID)))
 	return nil
 }
 
 // userToBe is the user of a name, new unless the claim is the installation's.
-func (c *Controller) userToBe(ctx context.Context, t *txn, name string, cl *claim) (*user, error) {
-	taken, _, err := get[userName](ctx, c.store, userNameKey(name))
+func (c *Controller) userToBe(ctx context.Context, t *txn, name string, cl *record.Claim) (*record.User, error) {
+	taken, _, err := record.Get[record.UserName](ctx, c.store, record.UserNameKey(name))
 	if err != nil {
 		return nil, err
 	}
 	if taken == nil {
-		return c.newUser(ctx, t, user{Name: name, Operator: cl.Operator})
+		return c.newUser(ctx, t, record.User{Name: name, Operator: cl.Operator})
 	}
 	if cl.ID != installationClaim {
 		return nil, fault.New(fault.Unprocessable, "there is a user %q already; log in as that user and accept the invitation with \"bulkhead orgs join\"", name).WithStatus("name_taken")
 	}
-	u, rev, err := get[user](ctx, c.store, userKey(taken.ID))
+	u, rev, err := record.Get[record.User](ctx, c.store, record.UserKey(taken.ID))
 	if err != nil {
 		return nil, err
 	}
@@ -170,61 +171,61 @@ func (c *Controller) userToBe(ctx context.Context, t *txn, name string, cl *clai
 		return nil, fault.New(fault.Internal, "the user %q has a name and no record", name)
 	}
 	u.Operator = true
-	t.when(userKey(u.ID), rev)
-	t.do(put(userKey(u.ID), u))
+	t.when(record.UserKey(u.ID), rev)
+	t.do(record.Put(record.UserKey(u.ID), u))
 	return u, nil
 }
 
 // newUser has a transaction make a user; u has the name and what else is known.
-func (c *Controller) newUser(ctx context.Context, t *txn, u user) (*user, error) {
-	n, rev, err := get[counter](ctx, c.store, counterKey("user"))
+func (c *Controller) newUser(ctx context.Context, t *txn, u record.User) (*record.User, error) {
+	n, rev, err := record.Get[record.Counter](ctx, c.store, record.CounterKey("user"))
 	if err != nil {
 		return nil, err
 	}
 	if n == nil {
-		n = &counter{}
+		n = &record.Counter{}
 	}
 	n.Last++
 	u.ID, u.Number, u.CreatedAt = key.NewUserID(), n.Last, now()
-	t.when(userNameKey(u.Name), 0)
-	t.when(counterKey("user"), rev)
-	t.do(put(counterKey("user"), n), put(userNameKey(u.Name), userName{ID: u.ID}), put(userKey(u.ID), u))
+	t.when(record.UserNameKey(u.Name), 0)
+	t.when(record.CounterKey("user"), rev)
+	t.do(record.Put(record.CounterKey("user"), n), record.Put(record.UserNameKey(u.Name), record.UserName{ID: u.ID}), record.Put(record.UserKey(u.ID), u))
 	return &u, nil
 }
 
 // joining has a transaction make a user a member as a claim says. A membership there is
 // already grows, and never shrinks; single sign-on, if it made it, keeps it no more.
-func (c *Controller) joining(ctx context.Context, t *txn, id key.UserID, cl *claim) error {
-	o, orgRev, err := get[org](ctx, c.store, orgKey(cl.Org))
+func (c *Controller) joining(ctx context.Context, t *txn, id key.UserID, cl *record.Claim) error {
+	o, orgRev, err := record.Get[record.Org](ctx, c.store, record.OrgKey(cl.Org))
 	if err != nil {
 		return err
 	}
 	if o == nil || o.Deleting {
 		return fault.New(fault.NotFound, "the organization %q is gone", cl.Org)
 	}
-	m, rev, err := get[member](ctx, c.store, memberKey(cl.Org, id))
+	m, rev, err := record.Get[record.Member](ctx, c.store, record.MemberKey(cl.Org, id))
 	if err != nil {
 		return err
 	}
 	if m == nil {
-		m = &member{Org: cl.Org, User: id, CreatedAt: now()}
+		m = &record.Member{Org: cl.Org, User: id, CreatedAt: now()}
 	}
 	m.Role, m.Source = mightier(m.Role, cl.Role), ""
 	for app, r := range cl.Apps {
 		if m.Apps == nil {
-			m.Apps = map[key.AppName]memberRole{}
+			m.Apps = map[key.AppName]record.Role{}
 		}
 		m.Apps[app] = mightier(m.Apps[app], r)
 	}
-	t.when(orgKey(cl.Org), orgRev)
-	t.when(memberKey(cl.Org, id), rev)
-	t.do(put(memberKey(cl.Org, id), m))
+	t.when(record.OrgKey(cl.Org), orgRev)
+	t.when(record.MemberKey(cl.Org, id), rev)
+	t.do(record.Put(record.MemberKey(cl.Org, id), m))
 	return nil
 }
 
 // mightier is the role of the two that stands first in memberRoles.
-func mightier(a, b memberRole) memberRole {
-	for _, r := range memberRoles {
+func mightier(a, b record.Role) record.Role {
+	for _, r := range record.Roles {
 		if a == r || b == r {
 			return r
 		}
@@ -236,39 +237,39 @@ func mightier(a, b memberRole) memberRole {
 // users who were removed when a kill cut that off.
 func (c *Controller) clearExpired(ctx context.Context) error {
 	select {
-	case <-c.directory.loaded:
+	case <-c.directory.Loaded():
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	for _, cl := range c.directory.allClaims() {
+	for _, cl := range c.directory.AllClaims() {
 		var err error
 		switch {
 		case cl.ID == installationClaim:
-		case cl.expired(now()):
-			err = c.commit(ctx, &txn{ops: []store.Op{store.Delete(claimKey(cl.ID))}})
-		case cl.ByUser != "" && c.directory.member(cl.Org, cl.ByUser) == nil:
-			err = c.dropOrphan(ctx, memberKey(cl.Org, cl.ByUser), claimKey(cl.ID))
+		case cl.Expired(now()):
+			err = c.commit(ctx, &txn{ops: []store.Op{store.Delete(record.ClaimKey(cl.ID))}})
+		case cl.ByUser != "" && c.directory.Member(cl.Org, cl.ByUser) == nil:
+			err = c.dropOrphan(ctx, record.MemberKey(cl.Org, cl.ByUser), record.ClaimKey(cl.ID))
 		}
 		if err != nil {
 			return err
 		}
 	}
-	for _, rec := range c.directory.allTokens() {
+	for _, rec := range c.directory.AllTokens() {
 		var err error
 		switch {
-		case c.directory.user(rec.User) == nil:
-			err = c.dropOrphan(ctx, userKey(rec.User), tokenKey(rec.ID))
-		case rec.Org != "" && c.directory.member(rec.Org, rec.User) == nil: // or it were good again with a new membership
-			err = c.dropOrphan(ctx, memberKey(rec.Org, rec.User), tokenKey(rec.ID))
+		case c.directory.User(rec.User) == nil:
+			err = c.dropOrphan(ctx, record.UserKey(rec.User), record.TokenKey(rec.ID))
+		case rec.Org != "" && c.directory.Member(rec.Org, rec.User) == nil: // or it were good again with a new membership
+			err = c.dropOrphan(ctx, record.MemberKey(rec.Org, rec.User), record.TokenKey(rec.ID))
 		}
 		if err != nil {
 			return err
 		}
 	}
-	for _, o := range c.directory.allOrgs() {
-		for _, m := range c.directory.membersIn(o.Slug) {
-			if c.directory.user(m.User) == nil {
-				if err := c.dropOrphan(ctx, userKey(m.User), memberKey(o.Slug, m.User)); err != nil {
+	for _, o := range c.directory.AllOrgs() {
+		for _, m := range c.directory.MembersIn(o.Slug) {
+			if c.directory.User(m.User) == nil {
+				if err := c.dropOrphan(ctx, record.UserKey(m.User), record.MemberKey(o.Slug, m.User)); err != nil {
 					return err
 				}
 			}
@@ -280,47 +281,9 @@ func (c *Controller) clearExpired(ctx context.Context) error {
 // dropOrphan removes a record that needs another, if the store too has no such other: the
 // directory may have heard of the record first.
 func (c *Controller) dropOrphan(ctx context.Context, other, k string) error {
-	err := c.commit(ctx, &txn{conds: []store.Cond{at(other, 0)}, ops: []store.Op{store.Delete(k)}})
+	err := c.commit(ctx, &txn{conds: []store.Cond{record.At(other, 0)}, ops: []store.Op{store.Delete(k)}})
 	if errors.Is(err, store.ErrChanged) {
 		return nil
 	}
 	return err
-}
-
-// The directory's claims.
-
-func (d *directory) takeClaim(e store.Event) {
-	id := strings.TrimPrefix(e.Key, prefixClaim)
-	delete(d.claims, id)
-	if cl := live[claim](e); cl != nil {
-		d.claims[id] = cl
-	}
-}
-
-func (d *directory) claim(id string) *claim {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	return d.claims[id]
-}
-
-// good reports whether a claim may be spent now. An invitation may for as long as whoever made it
-// may make it: nobody who was removed leaves themselves a way back.
-func (d *directory) good(cl *claim) bool {
-	if cl.expired(now()) {
-		return false
-	}
-	if cl.ByUser == "" {
-		return true
-	}
-	may := d.user(cl.ByUser) != nil && d.memberMay(cl.ByUser, access{Act: actCreate, What: whatMember, Org: cl.Org})
-	if cl.Role == roleOwner {
-		may = may && d.memberMay(cl.ByUser, access{Act: actWrite, What: whatOwner, Org: cl.Org})
-	}
-	return may
-}
-
-func (d *directory) allClaims() []*claim {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	return sorted(d.claims)
 }

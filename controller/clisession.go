@@ -11,6 +11,8 @@ import (
 	"time"
 	"unicode"
 
+	"bulkhead/controller/access"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/limit"
@@ -150,7 +152,7 @@ func readCode(s string) string {
 			return r
 		}
 		return -1
-	}, clip(s))
+	}, fault.Clip(s))
 }
 
 // pollCLI tells the CLI whether it was approved.
@@ -220,9 +222,9 @@ func (c *Controller) approvalPage(r *call) (int, any, error) {
 }
 
 // needsSSO says whether a session is none by which to act in an organization.
-func (c *Controller) needsSSO(s *signedIn, slug string) bool {
-	conf := c.directory.ssoOf(slug)
-	return s.Org != slug && (s.Org != "" || conf != nil && conf.Mode == ssoRequired)
+func (c *Controller) needsSSO(s *record.Session, slug string) bool {
+	conf := c.directory.SSOOf(slug)
+	return s.Org != slug && (s.Org != "" || conf != nil && conf.Mode == record.SSORequired)
 }
 
 // approve approves a login, or denies it.
@@ -262,37 +264,37 @@ func (c *Controller) approve(r *call) (int, any, error) {
 // grant makes the CLI's session and its token. Somebody who came by an organization's
 // single sign-on gets a token for that organization alone: its admins choose the
 // provider, and a provider can say of anybody that it is they.
-func (c *Controller) grant(r *call, s *signedIn, l *cliLogin) (*CLIToken, error) {
+func (c *Controller) grant(r *call, s *record.Session, l *cliLogin) (*CLIToken, error) {
 	org := l.Org
 	if org == "" {
 		org = s.Org
 	}
-	u := c.directory.user(s.User)
+	u := c.directory.User(s.User)
 	if u == nil {
-		return nil, errToken
+		return nil, access.ErrToken
 	}
 	if org != "" {
 		switch {
-		case c.directory.member(org, u.ID) == nil:
+		case c.directory.Member(org, u.ID) == nil:
 			return nil, fault.New(fault.Denied, "%s is no member of organization %q", u.Name, org)
 		case c.needsSSO(s, org):
 			return nil, fault.New(fault.Denied, "organization %q wants you to sign in by its own single sign-on; sign out and begin again", org).WithStatus("sso_required")
 		}
 	}
 	var secret, token string
-	var cs *signedIn
-	var rec *tokenRecord
+	var cs *record.Session
+	var rec *record.Token
 	err := retry(r.Context(), func() error {
 		var t txn
 		life := loginLife
 		id := key.NewTokenID()
-		secret, cs = c.newSession(&t, signedIn{User: u.ID, Kind: kindCLI, TokenID: id, Org: s.Org, Config: s.Config, Method: s.Method, Passkey: s.Passkey, Name: l.Name, From: l.From})
+		secret, cs = c.newSession(&t, record.Session{User: u.ID, Kind: kindCLI, TokenID: id, Org: s.Org, Config: s.Config, Method: s.Method, Passkey: s.Passkey, Name: l.Name, From: l.From})
 		c.noteUser(r, u.ID, org)
 		if left := cs.ExpiresAt.Sub(now()); left < life {
 			life = left
 		}
 		var err error
-		if token, rec, err = c.newToken(r.Context(), &t, u, tokenRecord{ID: id, Kind: "login", Name: "login on " + l.Name, Org: org}, life); err != nil {
+		if token, rec, err = c.newToken(r.Context(), &t, u, record.Token{ID: id, Kind: "login", Name: "login on " + l.Name, Org: org}, life); err != nil {
 			return err
 		}
 		return c.commit(r.Context(), &t)

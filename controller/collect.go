@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"bulkhead/controller/record"
 	"bulkhead/key"
 	"bulkhead/machine"
 )
@@ -78,21 +79,21 @@ func (c *Controller) finishUntil(ctx context.Context, tick <-chan time.Time) err
 // collectOnce forgets Machines destroyed before a time and what has expired, and finishes
 // the deletions of apps and organizations that a kill cut off.
 func (c *Controller) collectOnce(ctx context.Context, before time.Time) error {
-	kvs, _, err := c.store.List(ctx, prefixTomb)
+	kvs, _, err := c.store.List(ctx, record.PrefixTomb)
 	if err != nil {
 		return err
 	}
 	for _, kv := range kvs {
-		at, a, id, ok := parseTombKey(kv.Key)
+		at, a, id, ok := record.ParseTombKey(kv.Key)
 		if !ok || at.After(before) {
 			break // sorted by time: all that follow are younger
 		}
-		r, _, err := get[record](ctx, c.store, machineKey(a, id))
+		r, _, err := record.Get[record.Machine](ctx, c.store, record.MachineKey(a, id))
 		if err != nil {
 			return err
 		}
 		if r == nil || r.Gone == nil {
-			r = &record{ID: id, App: a, Gone: &at}
+			r = &record.Machine{ID: id, App: a, Gone: &at}
 		}
 		if err := c.forgetMachine(ctx, r); err != nil {
 			return err
@@ -103,7 +104,7 @@ func (c *Controller) collectOnce(ctx context.Context, before time.Time) error {
 
 // finishApps takes up the deletion of every app that is being deleted.
 func (c *Controller) finishApps(ctx context.Context) error {
-	apps, _, err := list[app](ctx, c.store, prefixApp)
+	apps, _, err := record.List[record.App](ctx, c.store, record.PrefixApp)
 	if err != nil {
 		return err
 	}
@@ -124,7 +125,7 @@ func (c *Controller) finishApps(ctx context.Context) error {
 // imagesInUse is the registry's question which images without a tag must stay: those
 // of every Machine, and of every version of it that is kept.
 func (c *Controller) imagesInUse(ctx context.Context) (func(repo string, d key.Digest) bool, error) {
-	apps, _, err := list[app](ctx, c.store, prefixApp)
+	apps, _, err := record.List[record.App](ctx, c.store, record.PrefixApp)
 	if err != nil {
 		return nil, err
 	}
@@ -138,14 +139,14 @@ func (c *Controller) imagesInUse(ctx context.Context) (func(repo string, d key.D
 	// created meanwhile has had its image looked at since the collection began, which
 	// keeps it (registry.Manifest).
 	for _, a := range apps {
-		versions, _, err := list[version](ctx, c.store, versionsOfApp(a.Name))
+		versions, _, err := record.List[record.Version](ctx, c.store, record.VersionsOfApp(a.Name))
 		if err != nil {
 			return nil, err
 		}
 		for _, v := range versions {
 			note(v.ImageRef)
 		}
-		records, _, err := list[record](ctx, c.store, machinesOf(a.Name))
+		records, _, err := record.List[record.Machine](ctx, c.store, record.MachinesOf(a.Name))
 		if err != nil {
 			return nil, err
 		}

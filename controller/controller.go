@@ -11,6 +11,9 @@
 // (the worker's Reserve) → state.go → sync.go (the assignment goes down, an
 // observation comes up) → wait.go and routes.go.
 //
+// Rooms: record (what lies in the store, and under which keys), directory (who there is, in
+// memory), access (what a caller may do), schedule (where a Machine goes).
+//
 // Without the controller Machines run on, and edges route by what they last heard.
 package controller
 
@@ -37,6 +40,8 @@ import (
 	"bulkhead/api/internalpb"
 	"bulkhead/api/rpc"
 	"bulkhead/audit/auditlog"
+	"bulkhead/controller/directory"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/limit"
@@ -90,7 +95,7 @@ type Controller struct {
 	rotating sync.Mutex   // held while the cluster key is rotated
 	tmp      string       // directory of the store's sockets, when DataDir is too deep
 
-	directory *directory
+	directory *directory.Directory
 	issuer    *issuer     // of Machines' identity tokens
 	machines  *machineAPI // the API as Machines reach it
 
@@ -148,8 +153,9 @@ func New(cfg Config) *Controller {
 		cfg.Role.Region = "local"
 	}
 	cfg.Log = slog.New(cuttingHandler{cfg.Log.Handler()})
-	c := &Controller{cfg: cfg, log: cfg.Log, directory: newDirectory(), view: newView(), ledger: newLedger(), unfinished: make(chan struct{}, 1)}
+	c := &Controller{cfg: cfg, log: cfg.Log, view: newView(), ledger: newLedger(), unfinished: make(chan struct{}, 1)}
 	c.open.all, c.open.poke = map[*openRequest]struct{}{}, make(chan struct{}, 1)
+	c.directory = directory.New(now, func(purpose string, wrapped []byte) ([]byte, error) { return c.ring.Unwrap(purpose, wrapped) })
 	c.routes = newRoutes(c, cfg.RouteGrace)
 	c.issuer, c.machines = newIssuer(c), newMachineAPI()
 	c.metrics = newMetrics(c)
@@ -206,7 +212,6 @@ func (c *Controller) Open(ctx context.Context) (err error) {
 	if err := c.openAudit(ctx); err != nil {
 		return err
 	}
-	c.directory.unwrap = c.ring.Unwrap
 	if err := c.ensureRootKey(ctx); err != nil {
 		return err
 	}
@@ -252,12 +257,12 @@ func readGrantKey(path string) (ed25519.PrivateKey, error) {
 
 func (c *Controller) ensureOrg(ctx context.Context) error {
 	return retry(ctx, func() error {
-		o, rev, err := get[org](ctx, c.store, orgKey(orgPersonal))
+		o, rev, err := record.Get[record.Org](ctx, c.store, record.OrgKey(record.OrgPersonal))
 		if err != nil || o != nil {
 			return err
 		}
-		_, err = c.store.Txn(ctx, []store.Cond{at(orgKey(orgPersonal), rev)}, []store.Op{
-			put(orgKey(orgPersonal), org{Slug: orgPersonal, Name: orgPersonal, Number: 1, CreatedAt: now()}),
+		_, err = c.store.Txn(ctx, []store.Cond{record.At(record.OrgKey(record.OrgPersonal), rev)}, []store.Op{
+			record.Put(record.OrgKey(record.OrgPersonal), record.Org{Slug: record.OrgPersonal, Name: record.OrgPersonal, Number: 1, CreatedAt: now()}),
 		})
 		return err
 	})
@@ -284,7 +289,7 @@ func (c *Controller) Serve(ctx context.Context, ls map[string]net.Listener, read
 		c.log.Info("the root key of the certificate authority lies on this machine; \"bulkheadd ca seal\" or \"bulkheadd ca discard\" takes it away")
 	}
 	loaded := make(chan struct{})
-	run("directory", func() error { return c.directory.run(ctx, c.store) })
+	run("directory", func() error { return c.directory.Run(ctx, c.store) })
 	run("open requests", func() error { return c.endOpen(ctx) })
 	run("issuer", func() error { return c.issuer.run(ctx) })
 	machines := c.machineServer()
@@ -331,7 +336,7 @@ func (c *Controller) Serve(ctx context.Context, ls map[string]net.Listener, read
 	select {
 	case <-loaded:
 		select {
-		case <-c.directory.loaded:
+		case <-c.directory.Loaded():
 		case <-ctx.Done():
 		}
 		if err := ready(); err != nil {

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"bulkhead/controller/record"
 	"bulkhead/controller/schedule"
 	"bulkhead/fault"
 	"bulkhead/key"
@@ -113,7 +114,7 @@ func (c *Controller) createMachine(r *call) (int, any, error) {
 		return 0, nil, err
 	}
 	if in.Name != "" && !machineNameRE.MatchString(in.Name) {
-		return 0, nil, fault.New(fault.Invalid, "machine name %q must be 1 to 63 letters, digits, dashes, dots and underscores, and start with a letter or digit", clip(in.Name))
+		return 0, nil, fault.New(fault.Invalid, "machine name %q must be 1 to 63 letters, digits, dashes, dots and underscores, and start with a letter or digit", fault.Clip(in.Name))
 	}
 	ttl, err := leaseTTL(in.LeaseTTL, in.LeaseTTL != 0)
 	if err != nil {
@@ -127,7 +128,7 @@ func (c *Controller) createMachine(r *call) (int, any, error) {
 		return 0, nil, err
 	}
 	t := now()
-	m := &record{
+	m := &record.Machine{
 		ID: key.NewMachineID(), App: a.Name, Name: in.Name, Org: a.Org, Network: a.NetworkNumber, Region: c.cfg.Role.Region,
 		Node: node, Instance: key.NewInstanceID(), Config: conf, Desired: machine.WantStarted, Generation: 1,
 		Cordoned: in.SkipServices, CreatedAt: t, UpdatedAt: t,
@@ -143,10 +144,10 @@ func (c *Controller) createMachine(r *call) (int, any, error) {
 		return 0, nil, err
 	}
 	c.log.Debug("trace", "step", "reserved", "machine", m.ID)
-	var l *lease
+	var l *record.Lease
 	if in.LeaseTTL != 0 {
 		l = newLease(r.who, m, "", ttl)
-		m.hold(l)
+		m.Hold(l)
 	}
 	r.note(a.Org, a.Name, m.ID)
 	if err := retry(ctx, func() error { return c.addMachine(ctx, a.ID, m, in.Name == "", l) }); err != nil {
@@ -168,7 +169,7 @@ func (c *Controller) roomForMore() error { return room.Check(c.cfg.Role.DataDir,
 // addMachine writes a new Machine: its record, its first version, its name, its
 // place and its assignment, all or nothing, and only while the app that it was
 // checked for stays: another of the same name may have another network.
-func (c *Controller) addMachine(ctx context.Context, appID string, m *record, anyName bool, l *lease) error {
+func (c *Controller) addMachine(ctx context.Context, appID string, m *record.Machine, anyName bool, l *record.Lease) error {
 	a, arev, err := c.getApp(ctx, string(m.App))
 	if err != nil {
 		return err
@@ -179,7 +180,7 @@ func (c *Controller) addMachine(ctx context.Context, appID string, m *record, an
 	if anyName {
 		m.Name = randomName()
 	}
-	taken, nrev, err := get[place](ctx, c.store, nameKey(m.App, m.Name))
+	taken, nrev, err := record.Get[record.Place](ctx, c.store, record.NameKey(m.App, m.Name))
 	if err != nil {
 		return err
 	}
@@ -194,24 +195,20 @@ func (c *Controller) addMachine(ctx context.Context, appID string, m *record, an
 	} else if err != nil {
 		return err
 	}
-	mk := machineKey(m.App, m.ID)
+	mk := record.MachineKey(m.App, m.ID)
 	ops := []store.Op{
-		put(mk, m),
-		put(versionKey(m.App, m.ID, m.Instance), m.version()),
-		put(nameKey(m.App, m.Name), place{App: m.App, Node: m.Node}),
-		put(idKey(m.ID), place{App: m.App, Node: m.Node}),
-		put(nodeKey(m.Node, m.ID), m.assigned()),
+		record.Put(mk, m),
+		record.Put(record.VersionKey(m.App, m.ID, m.Instance), m.AsVersion(now())),
+		record.Put(record.NameKey(m.App, m.Name), record.Place{App: m.App, Node: m.Node}),
+		record.Put(record.IDKey(m.ID), record.Place{App: m.App, Node: m.Node}),
+		record.Put(record.NodeKey(m.Node, m.ID), m.Assigned()),
 	}
 	if l != nil {
-		ops = append(ops, put(leaseKey(m.App, m.ID), l))
+		ops = append(ops, record.Put(record.LeaseKey(m.App, m.ID), l))
 	}
-	conds := []store.Cond{at(appKey(m.App), arev), at(nameKey(m.App, m.Name), nrev), at(mk, 0), at(idKey(m.ID), 0), at(removedKey(m.Node), 0)}
+	conds := []store.Cond{record.At(record.AppKey(m.App), arev), record.At(record.NameKey(m.App, m.Name), nrev), record.At(mk, 0), record.At(record.IDKey(m.ID), 0), record.At(record.RemovedKey(m.Node), 0)}
 	_, err = c.store.Txn(ctx, conds, ops)
 	return err
-}
-
-func (r *record) version() version {
-	return version{Instance: r.Instance, Config: r.Config, ImageRef: r.ImageRef, CreatedAt: now()}
 }
 
 // leaseTTL checks a lease's time in seconds; without one it is a minute.

@@ -2,13 +2,13 @@ package controller
 
 import (
 	"net/http"
-	"slices"
 	"sync"
 	"time"
 
 	"bulkhead/audit"
+	"bulkhead/controller/access"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
-	"bulkhead/key"
 	"bulkhead/token"
 )
 
@@ -32,9 +32,9 @@ const (
 func (c *Controller) sessionLocation() string { return c.publicURL(dischargePath) }
 
 // thirdParties are those whose word a token that is made needs beside itself.
-func (c *Controller) thirdParties(keys *token.Keys, rec *tokenRecord) []token.Third {
-	conf, o := c.directory.ssoOf(rec.Org), c.directory.org(rec.Org)
-	if o == nil || conf == nil || conf.Mode != ssoRequired || rec.Kind == token.Login || conf.exempts(rec) {
+func (c *Controller) thirdParties(keys *token.Keys, rec *record.Token) []token.Third {
+	conf, o := c.directory.SSOOf(rec.Org), c.directory.Org(rec.Org)
+	if o == nil || conf == nil || conf.Mode != record.SSORequired || rec.Kind == token.Login || conf.Exempts(rec) {
 		return nil // a login has a session of its own
 	}
 	return []token.Third{keys.NeedsSession(c.sessionLocation(), token.ForSession{Org: uint64(o.Number), User: rec.User, Token: rec.ID})}
@@ -76,7 +76,7 @@ func (c *Controller) askDischarge(r *call) (int, any, error) {
 		return 0, nil, err
 	}
 	select {
-	case <-c.directory.loaded:
+	case <-c.directory.Loaded():
 	case <-r.Context().Done():
 		return 0, nil, r.Context().Err()
 	}
@@ -88,13 +88,13 @@ func (c *Controller) askDischarge(r *call) (int, any, error) {
 	if secret == "" {
 		return c.beginDischarge(r, in.Ticket)
 	}
-	s := c.directory.lives(sessionID(secret), now())
+	s := c.directory.Lives(sessionID(secret), now())
 	if s == nil {
 		err := fault.New(fault.Unauthenticated, "this session is over, or there never was one: run \"bulkhead auth login --org %s\"", rec.Org).WithStatus("session_ended")
 		return 0, nil, c.rates.failedAuth(r.RemoteAddr, string(rec.ID), c.refusedDischarge(r, rec.Org, err))
 	}
-	r.who = caller{Kind: callerPerson, User: s.User, From: r.from()} // for the records
-	if u := c.directory.user(s.User); u != nil {
+	r.who = access.Caller{Kind: access.ByPerson, User: s.User, From: r.from()} // for the records
+	if u := c.directory.User(s.User); u != nil {
 		r.who.Name = u.Name
 	}
 	text, err := c.giveDischarge(r, t, rec, s)
@@ -106,12 +106,12 @@ func (c *Controller) askDischarge(r *call) (int, any, error) {
 }
 
 // openTicket opens a ticket whose token, user and organization there still are.
-func (c *Controller) openTicket(r *call, ticket []byte) (*token.Ticket, *tokenRecord, error) {
-	t, err := c.directory.rootKeys().OpenTicket(c.sessionLocation(), ticket)
+func (c *Controller) openTicket(r *call, ticket []byte) (*token.Ticket, *record.Token, error) {
+	t, err := c.directory.RootKeys().OpenTicket(c.sessionLocation(), ticket)
 	if err != nil {
 		return nil, nil, c.refusedDischarge(r, "", fault.Wrap(fault.Invalid, err, "ticket: %v", err).WithStatus("ticket_bad"))
 	}
-	rec, o := c.directory.token(t.Token), c.directory.orgNumbered(int64(t.Org))
+	rec, o := c.directory.Token(t.Token), c.directory.OrgNumbered(int64(t.Org))
 	if rec == nil || o == nil || rec.Org != o.Slug || rec.User != t.User {
 		return nil, nil, c.refusedDischarge(r, "", fault.New(fault.Denied, "ticket: its token was revoked, or its organization is gone").WithStatus("ticket_over"))
 	}
@@ -120,7 +120,7 @@ func (c *Controller) openTicket(r *call, ticket []byte) (*token.Ticket, *tokenRe
 
 // giveDischarge makes a discharge for a session, if it is one of the token's user and by the
 // organization's own single sign-on. It is in the audit log before it is given.
-func (c *Controller) giveDischarge(r *call, t *token.Ticket, rec *tokenRecord, s *signedIn) (string, error) {
+func (c *Controller) giveDischarge(r *call, t *token.Ticket, rec *record.Token, s *record.Session) (string, error) {
 	if s.User != rec.User || s.Org != rec.Org {
 		return "", c.refusedDischarge(r, rec.Org, fault.New(fault.Denied,
 			"this session is not by the single sign-on of organization %q, or not of the token's user, who alone can discharge it: run \"bulkhead auth login --org %s\"", rec.Org, rec.Org).WithStatus("session_other"))
@@ -138,7 +138,7 @@ func (c *Controller) giveDischarge(r *call, t *token.Ticket, rec *tokenRecord, s
 	}
 	ar := c.recordOf(r)
 	ar.User, ar.Org, ar.App, ar.Token = string(rec.User), rec.Org, string(rec.App), string(rec.ID)
-	if u := c.directory.user(rec.User); u != nil {
+	if u := c.directory.User(rec.User); u != nil {
 		ar.Name = u.Name
 	}
 	ar.Target, ar.Detail, ar.Code, ar.Result = "session="+s.ID[:16], "discharged", http.StatusCreated, audit.OK
@@ -189,7 +189,7 @@ func (c *Controller) pollDischarge(r *call) (int, any, error) {
 }
 
 // dischargeOf is the discharge that a page is about.
-func (c *Controller) dischargeOf(r *call) (*discharging, *token.Ticket, *tokenRecord, error) {
+func (c *Controller) dischargeOf(r *call) (*discharging, *token.Ticket, *record.Token, error) {
 	d, ok := c.discharges.get(r.PathValue("id"))
 	if ok {
 		d.mu.Lock()
@@ -261,44 +261,4 @@ func (c *Controller) decideDischarge(r *call) (int, any, error) {
 	d.granted = text
 	c.discharges.take(d.page)
 	return c.show(r, http.StatusOK, "done.html", "Approved", "Token "+string(rec.ID)+" can be used for "+dischargeLife.String()+". You can close this page.")
-}
-
-// sessionBehind is the live session by an organization's single sign-on that a token came
-// with, or that discharged it; nil for none.
-func (d *directory) sessionBehind(v *token.Verified, slug string) *signedIn {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	rec, o, at := d.tokens[v.ID], d.orgs[slug], now()
-	if rec == nil || o == nil {
-		return nil
-	}
-	if s := d.tokenOf[v.ID]; s != nil {
-		if s = d.living(s.ID, at); s != nil && s.Org == slug && s.User == rec.User {
-			return s
-		}
-	}
-	if f := v.For; f == nil || f.Org != uint64(o.Number) || f.User != rec.User || f.Token != rec.ID {
-		return nil
-	}
-	for _, id := range v.Sessions {
-		if s := d.living(id, at); s != nil && s.Org == slug && s.User == rec.User {
-			return s
-		}
-	}
-	return nil
-}
-
-// servants are the kinds of tokens that programs use where nobody is.
-var servants = []token.Kind{token.Deploy, token.MachineExec, token.ReadOnly}
-
-// Words of ssoConfig.ServiceTokens.
-const (
-	servicesRefused = "refused"
-	servicesAllowed = "allowed"
-)
-
-// exempts reports whether a token needs no session, because owners let those of programs be
-// without: it is for one app, and of a kind for programs.
-func (s *ssoConfig) exempts(rec *tokenRecord) bool {
-	return s.ServiceTokens == servicesAllowed && rec.App != key.AppName("") && slices.Contains(servants, rec.Kind)
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"bulkhead/api/internalpb"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 )
 
@@ -64,7 +65,7 @@ func (c *Controller) execMachine(r *call) (int, any, error) {
 		return 0, nil, fault.New(fault.Internal, "an exec was not read before it was allowed")
 	}
 	if in.Container != "" {
-		return 0, nil, fault.New(fault.Invalid, "container is %q, but a machine has no containers; leave it out", clip(in.Container))
+		return 0, nil, fault.New(fault.Invalid, "container is %q, but a machine has no containers; leave it out", fault.Clip(in.Container))
 	}
 	if len(strings.Join(in.Command, ""))+len(in.Stdin) > maxCommand {
 		return 0, nil, fault.New(fault.Invalid, "the command and its input are larger than %d MiB", maxCommand>>20)
@@ -162,7 +163,7 @@ type ListenSocket struct {
 }
 
 // listProcesses asks the worker.
-func (c *Controller) listProcesses(r *call, m *record) ([]*internalpb.Process, error) {
+func (c *Controller) listProcesses(r *call, m *record.Machine) ([]*internalpb.Process, error) {
 	w, ctx, cancel, err := c.worker(r.Context(), m.Node, workerLimit)
 	if err != nil {
 		return nil, err
@@ -202,7 +203,7 @@ func (c *Controller) processes(r *call) (int, any, error) {
 		"rss":   func(a, b ProcessStat) int { return cmp.Compare(a.RSS, b.RSS) },
 	}[by]
 	if !known {
-		return 0, nil, fault.New(fault.Invalid, "sort_by is %q; use pid, stime, rtime, cpu or rss", clip(by))
+		return 0, nil, fault.New(fault.Invalid, "sort_by is %q; use pid, stime, rtime, cpu or rss", fault.Clip(by))
 	}
 	slices.SortStableFunc(out, less)
 	if order == "desc" {

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"bulkhead/controller/record"
 	"bulkhead/key"
 	"bulkhead/store"
 )
@@ -59,9 +60,9 @@ func (c *Controller) Members(event string) map[string]int {
 // BindToken makes a login one for an organization, as those are that come by its single
 // sign-on.
 func (c *Controller) BindToken(ctx context.Context, id key.TokenID, org string) {
-	rec := *c.directory.token(id)
+	rec := *c.directory.Token(id)
 	rec.Org = org
-	if err := c.commit(ctx, &txn{ops: []store.Op{put(tokenKey(id), rec)}}); err != nil {
+	if err := c.commit(ctx, &txn{ops: []store.Op{record.Put(record.TokenKey(id), rec)}}); err != nil {
 		panic(err)
 	}
 }
@@ -69,8 +70,8 @@ func (c *Controller) BindToken(ctx context.Context, id key.TokenID, org string) 
 // AddSession makes a session of a user's, by an organization's single sign-on if one is
 // named, and returns its id as the API says it.
 func (c *Controller) AddSession(ctx context.Context, name, org string) string {
-	s := signedIn{User: c.directory.userNamed(name).ID, Kind: kindBrowser, Method: "test"}
-	if conf := c.directory.ssoOf(org); conf != nil {
+	s := record.Session{User: c.directory.UserNamed(name).ID, Kind: kindBrowser, Method: "test"}
+	if conf := c.directory.SSOOf(org); conf != nil {
 		s.Org, s.Config = org, conf.ID
 	}
 	var t txn
@@ -84,7 +85,7 @@ func (c *Controller) AddSession(ctx context.Context, name, org string) string {
 // OldDischarge is a discharge of a ticket that was given some time ago.
 func (c *Controller) OldDischarge(t testing.TB, ticket []byte, secret string, ago time.Duration) string {
 	t.Helper()
-	tk, err := c.directory.rootKeys().OpenTicket(c.sessionLocation(), ticket)
+	tk, err := c.directory.RootKeys().OpenTicket(c.sessionLocation(), ticket)
 	if err != nil {
 		t.Fatal(err)
 	}

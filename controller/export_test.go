@@ -11,6 +11,8 @@ import (
 
 	"bulkhead/api/rpc"
 	"bulkhead/audit"
+	"bulkhead/controller/access"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/store"
@@ -155,26 +157,26 @@ func (c *Controller) State(ctx context.Context) ([]string, error) {
 	for _, kv := range kvs {
 		k := random.ReplaceAllString(kv.Key, "*")
 		switch {
-		case strings.HasPrefix(k, prefixMachine):
-			r, err := decode[record](kv)
+		case strings.HasPrefix(k, record.PrefixMachine):
+			r, err := record.Decode[record.Machine](kv)
 			if err != nil {
 				return nil, err
 			}
 			k += fmt.Sprintf(" %s force=%v cordoned=%v gone=%v nonces=%d,%d env=%v metadata=%v", r.Desired, r.Force, r.Cordoned, r.Gone != nil, r.StartNonce, r.RestartNonce, r.Config.Env, r.Config.Metadata)
-		case strings.HasPrefix(k, prefixApp):
-			a, err := decode[app](kv)
+		case strings.HasPrefix(k, record.PrefixApp):
+			a, err := record.Decode[record.App](kv)
 			if err != nil {
 				return nil, err
 			}
 			k += fmt.Sprintf(" deleting=%v", a.Deleting)
-		case strings.HasPrefix(k, prefixRemoved):
-			r, err := decode[removal](kv)
+		case strings.HasPrefix(k, record.PrefixRemoved):
+			r, err := record.Decode[record.Removal](kv)
 			if err != nil {
 				return nil, err
 			}
 			k += fmt.Sprintf(" readmit=%v", r.Readmit)
 		case strings.HasPrefix(k, "/secret/"):
-			s, err := decode[appSecrets](kv)
+			s, err := record.Decode[appSecrets](kv)
 			if err != nil {
 				return nil, err
 			}
@@ -182,7 +184,7 @@ func (c *Controller) State(ctx context.Context) ([]string, error) {
 				k += " " + name
 			}
 			k += fmt.Sprintf(" version=%d keys=%d", s.Version, len(s.Keys))
-		case strings.HasPrefix(k, "/counter/"), strings.HasPrefix(k, prefixPending), strings.HasPrefix(k, prefixHost):
+		case strings.HasPrefix(k, "/counter/"), strings.HasPrefix(k, prefixPending), strings.HasPrefix(k, record.PrefixHost):
 			continue
 		}
 		out = append(out, k)
@@ -208,9 +210,9 @@ func (c *Controller) MayCall(pattern, by string, path map[string]string) error {
 		switch kind, rest, _ := strings.Cut(by, ":"); kind {
 		case "machine":
 			app, id, _ := strings.Cut(rest, "/")
-			r.who = caller{Kind: callerMachine, Name: by, App: key.AppName(app), Machine: key.MachineID(id)}
+			r.who = access.Caller{Kind: access.ByMachine, Name: by, App: key.AppName(app), Machine: key.MachineID(id)}
 		case "claim":
-			r.who = caller{Kind: callerClaim, Name: by}
+			r.who = access.Caller{Kind: access.ByClaim, Name: by}
 		default:
 			who, err := c.authenticate(context.Background(), by)
 			if err != nil {
@@ -232,13 +234,13 @@ func (c *Controller) OpenRequests() int {
 
 // AgeToken makes a token's record older.
 func (c *Controller) AgeToken(ctx context.Context, id key.TokenID, by time.Duration) {
-	rec := *c.directory.token(id)
+	rec := *c.directory.Token(id)
 	rec.CreatedAt, rec.ExpiresAt = rec.CreatedAt.Add(-by), rec.ExpiresAt.Add(-by)
 	if by < time.Hour { // older, and not over
 		rec.ExpiresAt = rec.ExpiresAt.Add(by)
 	}
 	t := txn{}
-	t.do(put(tokenKey(id), rec))
+	t.do(record.Put(record.TokenKey(id), rec))
 	if err := c.commit(ctx, &t); err != nil {
 		panic(err)
 	}
@@ -246,18 +248,18 @@ func (c *Controller) AgeToken(ctx context.Context, id key.TokenID, by time.Durat
 
 // ForgetRootKey removes a root key, also the one that makes tokens.
 func (c *Controller) ForgetRootKey(ctx context.Context, id string) {
-	if err := c.commit(ctx, &txn{ops: []store.Op{store.Delete(rootKeyKey(id))}}); err != nil {
+	if err := c.commit(ctx, &txn{ops: []store.Op{store.Delete(record.RootKeyKey(id))}}); err != nil {
 		panic(err)
 	}
 }
 
 // SweepTokens removes what is over, and counts it.
 func (c *Controller) SweepTokens(ctx context.Context) int {
-	before := len(c.directory.tokens)
+	before := len(c.directory.AllTokens())
 	if err := c.sweepTokens(ctx); err != nil {
 		panic(err)
 	}
-	return before - len(c.directory.tokens)
+	return before - len(c.directory.AllTokens())
 }
 
 // StoredBytes is all that the store holds, as it lies there.
@@ -276,42 +278,6 @@ func (c *Controller) AuditReady() error { return c.audit.Ready() }
 // RecordSomething writes a record, if that works.
 func (c *Controller) RecordSomething() {
 	c.record(context.Background(), audit.Record{Action: "test"})
-}
-
-// RightsTable is the table of rights for docs/people.md.
-func RightsTable() string {
-	var b strings.Builder
-	line := func(w what) {
-		fmt.Fprintf(&b, "| %s |", w)
-		for _, r := range memberRoles {
-			var acts []string
-			for _, a := range []action{actRead, actCreate, actWrite, actDelete, actControl} {
-				if slices.Contains(rights[w][a], r) {
-					acts = append(acts, string(a))
-				}
-			}
-			fmt.Fprintf(&b, " %s |", strings.Join(acts, ", "))
-		}
-		b.WriteString("\n")
-	}
-	const head = "| Thing | owner | admin | deployer | viewer | auditor |\n|---|---|---|---|---|---|\n"
-	b.WriteString("\nOf an app:\n\n" + head)
-	for _, w := range ofApp {
-		line(w)
-	}
-	b.WriteString("\nOf an organization:\n\n" + head)
-	var rest []what
-	for w := range rights {
-		if !slices.Contains(ofApp, w) {
-			rest = append(rest, w)
-		}
-	}
-	slices.Sort(rest)
-	for _, w := range rest {
-		line(w)
-	}
-	b.WriteString("\n")
-	return b.String()
 }
 
 // Ahead sets the clock of what records say; the function it returns sets it back.

@@ -10,6 +10,7 @@ import (
 
 	"bulkhead/api/internalpb"
 	"bulkhead/api/rpc"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 )
@@ -59,7 +60,7 @@ func (c *Controller) assignedImages(ctx context.Context, machineID, repo string)
 	if err != nil {
 		return nil, err
 	}
-	denied := fault.New(fault.Denied, "node %s has no machine %q with an image of %q", who.Node, clip(machineID), clip(repo))
+	denied := fault.New(fault.Denied, "node %s has no machine %q with an image of %q", who.Node, fault.Clip(machineID), fault.Clip(repo))
 	id, err := key.ParseMachineID(machineID)
 	if err != nil {
 		return nil, denied
@@ -68,7 +69,7 @@ func (c *Controller) assignedImages(ctx context.Context, machineID, repo string)
 	if d, ok := c.reserved.get(reservation{who.Node, id, repo}); ok {
 		out = append(out, d)
 	}
-	a, _, err := get[assigned](ctx, c.store, nodeKey(who.Node, id))
+	a, _, err := record.Get[record.Assigned](ctx, c.store, record.NodeKey(who.Node, id))
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +80,7 @@ func (c *Controller) assignedImages(ctx context.Context, machineID, repo string)
 		c.log.Warn("a worker asked for an image of a machine that is not its own", "worker", who.Node, "machine", id)
 		return nil, denied
 	}
-	r, _, err := get[record](ctx, c.store, machineKey(a.App, id))
+	r, _, err := record.Get[record.Machine](ctx, c.store, record.MachineKey(a.App, id))
 	if err != nil {
 		return nil, err
 	}
@@ -241,7 +242,7 @@ func (s internalServer) FetchBlob(in *internalpb.FetchBlobRequest, stream grpc.S
 func (s internalServer) IssueServerCertificate(ctx context.Context, in *internalpb.IssueServerCertificateRequest) (*internalpb.IssueServerCertificateResponse, error) {
 	name, err := key.ParseAppName(in.App)
 	if err != nil {
-		return nil, fault.New(fault.NotFound, "app %q not found", clip(in.App))
+		return nil, fault.New(fault.NotFound, "app %q not found", fault.Clip(in.App))
 	}
 	a, _, err := s.c.getApp(ctx, string(name))
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"bulkhead/api/internalpb"
 	"bulkhead/api/rpc"
 	"bulkhead/audit"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/machine"
@@ -14,7 +15,7 @@ import (
 )
 
 // secrets takes over what a create or an update says of secrets.
-func (in *machineInput) secrets(m *record) {
+func (in *machineInput) secrets(m *record.Machine) {
 	m.MinSecrets, m.SkipSecrets = 0, in.SkipSecrets
 	if in.MinSecrets != nil {
 		m.MinSecrets = *in.MinSecrets
@@ -22,7 +23,7 @@ func (in *machineInput) secrets(m *record) {
 }
 
 // useSecrets is secrets for a create, and refuses a version that there has never been.
-func (c *Controller) useSecrets(ctx context.Context, a *app, in *machineInput, m *record) error {
+func (c *Controller) useSecrets(ctx context.Context, a *record.App, in *machineInput, m *record.Machine) error {
 	if in.MinSecrets != nil && *in.MinSecrets > 0 {
 		s, _, err := c.readSecrets(ctx, a)
 		if err != nil {
@@ -37,12 +38,12 @@ func (c *Controller) useSecrets(ctx context.Context, a *app, in *machineInput, m
 }
 
 // assignSecrets tells the worker which version of its app's secrets there is.
-func (c *Controller) assignSecrets(ctx context.Context, r *record, as *internalpb.Assignment) error {
+func (c *Controller) assignSecrets(ctx context.Context, r *record.Machine, as *internalpb.Assignment) error {
 	as.MinSecretsVersion, as.SkipSecrets = r.MinSecrets, r.SkipSecrets
 	if r.SkipSecrets {
 		return nil
 	}
-	s, _, err := get[appSecrets](ctx, c.store, secretsKey(r.App))
+	s, _, err := record.Get[appSecrets](ctx, c.store, record.SecretsKey(r.App))
 	if err != nil || s == nil || len(s.Secrets) == 0 {
 		return err
 	}
@@ -67,8 +68,8 @@ func (c *Controller) noteDenied(node key.Node, action, id string, err error) {
 	if !fault.Is(err, fault.Denied) {
 		return
 	}
-	c.log.Warn("a worker was denied what is not for its machines", "worker", node, "action", action, "machine", clip(id))
-	rec := audit.Record{Name: workerName(node), Action: action, Target: "machine=" + clip(id), Code: statusOf(err), Result: audit.Refused}
+	c.log.Warn("a worker was denied what is not for its machines", "worker", node, "action", action, "machine", fault.Clip(id))
+	rec := audit.Record{Name: workerName(node), Action: action, Target: "machine=" + fault.Clip(id), Code: statusOf(err), Result: audit.Refused}
 	c.refusals.add(rec)
 }
 
@@ -87,7 +88,7 @@ func (c *Controller) fetchSecrets(ctx context.Context, node key.Node, req *inter
 	if err := c.rates.take(c.rates.fetches, "secrets", string(id), "starts of machine "+string(id)); err != nil {
 		return nil, err
 	}
-	r, _, err := get[record](ctx, c.store, machineKey(own.App, id))
+	r, _, err := record.Get[record.Machine](ctx, c.store, record.MachineKey(own.App, id))
 	if err != nil {
 		return nil, err
 	}
@@ -144,8 +145,8 @@ type deployment []uint64
 
 // deployedSecrets collects them. Machines that do not run take the newest when they
 // start, and those that get no secrets do not count.
-func (c *Controller) deployedSecrets(ctx context.Context, a *app) (deployment, error) {
-	records, _, err := list[record](ctx, c.store, machinesOf(a.Name))
+func (c *Controller) deployedSecrets(ctx context.Context, a *record.App) (deployment, error) {
+	records, _, err := record.List[record.Machine](ctx, c.store, record.MachinesOf(a.Name))
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"time"
 
+	"bulkhead/controller/access"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/token"
@@ -31,11 +33,11 @@ type call struct {
 	*http.Request
 	w       http.ResponseWriter
 	rc      *http.ResponseController
-	who     caller
-	cmd     *execRequest // of an exec, once it is read
-	on      access       // what the endpoint is about, as it was allowed
-	allowed *app         // the app of on, at that time
-	id      string       // fly-request-id
+	who     access.Caller
+	cmd     *execRequest   // of an exec, once it is read
+	on      access.Request // what the endpoint is about, as it was allowed
+	allowed *record.App    // the app of on, at that time
+	id      string         // fly-request-id
 
 	pending  *callRecord   // the call's record, once it is allowed to change something
 	bodyTime time.Duration // to send the body
@@ -58,7 +60,7 @@ func (r *call) flag(name string) (bool, error) {
 	}
 	b, err := strconv.ParseBool(v)
 	if err != nil {
-		return false, fault.New(fault.Invalid, "%s is %q; it is true or false", name, clip(v))
+		return false, fault.New(fault.Invalid, "%s is %q; it is true or false", name, fault.Clip(v))
 	}
 	return b, nil
 }
@@ -71,7 +73,7 @@ func (r *call) number(name string, def, least, most int) (int, error) {
 	}
 	n, err := strconv.Atoi(v)
 	if err != nil || n < least {
-		return 0, fault.New(fault.Invalid, "%s is %q; it is a whole number from %d", name, clip(v), least)
+		return 0, fault.New(fault.Invalid, "%s is %q; it is a whole number from %d", name, fault.Clip(v), least)
 	}
 	return min(n, most), nil
 }
@@ -122,8 +124,8 @@ type handler func(r *call) (int, any, error)
 // endpoint is one route of the API.
 type endpoint struct {
 	pattern string // of http.ServeMux
-	act     action
-	what    what
+	act     access.Action
+	what    access.Kind
 	h       handler
 }
 
@@ -133,8 +135,8 @@ func (c *Controller) serveAPI() http.Handler {
 	for _, e := range c.endpoints() {
 		mux.Handle(e.pattern, c.handle(e))
 	}
-	mux.Handle("/", c.handle(endpoint{act: actRead, what: whatPlatform, h: func(r *call) (int, any, error) {
-		return 0, nil, fault.New(fault.NotFound, "no such endpoint: %s %s", r.Method, clip(r.URL.Path))
+	mux.Handle("/", c.handle(endpoint{act: access.Read, what: access.Platform, h: func(r *call) (int, any, error) {
+		return 0, nil, fault.New(fault.NotFound, "no such endpoint: %s %s", r.Method, fault.Clip(r.URL.Path))
 	}}))
 	root, public := http.NewServeMux(), http.NewServeMux()
 	for _, e := range c.publicEndpoints() {
@@ -183,18 +185,18 @@ func (c *Controller) outer(next http.Handler, public bool) http.Handler {
 			took := time.Since(start)
 			c.metrics.request(req.Method, rec.code, took)
 			c.refused(r, rec.code)
-			log.Info("request", "method", req.Method, "path", clip(req.URL.Path), "code", rec.code,
+			log.Info("request", "method", req.Method, "path", fault.Clip(req.URL.Path), "code", rec.code,
 				"bytes", rec.bytes, "ms", float64(took.Microseconds())/1000, "caller", r.who.Name, "from", req.RemoteAddr)
 		}()
 		if err := checkSize(req); err != nil {
 			writeError(rec, log, err)
 			return
 		}
-		var who caller
+		var who access.Caller
 		var err error
 		switch {
 		case !public:
-			who, err = c.identify(tokenOf(req), req.RemoteAddr, func() (caller, error) { return c.whoCalls(req) })
+			who, err = c.identify(tokenOf(req), req.RemoteAddr, func() (access.Caller, error) { return c.whoCalls(req) })
 		case callingMachine(req.Context()) != nil:
 			err = fault.New(fault.Denied, "a machine may act on itself alone; this is for people, over the network")
 		}
@@ -262,23 +264,23 @@ func (c *Controller) handle(e endpoint) http.Handler {
 // mayCall decides whether the caller may use an endpoint on what its path names. An app
 // that there is not is not found, whoever asks: names of apps are the whole cluster's.
 func (c *Controller) mayCall(r *call, e endpoint) error {
-	a := access{Act: e.act, What: e.what, Org: r.PathValue("org"), Machine: key.MachineID(r.machine())}
+	a := access.Request{Act: e.act, What: e.what, Org: r.PathValue("org"), Machine: key.MachineID(r.machine())}
 	if name := r.app(); name != "" {
-		app := c.directory.app(key.AppName(name))
+		app := c.directory.App(key.AppName(name))
 		if app == nil {
 			return noApp(name)
 		}
 		a.Org, a.App = app.Org, app.Name
 		r.allowed = app
 	}
-	if e.what == whatOIDC { // about who asks
+	if e.what == access.OIDC { // about who asks
 		a.App, a.Machine = r.who.App, r.who.Machine
-		if app := c.directory.app(a.App); app != nil {
+		if app := c.directory.App(a.App); app != nil {
 			a.Org = app.Org
 		}
 	}
 	// What a command is a token may forbid; who may run none is told so without being read.
-	if e.what == whatExec && e.act == actControl && r.Body != nil && r.who.allowed(c.directory, a) {
+	if e.what == access.Exec && e.act == access.Control && r.Body != nil && r.who.Allowed(c.directory, a) {
 		cmd, err := r.command()
 		if err != nil {
 			return err
@@ -324,11 +326,3 @@ func (r *recorder) Write(b []byte) (int, error) {
 
 // Unwrap lets http.ResponseController through.
 func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
-
-// clip bounds a hostile string for a message or a log line.
-func clip(s string) string {
-	if len(s) > 120 {
-		return s[:120] + "…"
-	}
-	return s
-}

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"bulkhead/api/internalpb"
+	"bulkhead/controller/access"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/machine"
@@ -50,7 +52,7 @@ func (c *Controller) parseOwn(ref string) (img ownImage, own bool, err error) {
 		img.tag = "latest"
 	}
 	if img.repo == "" {
-		return img, true, fault.New(fault.Invalid, "config.image %q names no repository", clip(ref))
+		return img, true, fault.New(fault.Invalid, "config.image %q names no repository", fault.Clip(ref))
 	}
 	return img, true, nil
 }
@@ -58,7 +60,7 @@ func (c *Controller) parseOwn(ref string) (img ownImage, own bool, err error) {
 // reserve asks the worker whether it can take a Machine of this config, and what
 // its image is. For an image of the cluster's own registry it first finds what the
 // tag means now: that stays so for the version, however the tag moves.
-func (c *Controller) reserve(ctx context.Context, n key.Node, id key.MachineID, a *app, conf *machine.Config) (machine.ImageRef, error) {
+func (c *Controller) reserve(ctx context.Context, n key.Node, id key.MachineID, a *record.App, conf *machine.Config) (machine.ImageRef, error) {
 	var ref machine.ImageRef
 	img, own, err := c.parseOwn(conf.Image)
 	if err != nil {
@@ -75,7 +77,7 @@ func (c *Controller) reserve(ctx context.Context, n key.Node, id key.MachineID, 
 		}
 		content, _, digest, err := c.registry.Manifest(ctx, img.repo, img.reference())
 		if fault.Is(err, fault.NotFound) {
-			return ref, fault.New(fault.Unprocessable, "image %s is not in the registry; push it first", clip(conf.Image))
+			return ref, fault.New(fault.Unprocessable, "image %s is not in the registry; push it first", fault.Clip(conf.Image))
 		}
 		if err != nil {
 			return ref, err
@@ -100,14 +102,14 @@ func (c *Controller) reserve(ctx context.Context, n key.Node, id key.MachineID, 
 		// what was resolved here.
 		ref.Registry, ref.Repository, ref.Tag, ref.Digest = "", img.repo, img.tag, key.Digest(req.Digest)
 	} else if ref.Registry == "" {
-		return ref, fault.New(fault.Internal, "the worker did not say which registry has %s", clip(conf.Image))
+		return ref, fault.New(fault.Internal, "the worker did not say which registry has %s", fault.Clip(conf.Image))
 	}
 	return ref, nil
 }
 
 // mayUse allows an app the images of its own repository, and those of other apps of
 // its organization. An image is the owner's app's: the first part of its name.
-func (c *Controller) mayUse(ctx context.Context, a *app, repo string) error {
+func (c *Controller) mayUse(ctx context.Context, a *record.App, repo string) error {
 	owner, _, _ := strings.Cut(repo, "/")
 	if owner == string(a.Name) {
 		return nil
@@ -118,8 +120,8 @@ func (c *Controller) mayUse(ctx context.Context, a *app, repo string) error {
 	}
 	// Who may not read the other app's images must not run them either.
 	r, _ := ctx.Value(callKey{}).(*call)
-	if o == nil || o.Org != a.Org || o.Deleting || r == nil || c.authorize(r.who, access{Act: actRead, What: whatImage, Org: o.Org, App: o.Name}) != nil {
-		return fault.New(fault.Unprocessable, "app %s may not use images of the repository %q: it belongs to no app of its organization whose images you may read", a.Name, clip(repo))
+	if o == nil || o.Org != a.Org || o.Deleting || r == nil || c.authorize(r.who, access.Request{Act: access.Read, What: access.Image, Org: o.Org, App: o.Name}) != nil {
+		return fault.New(fault.Unprocessable, "app %s may not use images of the repository %q: it belongs to no app of its organization whose images you may read", a.Name, fault.Clip(repo))
 	}
 	return nil
 }

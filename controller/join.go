@@ -18,6 +18,7 @@ import (
 	"bulkhead/api/internalpb"
 	"bulkhead/api/rpc"
 	"bulkhead/audit"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/pki"
@@ -90,7 +91,7 @@ func (c *Controller) makeJoinToken(r *call) (int, any, error) {
 	life := time.Duration(in.ExpiresIn) * time.Second
 	switch {
 	case in.Role != role.Worker && in.Role != role.Edge:
-		return 0, nil, fault.New(fault.Invalid, "role %q: a node joins as worker or edge", clip(in.Role))
+		return 0, nil, fault.New(fault.Invalid, "role %q: a node joins as worker or edge", fault.Clip(in.Role))
 	case in.ExpiresIn < 0 || life > maxJoinLife:
 		return 0, nil, fault.New(fault.Invalid, "expires_in %d: a join token lives at most %d seconds", in.ExpiresIn, int(maxJoinLife.Seconds()))
 	case c.clusterPort.Load() == 0:
@@ -114,8 +115,8 @@ func (c *Controller) makeJoinToken(r *call) (int, any, error) {
 	secret := base64.RawURLEncoding.EncodeToString(b[:])
 	sum := sha256.Sum256([]byte(secret))
 	t.SHA256 = sum[:]
-	ops := []store.Op{put(joinKey(t.ID), t)}
-	old, _, err := list[joinToken](r.Context(), c.store, prefixJoin)
+	ops := []store.Op{record.Put(joinKey(t.ID), t)}
+	old, _, err := record.List[joinToken](r.Context(), c.store, prefixJoin)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -124,7 +125,7 @@ func (c *Controller) makeJoinToken(r *call) (int, any, error) {
 			ops = append(ops, store.Delete(joinKey(o.ID)))
 		}
 	}
-	if _, err := c.store.Txn(r.Context(), []store.Cond{at(joinKey(t.ID), 0)}, ops); err != nil {
+	if _, err := c.store.Txn(r.Context(), []store.Cond{record.At(joinKey(t.ID), 0)}, ops); err != nil {
 		return 0, nil, err
 	}
 	c.log.Info("join token made", "token", t.ID, "as", t.Role, "for", t.Node, "expires", stamp(t.ExpiresAt), "by", t.By)
@@ -153,12 +154,12 @@ var errJoin = fault.New(fault.Unauthenticated, "the join token is not good; \"bu
 // race one joins. A certificate is given away only after that.
 func (c *Controller) join(ctx context.Context, in pki.JoinRequest) (id pki.ID, chain [][]byte, roots []byte, err error) {
 	if in.Cluster != c.cfg.Role.Cluster {
-		return id, nil, nil, fault.New(fault.Denied, "the join token is for cluster %q, this is %s", clip(in.Cluster), c.cfg.Role.Cluster)
+		return id, nil, nil, fault.New(fault.Denied, "the join token is for cluster %q, this is %s", fault.Clip(in.Cluster), c.cfg.Role.Cluster)
 	}
 	if len(in.ID) > 40 || strings.ContainsAny(in.ID, "/") || in.ID == "" {
 		return id, nil, nil, errJoin
 	}
-	t, rev, err := get[joinToken](ctx, c.store, joinKey(in.ID))
+	t, rev, err := record.Get[joinToken](ctx, c.store, joinKey(in.ID))
 	if err != nil {
 		return id, nil, nil, err
 	}
@@ -176,7 +177,7 @@ func (c *Controller) join(ctx context.Context, in pki.JoinRequest) (id pki.ID, c
 	case !now().Before(t.ExpiresAt):
 		return id, nil, nil, fault.New(fault.Denied, "the join token expired at %s; \"bulkhead node token\" makes another", stamp(t.ExpiresAt))
 	case in.Role != t.Role:
-		return id, nil, nil, fault.New(fault.Denied, "the join token is for the role %s, not %q", t.Role, clip(in.Role))
+		return id, nil, nil, fault.New(fault.Denied, "the join token is for the role %s, not %q", t.Role, fault.Clip(in.Role))
 	case t.Node != "" && n != t.Node:
 		return id, nil, nil, fault.New(fault.Denied, "the join token is for node %s, not %s", t.Node, n)
 	case n == c.cfg.Role.Node:
@@ -195,8 +196,8 @@ func (c *Controller) join(ctx context.Context, in pki.JoinRequest) (id pki.ID, c
 		return id, nil, nil, err
 	}
 	t.UsedAt, t.UsedBy = now(), n
-	_, err = c.store.Txn(ctx, append(conds, at(joinKey(t.ID), rev)), []store.Op{
-		put(joinKey(t.ID), t), put(joinedKey(n, t.Role), joined{Node: n, Role: t.Role, Token: t.ID, At: t.UsedAt, Key: pin}),
+	_, err = c.store.Txn(ctx, append(conds, record.At(joinKey(t.ID), rev)), []store.Op{
+		record.Put(joinKey(t.ID), t), record.Put(joinedKey(n, t.Role), joined{Node: n, Role: t.Role, Token: t.ID, At: t.UsedAt, Key: pin}),
 	})
 	if errors.Is(err, store.ErrChanged) {
 		err = fault.New(fault.Denied, "the join token, or the name %s, was taken by somebody else at the same time", n)
@@ -208,19 +209,19 @@ func (c *Controller) join(ctx context.Context, in pki.JoinRequest) (id pki.ID, c
 // is spent. A token for any node is for one that nobody knows; one for a node by name lets
 // that node join again, unless it was removed.
 func (c *Controller) mayBe(ctx context.Context, n key.Node, t *joinToken) ([]store.Cond, error) {
-	gone, grev, err := get[removal](ctx, c.store, removedKey(n))
+	gone, grev, err := record.Get[record.Removal](ctx, c.store, record.RemovedKey(n))
 	if err != nil {
 		return nil, err
 	}
 	if gone != nil && !gone.Readmit {
-		return nil, gone.refusal()
+		return nil, gone.Refusal()
 	}
-	_, jrev, err := get[joined](ctx, c.store, joinedKey(n, t.Role))
+	_, jrev, err := record.Get[joined](ctx, c.store, joinedKey(n, t.Role))
 	if err != nil {
 		return nil, err
 	}
 	if t.Node == "" {
-		h, _, err := get[host](ctx, c.store, hostKey(n))
+		h, _, err := record.Get[record.Host](ctx, c.store, record.HostKey(n))
 		if err != nil {
 			return nil, err
 		}
@@ -232,7 +233,7 @@ func (c *Controller) mayBe(ctx context.Context, n key.Node, t *joinToken) ([]sto
 			return nil, fault.New(fault.Denied, "there is a node %s already; choose another name, or make a token for this node (--node %s)", n, n)
 		}
 	}
-	return []store.Cond{at(removedKey(n), grev), at(joinedKey(n, t.Role), jrev)}, nil
+	return []store.Cond{record.At(record.RemovedKey(n), grev), record.At(joinedKey(n, t.Role), jrev)}, nil
 }
 
 func pinOf(der []byte) (string, error) {
@@ -288,7 +289,7 @@ func (c *Controller) renew(ctx context.Context, id pki.ID, with string, csr []by
 		return nil, nil, err
 	}
 	err = retry(ctx, func() error {
-		j, rev, err := get[joined](ctx, c.store, joinedKey(id.Node, id.Role))
+		j, rev, err := record.Get[joined](ctx, c.store, joinedKey(id.Node, id.Role))
 		if err != nil {
 			return err
 		}
@@ -301,7 +302,7 @@ func (c *Controller) renew(ctx context.Context, id pki.ID, with string, csr []by
 			return fault.New(fault.Denied, "%s renews with a certificate that is not its newest: somebody else has renewed with a copy of it, or a backup was restored; remove the node, or let it join again with \"bulkhead node token --node %s\"", id, id.Node)
 		}
 		j.Key = pin
-		_, err = c.store.Txn(ctx, []store.Cond{at(joinedKey(id.Node, id.Role), rev), at(removedKey(id.Node), 0)}, []store.Op{put(joinedKey(id.Node, id.Role), j)})
+		_, err = c.store.Txn(ctx, []store.Cond{record.At(joinedKey(id.Node, id.Role), rev), record.At(record.RemovedKey(id.Node), 0)}, []store.Op{record.Put(joinedKey(id.Node, id.Role), j)})
 		return err
 	})
 	if err != nil {
@@ -314,16 +315,16 @@ func (c *Controller) renew(ctx context.Context, id pki.ID, with string, csr []by
 // refusal.
 func (c *Controller) noteJoin(r *call, in pki.JoinRequest, err error) {
 	c.metrics.membership("join", err)
-	who, target := "node "+clip(in.Node), "identity="+clip(in.Role)+"/"+clip(in.Node)
+	who, target := "node "+fault.Clip(in.Node), "identity="+fault.Clip(in.Role)+"/"+fault.Clip(in.Node)
 	if err == nil {
 		if p := recordIn(r.Context()); p != nil {
 			p.change(func(rec *audit.Record) { rec.Name, rec.Token, rec.Target = who, in.ID, target })
 		}
 		return
 	}
-	c.log.Warn("a node was refused to join", "as", clip(in.Role), "node", clip(in.Node), "token", clip(in.ID), "from", r.RemoteAddr, "err", err)
+	c.log.Warn("a node was refused to join", "as", fault.Clip(in.Role), "node", fault.Clip(in.Node), "token", fault.Clip(in.ID), "from", r.RemoteAddr, "err", err)
 	rec := c.recordOf(r)
-	rec.Result, rec.Code, rec.Token, rec.Target = audit.ResultOf(statusOf(err)), statusOf(err), clip(in.ID), target
+	rec.Result, rec.Code, rec.Token, rec.Target = audit.ResultOf(statusOf(err)), statusOf(err), fault.Clip(in.ID), target
 	c.refusals.add(rec)
 	r.pending = &callRecord{} // it has its record
 }

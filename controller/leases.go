@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"time"
 
+	"bulkhead/controller/access"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/store"
@@ -36,15 +38,15 @@ type leaseBody struct {
 	Lease
 }
 
-func (l *lease) body() leaseBody {
+func bodyOf(l *record.Lease) leaseBody {
 	b := Lease{Nonce: l.Nonce, ExpiresAt: l.ExpiresAt.Unix(), Owner: l.Owner, Description: l.Description, Version: l.Version}
 	return leaseBody{Status: "success", Data: b, Lease: b}
 }
 
-func newLease(who caller, m *record, description string, ttl time.Duration) *lease {
+func newLease(who access.Caller, m *record.Machine, description string, ttl time.Duration) *record.Lease {
 	var b [8]byte
 	rand.Read(b[:])
-	return &lease{
+	return &record.Lease{
 		Nonce: hex.EncodeToString(b[:]), Owner: who.Name, Description: description,
 		ExpiresAt: time.Now().Add(ttl).UTC(), TTL: ttl, Version: string(m.Instance),
 	}
@@ -52,9 +54,9 @@ func newLease(who caller, m *record, description string, ttl time.Duration) *lea
 
 // liveLease returns the Machine's lease unless it has expired, and the revision of
 // its record, which may be there although it has.
-func (c *Controller) liveLease(ctx context.Context, a key.AppName, id key.MachineID) (*lease, int64, error) {
-	l, rev, err := get[lease](ctx, c.store, leaseKey(a, id))
-	if err != nil || l == nil || !l.live(time.Now()) {
+func (c *Controller) liveLease(ctx context.Context, a key.AppName, id key.MachineID) (*record.Lease, int64, error) {
+	l, rev, err := record.Get[record.Lease](ctx, c.store, record.LeaseKey(a, id))
+	if err != nil || l == nil || !l.Live(time.Now()) {
 		return nil, rev, err
 	}
 	return l, rev, nil
@@ -63,7 +65,7 @@ func (c *Controller) liveLease(ctx context.Context, a key.AppName, id key.Machin
 // checkLease refuses a change of a Machine that somebody else holds. The revision
 // that it returns belongs into the change's transaction: the lease that was looked
 // at is then the one that counts.
-func (c *Controller) checkLease(ctx context.Context, m *record, nonce string) (*lease, int64, error) {
+func (c *Controller) checkLease(ctx context.Context, m *record.Machine, nonce string) (*record.Lease, int64, error) {
 	l, rev, err := c.liveLease(ctx, m.App, m.ID)
 	if err != nil || l == nil {
 		return nil, rev, err
@@ -76,21 +78,13 @@ func (c *Controller) checkLease(ctx context.Context, m *record, nonce string) (*
 
 // tellLease makes the changes by which a Machine's worker hears of its lease: traffic
 // must not start or stop what somebody holds. Others it does nothing to.
-func tellLease(m *record, l *lease) []store.Op {
+func tellLease(m *record.Machine, l *record.Lease) []store.Op {
 	if may := m.Config.Traffic(); m.Gone != nil || !may.Autostart && !may.Autostop {
 		return nil
 	}
-	m.hold(l)
+	m.Hold(l)
 	m.Generation++
-	return []store.Op{put(machineKey(m.App, m.ID), m), put(nodeKey(m.Node, m.ID), m.assigned())}
-}
-
-// hold notes a lease in the Machine's record; nil notes that there is none.
-func (m *record) hold(l *lease) {
-	m.LeaseUntil, m.LeaseTTL = time.Time{}, 0
-	if l != nil {
-		m.LeaseUntil, m.LeaseTTL = l.ExpiresAt, l.TTL
-	}
+	return []store.Op{record.Put(record.MachineKey(m.App, m.ID), m), record.Put(record.NodeKey(m.Node, m.ID), m.Assigned())}
 }
 
 func (c *Controller) showLease(r *call) (int, any, error) {
@@ -105,7 +99,7 @@ func (c *Controller) showLease(r *call) (int, any, error) {
 	if l == nil {
 		return 0, nil, fault.New(fault.NotFound, "lease not found")
 	}
-	return http.StatusOK, l.body(), nil
+	return http.StatusOK, bodyOf(l), nil
 }
 
 // takeLease takes a lease, or with a live one's nonce makes it longer.
@@ -128,8 +122,8 @@ func (c *Controller) takeLease(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	var out *lease
-	var m *record
+	var out *record.Lease
+	var m *record.Machine
 	var told []store.Op
 	err = retry(r.Context(), func() error {
 		var mrev int64
@@ -152,10 +146,10 @@ func (c *Controller) takeLease(r *call) (int, any, error) {
 				out.Description = held.Description
 			}
 		}
-		lk := leaseKey(m.App, m.ID)
-		conds := []store.Cond{at(lk, rev), at(machineKey(m.App, m.ID), mrev)}
+		lk := record.LeaseKey(m.App, m.ID)
+		conds := []store.Cond{record.At(lk, rev), record.At(record.MachineKey(m.App, m.ID), mrev)}
 		told = tellLease(m, out)
-		_, err = c.store.Txn(r.Context(), conds, append(told, put(lk, out)))
+		_, err = c.store.Txn(r.Context(), conds, append(told, record.Put(lk, out)))
 		return err
 	})
 	if err != nil {
@@ -164,7 +158,7 @@ func (c *Controller) takeLease(r *call) (int, any, error) {
 	if told != nil {
 		c.awaitWorker(r.Context(), m) // traffic does nothing to it from here on
 	}
-	return http.StatusCreated, out.body(), nil
+	return http.StatusCreated, bodyOf(out), nil
 }
 
 func (c *Controller) releaseLease(r *call) (int, any, error) {
@@ -180,8 +174,8 @@ func (c *Controller) releaseLease(r *call) (int, any, error) {
 		if held == nil {
 			return fault.New(fault.NotFound, "lease not found")
 		}
-		lk := leaseKey(m.App, m.ID)
-		conds := []store.Cond{at(lk, rev), at(machineKey(m.App, m.ID), mrev)}
+		lk := record.LeaseKey(m.App, m.ID)
+		conds := []store.Cond{record.At(lk, rev), record.At(record.MachineKey(m.App, m.ID), mrev)}
 		_, err = c.store.Txn(r.Context(), conds, append(tellLease(m, nil), store.Delete(lk)))
 		return err
 	})

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 
+	"bulkhead/controller/record"
 	"bulkhead/controller/schedule"
 	"bulkhead/key"
 	"bulkhead/machine"
@@ -18,7 +19,7 @@ import (
 // report of Machines that traffic started or stopped.
 type ledger struct {
 	mu       sync.Mutex
-	machines map[key.Node]map[key.MachineID]assigned
+	machines map[key.Node]map[key.MachineID]record.Assigned
 	memory   map[key.Node]int64 // MiB of what is wanted started
 	local    map[key.MachineID]localWish
 }
@@ -31,13 +32,13 @@ type localWish struct {
 
 func newLedger() *ledger {
 	return &ledger{
-		machines: map[key.Node]map[key.MachineID]assigned{}, memory: map[key.Node]int64{},
+		machines: map[key.Node]map[key.MachineID]record.Assigned{}, memory: map[key.Node]int64{},
 		local: map[key.MachineID]localWish{},
 	}
 }
 
 // runs reports whether a Machine is wanted started. l.mu is held.
-func (l *ledger) runs(id key.MachineID, a assigned) bool {
+func (l *ledger) runs(id key.MachineID, a record.Assigned) bool {
 	if w, ok := l.local[id]; ok && w.wish == a.Wish {
 		return w.want == machine.WantStarted
 	}
@@ -66,7 +67,7 @@ func (l *ledger) heard(all ...*seen) {
 // run follows the store until ctx ends; loaded is closed when the first sum is done.
 func (l *ledger) run(ctx context.Context, s store.Store, loaded chan struct{}) error {
 	for {
-		kvs, rev, err := s.List(ctx, prefixNode)
+		kvs, rev, err := s.List(ctx, record.PrefixNode)
 		if err != nil {
 			return err
 		}
@@ -81,7 +82,7 @@ func (l *ledger) run(ctx context.Context, s store.Store, loaded chan struct{}) e
 			close(loaded)
 			loaded = nil
 		}
-		err = s.Watch(ctx, prefixNode, rev, func(es []store.Event) error {
+		err = s.Watch(ctx, record.PrefixNode, rev, func(es []store.Event) error {
 			for _, e := range es {
 				l.take(e)
 			}
@@ -94,12 +95,12 @@ func (l *ledger) run(ctx context.Context, s store.Store, loaded chan struct{}) e
 }
 
 func (l *ledger) take(e store.Event) {
-	id := key.MachineID(lastPart(e.Key))
-	node := key.Node(e.Key[len(prefixNode) : len(e.Key)-len(id)-1])
+	id := key.MachineID(record.LastPart(e.Key))
+	node := key.Node(e.Key[len(record.PrefixNode) : len(e.Key)-len(id)-1])
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.machines[node] == nil {
-		l.machines[node] = map[key.MachineID]assigned{}
+		l.machines[node] = map[key.MachineID]record.Assigned{}
 	}
 	if old, ok := l.machines[node][id]; ok && l.runs(id, old) {
 		l.memory[node] -= int64(old.MemoryMB)
@@ -109,7 +110,7 @@ func (l *ledger) take(e store.Event) {
 		delete(l.local, id)
 		return
 	}
-	a, err := decode[assigned](e.KV)
+	a, err := record.Decode[record.Assigned](e.KV)
 	if err != nil {
 		return
 	}

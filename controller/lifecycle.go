@@ -7,23 +7,15 @@ import (
 	"time"
 
 	"bulkhead/api/internalpb"
+	"bulkhead/controller/record"
 	"bulkhead/controller/schedule"
 	"bulkhead/fault"
 	"bulkhead/machine"
 	"bulkhead/store"
 )
 
-// wantDestroyed changes the wish; it cannot be taken back.
-func (r *record) wantDestroyed(force bool) {
-	if r.Desired != machine.WantDestroyed || force && !r.Force {
-		r.Desired, r.Force = machine.WantDestroyed, force
-		r.Generation++
-		r.UpdatedAt = now()
-	}
-}
-
 // alive refuses a wish about a Machine that is on its way out.
-func alive(m *record, s *seen) error {
+func alive(m *record.Machine, s *seen) error {
 	if m.Desired == machine.WantDestroyed || s != nil && final(s.State) {
 		return fault.New(fault.Precondition, "failed_precondition: machine %s is %s", m.ID, merge(m, s).State)
 	}
@@ -32,7 +24,7 @@ func alive(m *record, s *seen) error {
 
 func (c *Controller) startMachine(r *call) (int, any, error) {
 	var previous machine.State
-	m, err := c.change(r.Context(), r.app(), r.machine(), r.nonce(), func(m *record) ([]store.Op, error) {
+	m, err := c.change(r.Context(), r.app(), r.machine(), r.nonce(), func(m *record.Machine) ([]store.Op, error) {
 		s := c.view.get(m.ID)
 		if err := alive(m, s); err != nil {
 			return nil, err
@@ -66,7 +58,7 @@ func (c *Controller) startMachine(r *call) (int, any, error) {
 }
 
 // roomFor refuses to start a Machine on a node whose memory is promised to others.
-func (c *Controller) roomFor(m *record) error {
+func (c *Controller) roomFor(m *record.Machine) error {
 	st, _ := c.view.node(m.Node)
 	if schedule.Fits(m.Config.EffectiveGuest().MemoryMB, schedule.Node{MemoryMB: st.MemoryMB, UsedMemoryMB: c.ledger.used(m.Node)}) {
 		return nil
@@ -129,7 +121,7 @@ func (c *Controller) stopMachine(r *call) (int, any, error) {
 func (c *Controller) suspendMachine(r *call) (int, any, error) { return c.stop(r, stopWish{}) }
 
 func (c *Controller) stop(r *call, wish stopWish) (int, any, error) {
-	m, err := c.change(r.Context(), r.app(), r.machine(), r.nonce(), func(m *record) ([]store.Op, error) {
+	m, err := c.change(r.Context(), r.app(), r.machine(), r.nonce(), func(m *record.Machine) ([]store.Op, error) {
 		if err := alive(m, c.view.get(m.ID)); err != nil {
 			return nil, err
 		}
@@ -167,7 +159,7 @@ func (c *Controller) restartMachine(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	m, err := c.change(r.Context(), r.app(), r.machine(), r.nonce(), func(m *record) ([]store.Op, error) {
+	m, err := c.change(r.Context(), r.app(), r.machine(), r.nonce(), func(m *record.Machine) ([]store.Op, error) {
 		s := c.view.get(m.ID)
 		if err := alive(m, s); err != nil {
 			return nil, err
@@ -205,7 +197,7 @@ func queryDuration(v string) (time.Duration, error) {
 	}
 	d, err := time.ParseDuration(v)
 	if err != nil || d < 0 {
-		return 0, fault.New(fault.Invalid, "timeout %q is neither seconds nor a duration such as 10s", clip(v))
+		return 0, fault.New(fault.Invalid, "timeout %q is neither seconds nor a duration such as 10s", fault.Clip(v))
 	}
 	return d, nil
 }
@@ -245,7 +237,7 @@ func (c *Controller) signalMachine(r *call) (int, any, error) {
 }
 
 // runningMachine returns a Machine whose process runs.
-func (c *Controller) runningMachine(r *call) (*record, error) {
+func (c *Controller) runningMachine(r *call) (*record.Machine, error) {
 	m, _, err := c.getMachine(r.Context(), r.app(), r.machine())
 	if err != nil {
 		return nil, err
@@ -259,7 +251,7 @@ func (c *Controller) runningMachine(r *call) (*record, error) {
 // cordonMachine takes a Machine's services out of the edge's routes, or puts them back.
 func (c *Controller) cordonMachine(cordoned bool) handler {
 	return func(r *call) (int, any, error) {
-		m, err := c.change(r.Context(), r.app(), r.machine(), r.nonce(), func(m *record) ([]store.Op, error) {
+		m, err := c.change(r.Context(), r.app(), r.machine(), r.nonce(), func(m *record.Machine) ([]store.Op, error) {
 			if err := alive(m, c.view.get(m.ID)); err != nil {
 				return nil, err
 			}
@@ -294,7 +286,7 @@ func (c *Controller) deleteMachine(r *call) (int, any, error) {
 	} else if m.Gone != nil {
 		return ok()
 	}
-	m, err := c.change(r.Context(), r.app(), r.machine(), r.nonce(), func(m *record) ([]store.Op, error) {
+	m, err := c.change(r.Context(), r.app(), r.machine(), r.nonce(), func(m *record.Machine) ([]store.Op, error) {
 		if !force {
 			switch st := merge(m, c.view.get(m.ID)).State; st {
 			case machine.Created, machine.Stopped, machine.Suspended, machine.Failed, machine.Destroying, machine.LaunchFailed, machine.Destroyed:
@@ -309,7 +301,7 @@ func (c *Controller) deleteMachine(r *call) (int, any, error) {
 		if s := c.view.get(m.ID); again && (s == nil || s.State != machine.Failed) {
 			return nil, errUnchanged
 		}
-		if m.wantDestroyed(force); again { // it failed, and somebody asks: it is tried at once
+		if m.WantDestroyed(force, now()); again { // it failed, and somebody asks: it is tried at once
 			m.Generation++
 		}
 		return nil, nil
@@ -321,6 +313,6 @@ func (c *Controller) deleteMachine(r *call) (int, any, error) {
 	return ok()
 }
 
-func refuseRunning(m *record, st machine.State) error {
+func refuseRunning(m *record.Machine, st machine.State) error {
 	return fault.New(fault.Precondition, "failed_precondition: unable to destroy machine %s, not currently stopped, suspended or failed: it is %s; stop it first, or use force=true", m.ID, st)
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"bulkhead/api/internalpb"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 )
@@ -44,7 +45,7 @@ func (c *Controller) machineLogs(r *call) (int, any, error) {
 	if m.Gone != nil {
 		return 0, nil, fault.New(fault.Precondition, "failed_precondition: machine %s is destroyed; its logs are gone with it", m.ID)
 	}
-	return c.streamLogs(r, []*record{m}, false)
+	return c.streamLogs(r, []*record.Machine{m}, false)
 }
 
 // appLogs merges the lines of all Machines of an app, as they come.
@@ -53,11 +54,11 @@ func (c *Controller) appLogs(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	records, _, err := list[record](r.Context(), c.store, machinesOf(a.Name))
+	records, _, err := record.List[record.Machine](r.Context(), c.store, record.MachinesOf(a.Name))
 	if err != nil {
 		return 0, nil, err
 	}
-	var live []*record
+	var live []*record.Machine
 	for _, m := range records {
 		if m.Gone == nil {
 			live = append(live, m)
@@ -71,7 +72,7 @@ func (c *Controller) appLogs(r *call) (int, any, error) {
 
 // streamLogs copies lines from the workers to the caller. An error before the first
 // line is answered as usual; after it, it ends the stream.
-func (c *Controller) streamLogs(r *call, from []*record, merged bool) (int, any, error) {
+func (c *Controller) streamLogs(r *call, from []*record.Machine, merged bool) (int, any, error) {
 	follow, err := r.flag("follow")
 	if err != nil {
 		return 0, nil, err
@@ -103,7 +104,7 @@ func (c *Controller) streamLogs(r *call, from []*record, merged bool) (int, any,
 }
 
 // readLogs reads one Machine's lines until they end.
-func (c *Controller) readLogs(ctx context.Context, m *record, follow bool, tail int, out chan<- LogLine) error {
+func (c *Controller) readLogs(ctx context.Context, m *record.Machine, follow bool, tail int, out chan<- LogLine) error {
 	conn, err := c.dial("worker", m.Node)
 	if err != nil {
 		return err

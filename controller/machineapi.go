@@ -14,6 +14,7 @@ import (
 
 	"bulkhead/api/internalpb"
 	"bulkhead/api/rpc"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 )
@@ -139,13 +140,13 @@ func (s internalServer) MachineAPI(stream grpc.BidiStreamingServer[internalpb.Ma
 }
 
 // machineOf finds the Machine of a node that its worker names.
-func (c *Controller) machineOf(ctx context.Context, node key.Node, text string) (*assigned, key.MachineID, error) {
-	denied := fault.New(fault.Denied, "node %s has no machine %q", node, clip(text))
+func (c *Controller) machineOf(ctx context.Context, node key.Node, text string) (*record.Assigned, key.MachineID, error) {
+	denied := fault.New(fault.Denied, "node %s has no machine %q", node, fault.Clip(text))
 	id, err := key.ParseMachineID(text)
 	if err != nil {
 		return nil, "", denied
 	}
-	a, _, err := get[assigned](ctx, c.store, nodeKey(node, id))
+	a, _, err := record.Get[record.Assigned](ctx, c.store, record.NodeKey(node, id))
 	if err == nil && a == nil {
 		err = denied
 	}

@@ -7,6 +7,7 @@ import (
 	"sort"
 	"strings"
 
+	"bulkhead/controller/record"
 	"bulkhead/key"
 	"bulkhead/machine"
 )
@@ -39,7 +40,7 @@ const (
 
 // machineBody makes the answer for a Machine. A summary leaves out what is long. A
 // lease's nonce is not part of it: only who takes the lease is told.
-func (c *Controller) machineBody(r *record, summary bool) *Machine {
+func (c *Controller) machineBody(r *record.Machine, summary bool) *Machine {
 	st := merge(r, c.view.get(r.ID))
 	out := &Machine{
 		ID: string(r.ID), Name: r.Name, State: string(st.State), Region: r.Region, ImageRef: c.imageBody(r.ImageRef),
@@ -54,7 +55,7 @@ func (c *Controller) machineBody(r *record, summary bool) *Machine {
 }
 
 // hostStatus is whether a Machine's node can be asked about it.
-func (c *Controller) hostStatus(r *record) string {
+func (c *Controller) hostStatus(r *record.Machine) string {
 	if r.Gone != nil {
 		return hostOK
 	}
@@ -108,7 +109,7 @@ func filterOf(r *call) (filter, error) {
 	return f, nil
 }
 
-func (f *filter) match(r *record, st machine.State) bool {
+func (f *filter) match(r *record.Machine, st machine.State) bool {
 	wantGone := f.deleted || slices.Contains(f.states, string(machine.Destroyed))
 	if st == machine.Destroyed && !wantGone {
 		return false
@@ -142,7 +143,7 @@ func (c *Controller) listMachines(r *call) (int, any, error) {
 
 // machinesOfApp lists an app's Machines, oldest first.
 func (c *Controller) machinesOfApp(ctx context.Context, a key.AppName, f *filter) ([]*Machine, error) {
-	records, _, err := list[record](ctx, c.store, machinesOf(a))
+	records, _, err := record.List[record.Machine](ctx, c.store, record.MachinesOf(a))
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"bulkhead/controller/access"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/store"
@@ -14,11 +16,11 @@ import (
 
 // Member is a member of an organization as the API answers it.
 type Member struct {
-	User   User                       `json:"user"`
-	Role   memberRole                 `json:"role,omitempty"`
-	Apps   map[key.AppName]memberRole `json:"apps,omitempty"`
-	Source string                     `json:"source,omitempty"`
-	Since  string                     `json:"since"`
+	User   User                        `json:"user"`
+	Role   record.Role                 `json:"role,omitempty"`
+	Apps   map[key.AppName]record.Role `json:"apps,omitempty"`
+	Source string                      `json:"source,omitempty"`
+	Since  string                      `json:"since"`
 }
 
 // listMembers lists who belongs to an organization.
@@ -28,8 +30,8 @@ func (c *Controller) listMembers(r *call) (int, any, error) {
 	out := struct {
 		Members []Member `json:"members"`
 	}{Members: []Member{}}
-	for _, m := range c.directory.membersIn(r.PathValue("org")) {
-		if u := c.directory.user(m.User); u != nil {
+	for _, m := range c.directory.MembersIn(r.PathValue("org")) {
+		if u := c.directory.User(m.User); u != nil {
 			out.Members = append(out.Members, memberBody(u, m))
 		}
 	}
@@ -37,47 +39,47 @@ func (c *Controller) listMembers(r *call) (int, any, error) {
 	return http.StatusOK, out, nil
 }
 
-func memberBody(u *user, m *member) Member {
+func memberBody(u *record.User, m *record.Member) Member {
 	return Member{User: userBody(u), Role: m.Role, Apps: m.Apps, Source: m.Source, Since: stamp(m.CreatedAt)}
 }
 
 // roles is a role in an organization and roles for apps of it, as bodies hold them.
 type roles struct {
-	Role memberRole                 `json:"role"`
-	Apps map[key.AppName]memberRole `json:"apps"`
+	Role record.Role                 `json:"role"`
+	Apps map[key.AppName]record.Role `json:"apps"`
 }
 
 // maxAppRoles bounds the apps for which one member has roles of their own.
 const maxAppRoles = 100
 
 // check refuses roles that there are not, and those that the caller may not give.
-func (c *Controller) checkRoles(who caller, slug string, in roles) error {
+func (c *Controller) checkRoles(who access.Caller, slug string, in roles) error {
 	if in.Role == "" && len(in.Apps) == 0 {
 		return fault.New(fault.Invalid, "role is missing: one of %s", roleNames())
 	}
-	if in.Role != "" && !slices.Contains(memberRoles, in.Role) {
-		return fault.New(fault.Invalid, "role is %q; it is one of %s", clip(string(in.Role)), roleNames())
+	if in.Role != "" && !slices.Contains(record.Roles, in.Role) {
+		return fault.New(fault.Invalid, "role is %q; it is one of %s", fault.Clip(string(in.Role)), roleNames())
 	}
 	if len(in.Apps) > maxAppRoles {
 		return fault.New(fault.Invalid, "apps names %d apps, at most %d", len(in.Apps), maxAppRoles)
 	}
 	for name, r := range in.Apps {
-		if !slices.Contains(memberRoles, r) || r == roleOwner {
-			return fault.New(fault.Invalid, "the role for app %q is %q; it is one of admin, deployer, viewer, auditor", clip(string(name)), clip(string(r)))
+		if !slices.Contains(record.Roles, r) || r == record.Owner {
+			return fault.New(fault.Invalid, "the role for app %q is %q; it is one of admin, deployer, viewer, auditor", fault.Clip(string(name)), fault.Clip(string(r)))
 		}
-		if a := c.directory.app(name); a == nil || a.Org != slug {
-			return fault.New(fault.NotFound, "organization %q has no app %q", slug, clip(string(name)))
+		if a := c.directory.App(name); a == nil || a.Org != slug {
+			return fault.New(fault.NotFound, "organization %q has no app %q", slug, fault.Clip(string(name)))
 		}
 	}
-	if in.Role == roleOwner {
-		return c.authorize(who, access{Act: actWrite, What: whatOwner, Org: slug})
+	if in.Role == record.Owner {
+		return c.authorize(who, access.Request{Act: access.Write, What: access.Owner, Org: slug})
 	}
 	return nil
 }
 
 func roleNames() string {
 	var names []string
-	for _, r := range memberRoles {
+	for _, r := range record.Roles {
 		names = append(names, string(r))
 	}
 	return strings.Join(names, ", ")
@@ -99,32 +101,32 @@ func (c *Controller) setMember(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	var m *member
+	var m *record.Member
 	err = retry(r.Context(), func() error {
 		var t txn
-		o, orgRev, err := get[org](r.Context(), c.store, orgKey(slug))
+		o, orgRev, err := record.Get[record.Org](r.Context(), c.store, record.OrgKey(slug))
 		if err != nil {
 			return err
 		}
 		if o == nil || o.Deleting {
 			return noOrg(slug)
 		}
-		t.when(orgKey(slug), orgRev)
+		t.when(record.OrgKey(slug), orgRev)
 		var rev int64
-		if m, rev, err = get[member](r.Context(), c.store, memberKey(slug, u.ID)); err != nil {
+		if m, rev, err = record.Get[record.Member](r.Context(), c.store, record.MemberKey(slug, u.ID)); err != nil {
 			return err
 		}
 		switch {
 		case m == nil:
 			return noMember(slug, r.PathValue("user"))
-		case m.Role == roleOwner && in.Role != roleOwner:
+		case m.Role == record.Owner && in.Role != record.Owner:
 			if err := c.ownerMayGo(r, &t, m); err != nil {
 				return err
 			}
 		}
 		m.Role, m.Apps, m.Source = in.Role, in.Apps, ""
-		t.when(memberKey(slug, u.ID), rev)
-		t.do(put(memberKey(slug, u.ID), m))
+		t.when(record.MemberKey(slug, u.ID), rev)
+		t.do(record.Put(record.MemberKey(slug, u.ID), m))
 		return c.commit(r.Context(), &t)
 	})
 	if err != nil {
@@ -135,21 +137,21 @@ func (c *Controller) setMember(r *call) (int, any, error) {
 
 // findMember knows a member by the user's id or name. Somebody outside comes in by invitation:
 // a name alone makes nobody a member, and whoever may invite does not learn who else there is.
-func (c *Controller) findMember(slug, s string) (*user, error) {
+func (c *Controller) findMember(slug, s string) (*record.User, error) {
 	u, err := c.findUser(s)
-	if err != nil || c.directory.member(slug, u.ID) == nil {
+	if err != nil || c.directory.Member(slug, u.ID) == nil {
 		return nil, noMember(slug, s)
 	}
 	return u, nil
 }
 
 func noMember(slug, s string) error {
-	return fault.New(fault.NotFound, "organization %q has no member %q; invite them: bulkhead orgs invite", slug, clip(s))
+	return fault.New(fault.NotFound, "organization %q has no member %q; invite them: bulkhead orgs invite", slug, fault.Clip(s))
 }
 
 // ownerMayGo refuses to unmake an owner to whoever is none, and to unmake the last.
-func (c *Controller) ownerMayGo(r *call, t *txn, m *member) error {
-	if err := c.authorize(r.who, access{Act: actDelete, What: whatOwner, Org: m.Org}); err != nil {
+func (c *Controller) ownerMayGo(r *call, t *txn, m *record.Member) error {
+	if err := c.authorize(r.who, access.Request{Act: access.Delete, What: access.Owner, Org: m.Org}); err != nil {
 		return err
 	}
 	return c.mayGo(r.Context(), t, m)
@@ -157,25 +159,25 @@ func (c *Controller) ownerMayGo(r *call, t *txn, m *member) error {
 
 // mayGo refuses to take an organization's last owner away. As with anotherOperator the
 // condition is on another owner's record.
-func (c *Controller) mayGo(ctx context.Context, t *txn, m *member) error {
-	if m.Role != roleOwner {
+func (c *Controller) mayGo(ctx context.Context, t *txn, m *record.Member) error {
+	if m.Role != record.Owner {
 		return nil
 	}
-	for _, o := range c.directory.membersIn(m.Org) {
-		if o.User == m.User || o.Role != roleOwner {
+	for _, o := range c.directory.MembersIn(m.Org) {
+		if o.User == m.User || o.Role != record.Owner {
 			continue
 		}
-		u, userRev, err := get[user](ctx, c.store, userKey(o.User))
+		u, userRev, err := record.Get[record.User](ctx, c.store, record.UserKey(o.User))
 		if err != nil {
 			return err
 		}
-		cur, rev, err := get[member](ctx, c.store, memberKey(o.Org, o.User))
+		cur, rev, err := record.Get[record.Member](ctx, c.store, record.MemberKey(o.Org, o.User))
 		if err != nil {
 			return err
 		}
-		if u != nil && cur != nil && cur.Role == roleOwner {
-			t.when(memberKey(o.Org, o.User), rev)
-			t.when(userKey(o.User), userRev)
+		if u != nil && cur != nil && cur.Role == record.Owner {
+			t.when(record.MemberKey(o.Org, o.User), rev)
+			t.when(record.UserKey(o.User), userRev)
 			return nil
 		}
 	}
@@ -195,7 +197,7 @@ func (c *Controller) removeMember(r *call) (int, any, error) {
 	ctx, cancel := toItsEnd(r.Context())
 	defer cancel()
 	err = retry(ctx, func() error {
-		m, rev, err := get[member](ctx, c.store, memberKey(slug, u.ID))
+		m, rev, err := record.Get[record.Member](ctx, c.store, record.MemberKey(slug, u.ID))
 		if err != nil {
 			return err
 		}
@@ -203,13 +205,13 @@ func (c *Controller) removeMember(r *call) (int, any, error) {
 			return noMember(slug, r.PathValue("user"))
 		}
 		var t txn
-		if m.Role == roleOwner {
+		if m.Role == record.Owner {
 			if err := c.ownerMayGo(r, &t, m); err != nil {
 				return err
 			}
 		}
-		t.when(memberKey(slug, u.ID), rev)
-		t.do(store.Delete(memberKey(slug, u.ID)))
+		t.when(record.MemberKey(slug, u.ID), rev)
+		t.do(store.Delete(record.MemberKey(slug, u.ID)))
 		return c.commit(ctx, &t)
 	})
 	if err != nil {
@@ -231,17 +233,17 @@ const (
 // Invitation is an invitation as the API answers it. Token is in the answer that makes it,
 // and never again.
 type Invitation struct {
-	ID        string                     `json:"id"`
-	Org       string                     `json:"organization"`
-	Name      string                     `json:"name,omitempty"`
-	Role      memberRole                 `json:"role,omitempty"`
-	Apps      map[key.AppName]memberRole `json:"apps,omitempty"`
-	By        string                     `json:"by"`
-	ExpiresAt string                     `json:"expires_at"`
-	Token     string                     `json:"token,omitempty"`
+	ID        string                      `json:"id"`
+	Org       string                      `json:"organization"`
+	Name      string                      `json:"name,omitempty"`
+	Role      record.Role                 `json:"role,omitempty"`
+	Apps      map[key.AppName]record.Role `json:"apps,omitempty"`
+	By        string                      `json:"by"`
+	ExpiresAt string                      `json:"expires_at"`
+	Token     string                      `json:"token,omitempty"`
 }
 
-func invitationBody(cl *claim) Invitation {
+func invitationBody(cl *record.Claim) Invitation {
 	return Invitation{ID: cl.ID, Org: cl.Org, Name: cl.Name, Role: cl.Role, Apps: cl.Apps, By: cl.By, ExpiresAt: stamp(cl.ExpiresAt)}
 }
 
@@ -270,14 +272,14 @@ func (c *Controller) invite(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	cl := &claim{
+	cl := &record.Claim{
 		ID: "c_" + strings.TrimPrefix(string(key.NewTokenID()), "t_"), Org: slug, Role: in.Role, Apps: in.Apps, Name: in.Name,
 		By: r.who.Name, ByUser: r.who.User, CreatedAt: now(), ExpiresAt: now().Add(life),
 	}
 	token, sum := newClaimToken(cl.ID)
 	cl.SHA256 = sum
 	err = retry(r.Context(), func() error {
-		o, rev, err := get[org](r.Context(), c.store, orgKey(slug))
+		o, rev, err := record.Get[record.Org](r.Context(), c.store, record.OrgKey(slug))
 		if err != nil {
 			return err
 		}
@@ -285,9 +287,9 @@ func (c *Controller) invite(r *call) (int, any, error) {
 			return noOrg(slug)
 		}
 		var t txn
-		t.when(orgKey(slug), rev)
-		t.when(claimKey(cl.ID), 0)
-		t.do(put(claimKey(cl.ID), cl))
+		t.when(record.OrgKey(slug), rev)
+		t.when(record.ClaimKey(cl.ID), 0)
+		t.do(record.Put(record.ClaimKey(cl.ID), cl))
 		return c.commit(r.Context(), &t)
 	})
 	if err != nil {
@@ -305,7 +307,7 @@ func expiry(s string, def, most time.Duration) (time.Duration, error) {
 	}
 	d, err := time.ParseDuration(s)
 	if err != nil {
-		return 0, fault.New(fault.Invalid, "expiry is %q; it is a duration such as 48h", clip(s))
+		return 0, fault.New(fault.Invalid, "expiry is %q; it is a duration such as 48h", fault.Clip(s))
 	}
 	if d < time.Minute || d > most {
 		return 0, fault.New(fault.Invalid, "expiry is %s; it is from 1m to %s", d, most)
@@ -320,8 +322,8 @@ func (c *Controller) listInvitations(r *call) (int, any, error) {
 	out := struct {
 		Invitations []Invitation `json:"invitations"`
 	}{Invitations: []Invitation{}}
-	for _, cl := range c.directory.allClaims() {
-		if cl.Org == r.PathValue("org") && cl.ID != installationClaim && c.directory.good(cl) {
+	for _, cl := range c.directory.AllClaims() {
+		if cl.Org == r.PathValue("org") && cl.ID != installationClaim && access.Spendable(c.directory, cl) {
 			out.Invitations = append(out.Invitations, invitationBody(cl))
 		}
 	}
@@ -333,19 +335,19 @@ func (c *Controller) listInvitations(r *call) (int, any, error) {
 //	DELETE /v1/orgs/{org}/invitations/{invitation}
 func (c *Controller) uninvite(r *call) (int, any, error) {
 	id := r.PathValue("invitation")
-	gone := fault.New(fault.NotFound, "organization %q has no invitation %q", clip(r.PathValue("org")), clip(id))
+	gone := fault.New(fault.NotFound, "organization %q has no invitation %q", fault.Clip(r.PathValue("org")), fault.Clip(id))
 	if !claimRE.MatchString(id) || id == installationClaim {
 		return 0, nil, gone
 	}
 	err := retry(r.Context(), func() error {
-		cl, rev, err := get[claim](r.Context(), c.store, claimKey(id))
+		cl, rev, err := record.Get[record.Claim](r.Context(), c.store, record.ClaimKey(id))
 		if err != nil {
 			return err
 		}
 		if cl == nil || cl.Org != r.PathValue("org") {
 			return gone
 		}
-		return c.commit(r.Context(), &txn{conds: []store.Cond{at(claimKey(id), rev)}, ops: []store.Op{store.Delete(claimKey(id))}})
+		return c.commit(r.Context(), &txn{conds: []store.Cond{record.At(record.ClaimKey(id), rev)}, ops: []store.Op{store.Delete(record.ClaimKey(id))}})
 	})
 	if err != nil {
 		return 0, nil, err
@@ -368,13 +370,13 @@ func (c *Controller) acceptInvitation(r *call) (int, any, error) {
 		return 0, nil, fault.New(fault.Invalid, "token is not that of an invitation, which begins with %s", claimPrefix)
 	}
 	inv, err := c.authenticateClaim(t)
-	if err == errToken {
+	if err == access.ErrToken {
 		return 0, nil, fault.New(fault.NotFound, "there is no such invitation, or it has expired or was accepted")
 	}
 	if err != nil {
 		return 0, nil, err
 	}
-	u := c.directory.user(r.who.User)
+	u := c.directory.User(r.who.User)
 	cl := inv.Claim
 	if cl.Operator {
 		return 0, nil, fault.New(fault.Invalid, "this is the installation's token; log in with it: bulkhead login")
@@ -395,7 +397,7 @@ func (c *Controller) acceptInvitation(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	m := c.directory.member(cl.Org, u.ID)
+	m := c.directory.Member(cl.Org, u.ID)
 	if m == nil {
 		return 0, nil, noOrg(cl.Org)
 	}

@@ -3,6 +3,7 @@ package controller
 import (
 	"time"
 
+	"bulkhead/controller/record"
 	"bulkhead/machine"
 )
 
@@ -24,7 +25,7 @@ type status struct {
 //
 // The worker's word counts for what is; the record's only where the worker has not
 // spoken yet, and for a destruction, which cannot be taken back.
-func merge(r *record, s *seen) status {
+func merge(r *record.Machine, s *seen) status {
 	if r.Gone != nil {
 		st := status{State: machine.Destroyed, UpdatedAt: r.UpdatedAt, Known: true, Settled: true}
 		if r.Last != nil {
@@ -60,7 +61,7 @@ func merge(r *record, s *seen) status {
 // of it since. The record holds the first and the worker's journal the second; neither
 // is ever written over the other. A worker is believed only as far as the Machine's
 // config lets traffic go.
-func wants(r *record, s *seen) machine.Desired {
+func wants(r *record.Machine, s *seen) machine.Desired {
 	if s == nil || s.Local == "" || s.Wish != r.Wish || r.Desired == machine.WantDestroyed {
 		return r.Desired
 	}
@@ -77,7 +78,7 @@ func final(s machine.State) bool {
 }
 
 // acted reports whether the worker has taken up the newest wish.
-func acted(r *record, s *seen) bool {
+func acted(r *record.Machine, s *seen) bool {
 	if s == nil || s.Generation < r.Generation {
 		return false
 	}
@@ -88,7 +89,7 @@ func acted(r *record, s *seen) bool {
 }
 
 // settled reports whether the Machine rests where the newest wish leaves it.
-func settled(r *record, s *seen) bool {
+func settled(r *record.Machine, s *seen) bool {
 	if !acted(r, s) || machine.Passing(s.State) {
 		return false
 	}
@@ -107,7 +108,7 @@ func settled(r *record, s *seen) bool {
 
 // reached reports whether the Machine has got where a caller waits for it: in the
 // state, by the newest wish, and in the newest version.
-func reached(r *record, s *seen, want machine.State) bool {
+func reached(r *record.Machine, s *seen, want machine.State) bool {
 	if r.Gone != nil {
 		return want == machine.Destroyed || want == "settled"
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/machine"
 	"bulkhead/store"
@@ -14,9 +15,9 @@ import (
 
 // setMeta changes metadata. A nil or empty value removes the key.
 func (c *Controller) setMeta(r *call, ifVersion string, change map[string]*string) error {
-	_, err := c.change(r.Context(), r.app(), r.machine(), r.nonce(), func(m *record) ([]store.Op, error) {
+	_, err := c.change(r.Context(), r.app(), r.machine(), r.nonce(), func(m *record.Machine) ([]store.Op, error) {
 		if ifVersion != "" && ifVersion != string(m.Instance) {
-			return nil, fault.New(fault.Precondition, "machine %s is at version %s, not %s", m.ID, m.Instance, clip(ifVersion))
+			return nil, fault.New(fault.Precondition, "machine %s is at version %s, not %s", m.ID, m.Instance, fault.Clip(ifVersion))
 		}
 		conf := m.Config.Clone()
 		if conf.Metadata == nil {
@@ -63,7 +64,7 @@ func (c *Controller) showMetadata(r *call) (int, any, error) {
 	}
 	v, found := m.Config.Metadata[r.PathValue("key")]
 	if !found {
-		return 0, nil, fault.New(fault.NotFound, "machine %s has no metadata %q", m.ID, clip(r.PathValue("key")))
+		return 0, nil, fault.New(fault.NotFound, "machine %s has no metadata %q", m.ID, fault.Clip(r.PathValue("key")))
 	}
 	return http.StatusOK, struct {
 		Value string `json:"value"`

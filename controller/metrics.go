@@ -131,7 +131,7 @@ func (c *Controller) metricsPage(r *call) (int, any, error) {
 		addLabels(merged, families, name, c.cfg.Role.Node)
 	}
 	if !known {
-		return 0, nil, fault.New(fault.NotFound, "role %q has no metrics; there are controller, worker and edge", clip(only))
+		return 0, nil, fault.New(fault.NotFound, "role %q has no metrics; there are controller, worker and edge", fault.Clip(only))
 	}
 	names := make([]string, 0, len(merged))
 	for n := range merged {

@@ -11,7 +11,7 @@ import (
 
 	"github.com/oklog/ulid/v2"
 
-	"bulkhead/api/rpc"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/machine"
@@ -68,30 +68,26 @@ func (c *Controller) admit(ctx context.Context, id pki.ID) error {
 	if id.Node == c.cfg.Role.Node && id.Role != role.Worker {
 		return nil
 	}
-	gone, _, err := get[removal](ctx, c.store, removedKey(id.Node))
+	gone, _, err := record.Get[record.Removal](ctx, c.store, record.RemovedKey(id.Node))
 	if err != nil || gone == nil || gone.Readmit {
 		return err // one that is to be readmitted is looked at by takeBack
 	}
-	return gone.refusal()
+	return gone.Refusal()
 }
 
 // notRemoved is the refusal of a removed node, or nil.
 func (c *Controller) notRemoved(ctx context.Context, n key.Node) error {
-	gone, _, err := get[removal](ctx, c.store, removedKey(n))
+	gone, _, err := record.Get[record.Removal](ctx, c.store, record.RemovedKey(n))
 	if err != nil || gone == nil {
 		return err
 	}
-	return gone.refusal()
-}
-
-func (r *removal) refusal() error {
-	return fault.New(fault.Denied, "node %s was removed from the cluster at %s; \"bulkhead node readmit %s\" takes it back", r.Node, stamp(r.At), r.Node).WithStatus(rpc.NodeRemoved)
+	return gone.Refusal()
 }
 
 // noteHost writes down that a node is there now, unless it was removed.
 func (c *Controller) noteHost(ctx context.Context, n key.Node) error {
 	return retry(ctx, func() error {
-		h, rev, err := get[host](ctx, c.store, hostKey(n))
+		h, rev, err := record.Get[record.Host](ctx, c.store, record.HostKey(n))
 		if err != nil {
 			return err
 		}
@@ -100,10 +96,10 @@ func (c *Controller) noteHost(ctx context.Context, n key.Node) error {
 		}
 		t := now()
 		if h == nil {
-			h = &host{Node: n, FirstSeen: t}
+			h = &record.Host{Node: n, FirstSeen: t}
 		}
 		h.LastSeen = t
-		_, err = c.store.Txn(ctx, []store.Cond{at(hostKey(n), rev), at(removedKey(n), 0)}, []store.Op{put(hostKey(n), h)})
+		_, err = c.store.Txn(ctx, []store.Cond{record.At(record.HostKey(n), rev), record.At(record.RemovedKey(n), 0)}, []store.Op{record.Put(record.HostKey(n), h)})
 		return err
 	})
 }
@@ -143,22 +139,22 @@ func (s *session) note(ctx context.Context) error {
 // no Machine of before, and refuses every other removed node. The refusal makes its
 // worker destroy what it has (worker.abandon), so that none runs twice.
 func (c *Controller) takeBack(ctx context.Context, n key.Node, machines int) error {
-	gone, rev, err := get[removal](ctx, c.store, removedKey(n))
+	gone, rev, err := record.Get[record.Removal](ctx, c.store, record.RemovedKey(n))
 	if err != nil || gone == nil {
 		return err
 	}
 	if !gone.Readmit || machines > 0 {
-		return gone.refusal()
+		return gone.Refusal()
 	}
 	// A removal that was cut off is finished first: what it gave up must not run again.
-	left, _, err := c.store.List(ctx, nodePrefix(n))
+	left, _, err := c.store.List(ctx, record.NodePrefix(n))
 	if err != nil {
 		return err
 	}
 	if len(left) > 0 {
-		return gone.refusal()
+		return gone.Refusal()
 	}
-	if _, err := c.store.Txn(ctx, []store.Cond{at(removedKey(n), rev)}, []store.Op{store.Delete(removedKey(n))}); err != nil {
+	if _, err := c.store.Txn(ctx, []store.Cond{record.At(record.RemovedKey(n), rev)}, []store.Op{store.Delete(record.RemovedKey(n))}); err != nil {
 		return err
 	}
 	c.log.Info("a removed node is back", "worker", n)
@@ -167,11 +163,11 @@ func (c *Controller) takeBack(ctx context.Context, n key.Node, machines int) err
 
 // nodes merges what is known of nodes: from the store, and from their workers.
 func (c *Controller) nodes(ctx context.Context) (map[key.Node]*Node, error) {
-	hosts, _, err := list[host](ctx, c.store, prefixHost)
+	hosts, _, err := record.List[record.Host](ctx, c.store, record.PrefixHost)
 	if err != nil {
 		return nil, err
 	}
-	removals, _, err := list[removal](ctx, c.store, prefixRemoved)
+	removals, _, err := record.List[record.Removal](ctx, c.store, record.PrefixRemoved)
 	if err != nil {
 		return nil, err
 	}
@@ -298,16 +294,16 @@ func (c *Controller) someMachines(n key.Node) string {
 // Machine can be placed on it. Without force a Machine that came meanwhile prevents it.
 func (c *Controller) refuseNode(ctx context.Context, n key.Node, by string, force bool) error {
 	return retry(ctx, func() error {
-		gone, rev, err := get[removal](ctx, c.store, removedKey(n))
+		gone, rev, err := record.Get[record.Removal](ctx, c.store, record.RemovedKey(n))
 		if err != nil || gone != nil && !gone.Readmit {
 			return err
 		}
-		h, hrev, err := get[host](ctx, c.store, hostKey(n))
+		h, hrev, err := record.Get[record.Host](ctx, c.store, record.HostKey(n))
 		if err != nil {
 			return err
 		}
 		if !force {
-			kvs, _, err := c.store.List(ctx, nodePrefix(n))
+			kvs, _, err := c.store.List(ctx, record.NodePrefix(n))
 			if err != nil {
 				return err
 			}
@@ -315,12 +311,12 @@ func (c *Controller) refuseNode(ctx context.Context, n key.Node, by string, forc
 				return fault.New(fault.Precondition, "failed_precondition: node %s is in use again; look at it once more, or use force=true", n)
 			}
 		}
-		gone = &removal{Node: n, At: now(), By: by}
+		gone = &record.Removal{Node: n, At: now(), By: by}
 		if h != nil {
 			gone.LastSeen = h.LastSeen
 		}
-		_, err = c.store.Txn(ctx, []store.Cond{at(removedKey(n), rev), at(hostKey(n), hrev)}, []store.Op{
-			put(removedKey(n), gone), store.Delete(hostKey(n)),
+		_, err = c.store.Txn(ctx, []store.Cond{record.At(record.RemovedKey(n), rev), record.At(record.HostKey(n), hrev)}, []store.Op{
+			record.Put(record.RemovedKey(n), gone), store.Delete(record.HostKey(n)),
 		})
 		return err
 	})
@@ -334,7 +330,7 @@ func (c *Controller) clearNode(ctx context.Context, n key.Node) ([]key.MachineID
 	if err := c.sessions.drop(ctx, n, fault.New(fault.Unavailable, "node %s is being removed", n)); err != nil {
 		return nil, err
 	}
-	kvs, _, err := c.store.List(ctx, nodePrefix(n))
+	kvs, _, err := c.store.List(ctx, record.NodePrefix(n))
 	if err != nil {
 		return nil, err
 	}
@@ -346,11 +342,11 @@ func (c *Controller) clearNode(ctx context.Context, n key.Node) ([]key.MachineID
 	}
 	c.peers.drop(n)
 	for _, kv := range kvs {
-		a, err := decode[assigned](kv)
+		a, err := record.Decode[record.Assigned](kv)
 		if err != nil {
 			return nil, err
 		}
-		id := key.MachineID(lastPart(kv.Key))
+		id := key.MachineID(record.LastPart(kv.Key))
 		if err := c.giveUp(ctx, n, a.App, id); err != nil {
 			return nil, err
 		}
@@ -385,7 +381,7 @@ func (c *Controller) giveUp(ctx context.Context, n key.Node, a key.AppName, id k
 // clearRemoved finishes removals that were cut off. One that does not come to its end
 // keeps nothing else waiting.
 func (c *Controller) clearRemoved(ctx context.Context) error {
-	removals, _, err := list[removal](ctx, c.store, prefixRemoved)
+	removals, _, err := record.List[record.Removal](ctx, c.store, record.PrefixRemoved)
 	if err != nil {
 		return err
 	}
@@ -413,12 +409,12 @@ func (c *Controller) readmitNode(r *call) (int, any, error) {
 		return 0, nil, err
 	}
 	err = retry(r.Context(), func() error {
-		gone, rev, err := get[removal](r.Context(), c.store, removedKey(n.Name))
+		gone, rev, err := record.Get[record.Removal](r.Context(), c.store, record.RemovedKey(n.Name))
 		if err != nil || gone == nil || gone.Readmit {
 			return err
 		}
 		gone.Readmit = true
-		_, err = c.store.Txn(r.Context(), []store.Cond{at(removedKey(n.Name), rev)}, []store.Op{put(removedKey(n.Name), gone)})
+		_, err = c.store.Txn(r.Context(), []store.Cond{record.At(record.RemovedKey(n.Name), rev)}, []store.Op{record.Put(record.RemovedKey(n.Name), gone)})
 		return err
 	})
 	if err == nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"bulkhead/audit"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/machine"
@@ -80,7 +81,7 @@ func (i *issuer) step(ctx context.Context, at time.Time) error {
 // change reads the keys, lets f change them, and takes over what the store has then.
 func (i *issuer) change(ctx context.Context, f func(workload.Keys) (workload.Keys, error)) error {
 	return retry(ctx, func() error {
-		is, rev, err := get[issuerKeys](ctx, i.c.store, keyIssuer)
+		is, rev, err := record.Get[issuerKeys](ctx, i.c.store, record.KeyIssuer)
 		if err != nil {
 			return err
 		}
@@ -92,7 +93,7 @@ func (i *issuer) change(ctx context.Context, f func(workload.Keys) (workload.Key
 			return err
 		}
 		if !slices.EqualFunc(wanted, is.Keys, func(a, b workload.Key) bool { return a.ID == b.ID }) {
-			if _, err := i.c.store.Txn(ctx, []store.Cond{at(keyIssuer, rev)}, []store.Op{put(keyIssuer, issuerKeys{wanted})}); err != nil {
+			if _, err := i.c.store.Txn(ctx, []store.Cond{record.At(record.KeyIssuer, rev)}, []store.Op{record.Put(record.KeyIssuer, issuerKeys{wanted})}); err != nil {
 				return err
 			}
 		}
@@ -185,7 +186,7 @@ func (c *Controller) identityToken(r *call) (int, any, error) {
 	if in.AWSTags {
 		claims = claims.WithAWSTags()
 	}
-	r.pending.change(func(rec *audit.Record) { rec.Detail = "aud=" + clip(in.Audience) })
+	r.pending.change(func(rec *audit.Record) { rec.Detail = "aud=" + fault.Clip(in.Audience) })
 	token, err := c.issuer.sign(r.Context(), org, in.Audience, claims, now())
 	if err != nil {
 		return 0, nil, err
@@ -202,7 +203,7 @@ func (c *Controller) claimsOf(ctx context.Context, name key.AppName, id key.Mach
 	if rec.Gone != nil || rec.Desired == machine.WantDestroyed {
 		return workload.Claims{}, "", fault.New(fault.Conflict, "machine %s is being destroyed", id)
 	}
-	a, o := c.directory.app(name), c.directory.org(rec.Org)
+	a, o := c.directory.App(name), c.directory.Org(rec.Org)
 	if a == nil || o == nil {
 		return workload.Claims{}, "", noApp(string(name))
 	}

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"bulkhead/controller/access"
+	"bulkhead/controller/record"
 	"bulkhead/store"
 )
 
@@ -32,8 +34,8 @@ type openRequest struct {
 
 // watched is what was allowed, and to whom.
 type watched struct {
-	who caller
-	on  access
+	who access.Caller
+	on  access.Request
 }
 
 // openKey is the context key of a request's openRequest.
@@ -55,7 +57,7 @@ func endedBy(ctx context.Context) error {
 }
 
 // watch adds what the request was allowed.
-func (o *openRequest) watch(who caller, on access) {
+func (o *openRequest) watch(who access.Caller, on access.Request) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.watches = append(o.watches, watched{who, on})
@@ -83,8 +85,8 @@ const expiryEvery = 500 * time.Millisecond
 // endOpen ends open requests, whenever the directory changes and as time passes, until ctx
 // ends.
 func (c *Controller) endOpen(ctx context.Context) error {
-	c.directory.notify(func(prefix string, _ store.Event) {
-		if prefix == prefixApp {
+	c.directory.Notify(func(prefix string, _ store.Event) {
+		if prefix == record.PrefixApp {
 			return
 		}
 		select {
@@ -120,15 +122,15 @@ func (c *Controller) stillMay(o *openRequest) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, w := range o.watches {
-		if w.who.Kind != callerPerson {
+		if w.who.Kind != access.ByPerson {
 			continue
 		}
-		who, err := c.directory.standing(w.who.verified)
+		who, err := access.Standing(c.directory, w.who.Verified)
 		if err != nil {
-			return refusedToken(err)
+			return access.RefusedToken(err)
 		}
 		who.From = w.who.From
-		if w.on.App != "" && c.directory.app(w.on.App) == nil {
+		if w.on.App != "" && c.directory.App(w.on.App) == nil {
 			continue // who waits for its end sees it
 		}
 		if err := c.authorize(who, w.on); err != nil {
@@ -140,7 +142,7 @@ func (c *Controller) stillMay(o *openRequest) error {
 
 // ends reports whether requests of an endpoint end early: see openRequests.
 func (e endpoint) ends() bool {
-	return e.act == actRead || e.what == whatExec
+	return e.act == access.Read || e.what == access.Exec
 }
 
 // Times that a request which is ended has to say so.

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"bulkhead/controller/access"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/store"
@@ -25,10 +27,10 @@ type Organization struct {
 	TokenMax     string `json:"token_max_expiry,omitempty"`
 }
 
-func (c *Controller) orgBody(o *org) Organization {
+func (c *Controller) orgBody(o *record.Org) Organization {
 	out := Organization{
 		Slug: o.Slug, Name: o.Name, InternalNumericID: o.Number, CreatedAt: stamp(o.CreatedAt),
-		Apps: len(c.directory.appsIn(o.Slug)), Members: len(c.directory.membersIn(o.Slug)),
+		Apps: len(c.directory.AppsIn(o.Slug)), Members: len(c.directory.MembersIn(o.Slug)),
 	}
 	if o.TokenDefault > 0 {
 		out.TokenDefault = o.TokenDefault.String()
@@ -46,12 +48,12 @@ func (c *Controller) listOrgs(r *call) (int, any, error) {
 	out := struct {
 		Organizations []Organization `json:"organizations"`
 	}{Organizations: []Organization{}}
-	var all []*org
-	if c.authorize(r.who, access{Act: actRead, What: whatCluster}) == nil {
-		all = c.directory.allOrgs()
+	var all []*record.Org
+	if c.authorize(r.who, access.Request{Act: access.Read, What: access.Cluster}) == nil {
+		all = c.directory.AllOrgs()
 	} else {
-		for _, m := range c.directory.orgsOf(r.who.User) {
-			if o := c.directory.org(m.Org); o != nil && c.authorize(r.who, access{Act: actRead, What: whatOrg, Org: o.Slug}) == nil {
+		for _, m := range c.directory.OrgsOf(r.who.User) {
+			if o := c.directory.Org(m.Org); o != nil && c.authorize(r.who, access.Request{Act: access.Read, What: access.Org, Org: o.Slug}) == nil {
 				all = append(all, o)
 			}
 		}
@@ -83,16 +85,16 @@ func (c *Controller) createOrg(r *call) (int, any, error) {
 	if len(in.Name) > 128 {
 		return 0, nil, fault.New(fault.Invalid, "name is longer than 128 bytes")
 	}
-	o := &org{Slug: slug, Name: in.Name, CreatedAt: now()}
+	o := &record.Org{Slug: slug, Name: in.Name, CreatedAt: now()}
 	err = retry(r.Context(), func() error {
-		n, rev, err := get[counter](r.Context(), c.store, counterKey("org"))
+		n, rev, err := record.Get[record.Counter](r.Context(), c.store, record.CounterKey("org"))
 		if err != nil {
 			return err
 		}
 		if n == nil {
-			n = &counter{Last: 1} // the installation's own
+			n = &record.Counter{Last: 1} // the installation's own
 		}
-		if old, _, err := get[org](r.Context(), c.store, orgKey(slug)); err != nil {
+		if old, _, err := record.Get[record.Org](r.Context(), c.store, record.OrgKey(slug)); err != nil {
 			return err
 		} else if old != nil {
 			return fault.New(fault.Unprocessable, "organization %q exists already", slug).WithStatus("name_taken")
@@ -100,11 +102,11 @@ func (c *Controller) createOrg(r *call) (int, any, error) {
 		n.Last++
 		o.Number = n.Last
 		var t txn
-		t.when(counterKey("org"), rev)
-		t.when(orgKey(slug), 0)
-		t.when(memberKey(slug, r.who.User), 0)
-		t.do(put(counterKey("org"), n), put(orgKey(slug), o),
-			put(memberKey(slug, r.who.User), member{Org: slug, User: r.who.User, Role: roleOwner, CreatedAt: now()}))
+		t.when(record.CounterKey("org"), rev)
+		t.when(record.OrgKey(slug), 0)
+		t.when(record.MemberKey(slug, r.who.User), 0)
+		t.do(record.Put(record.CounterKey("org"), n), record.Put(record.OrgKey(slug), o),
+			record.Put(record.MemberKey(slug, r.who.User), record.Member{Org: slug, User: r.who.User, Role: record.Owner, CreatedAt: now()}))
 		return c.commit(r.Context(), &t)
 	})
 	if err != nil {
@@ -117,7 +119,7 @@ func (c *Controller) createOrg(r *call) (int, any, error) {
 //
 //	GET /v1/orgs/{org}
 func (c *Controller) showOrg(r *call) (int, any, error) {
-	o := c.directory.org(r.PathValue("org"))
+	o := c.directory.Org(r.PathValue("org"))
 	if o == nil {
 		return 0, nil, noOrg(r.PathValue("org"))
 	}
@@ -126,7 +128,7 @@ func (c *Controller) showOrg(r *call) (int, any, error) {
 
 // noOrg is the answer about an organization that there is not.
 func noOrg(slug string) error {
-	return fault.New(fault.NotFound, "organization %q not found", clip(slug))
+	return fault.New(fault.NotFound, "organization %q not found", fault.Clip(slug))
 }
 
 // deleteOrg removes an organization that has no app any more, with its members,
@@ -135,7 +137,7 @@ func noOrg(slug string) error {
 //	DELETE /v1/orgs/{org}
 func (c *Controller) deleteOrg(r *call) (int, any, error) {
 	slug := r.PathValue("org")
-	if slug == orgPersonal {
+	if slug == record.OrgPersonal {
 		return 0, nil, fault.New(fault.Conflict, "%q is the installation's own organization and stays", slug)
 	}
 	ctx, cancel := toItsEnd(r.Context())
@@ -154,7 +156,7 @@ func (c *Controller) deleteOrg(r *call) (int, any, error) {
 
 // finishOrg removes an organization that is marked, or takes the mark back if it has apps.
 func (c *Controller) finishOrg(ctx context.Context, slug string) error {
-	apps, _, err := list[app](ctx, c.store, prefixApp)
+	apps, _, err := record.List[record.App](ctx, c.store, record.PrefixApp)
 	if err != nil {
 		return err
 	}
@@ -168,7 +170,7 @@ func (c *Controller) finishOrg(ctx context.Context, slug string) error {
 
 // finishOrgs takes up the deletions of organizations that a kill cut off.
 func (c *Controller) finishOrgs(ctx context.Context) error {
-	orgs, _, err := list[org](ctx, c.store, prefixOrg)
+	orgs, _, err := record.List[record.Org](ctx, c.store, record.PrefixOrg)
 	if err != nil {
 		return err
 	}
@@ -191,7 +193,7 @@ func toItsEnd(ctx context.Context) (context.Context, context.CancelFunc) {
 // markOrg sets or takes back the mark of an organization that is being deleted.
 func (c *Controller) markOrg(ctx context.Context, slug string, deleting bool) error {
 	return retry(ctx, func() error {
-		o, rev, err := get[org](ctx, c.store, orgKey(slug))
+		o, rev, err := record.Get[record.Org](ctx, c.store, record.OrgKey(slug))
 		if err != nil {
 			return err
 		}
@@ -200,56 +202,56 @@ func (c *Controller) markOrg(ctx context.Context, slug string, deleting bool) er
 		}
 		o.Deleting = deleting
 		var t txn
-		t.when(orgKey(slug), rev)
-		t.do(put(orgKey(slug), o))
+		t.when(record.OrgKey(slug), rev)
+		t.do(record.Put(record.OrgKey(slug), o))
 		return c.commit(ctx, &t)
 	})
 }
 
 // clearOrg removes all that is an organization's, its record last.
 func (c *Controller) clearOrg(ctx context.Context, slug string) error {
-	for _, m := range c.directory.membersIn(slug) {
+	for _, m := range c.directory.MembersIn(slug) {
 		if err := c.dropTokens(ctx, m.User, slug); err != nil {
 			return err
 		}
-		if err := c.commit(ctx, &txn{ops: []store.Op{store.Delete(memberKey(slug, m.User))}}); err != nil {
+		if err := c.commit(ctx, &txn{ops: []store.Op{store.Delete(record.MemberKey(slug, m.User))}}); err != nil {
 			return err
 		}
 	}
-	claims, _, err := list[claim](ctx, c.store, prefixClaim)
+	claims, _, err := record.List[record.Claim](ctx, c.store, record.PrefixClaim)
 	if err != nil {
 		return err
 	}
 	for _, cl := range claims {
 		if cl.Org == slug {
-			if err := c.commit(ctx, &txn{ops: []store.Op{store.Delete(claimKey(cl.ID))}}); err != nil {
+			if err := c.commit(ctx, &txn{ops: []store.Op{store.Delete(record.ClaimKey(cl.ID))}}); err != nil {
 				return err
 			}
 		}
 	}
-	return c.commit(ctx, &txn{ops: []store.Op{store.Delete(ssoKey(slug)), store.Delete(orgKey(slug))}})
+	return c.commit(ctx, &txn{ops: []store.Op{store.Delete(record.SSOKey(slug)), store.Delete(record.OrgKey(slug))}})
 }
 
 // orgsFor are the organizations that a caller's user has to do with, whatever the token is for.
-func (c *Controller) orgsFor(who caller) []string {
-	if a := c.directory.app(who.App); a != nil {
+func (c *Controller) orgsFor(who access.Caller) []string {
+	if a := c.directory.App(who.App); a != nil {
 		return []string{a.Org}
 	}
 	var out []string
-	for _, m := range c.directory.orgsOf(who.User) {
+	for _, m := range c.directory.OrgsOf(who.User) {
 		out = append(out, m.Org)
 	}
 	return out
 }
 
 // mayLookInto refuses who has nothing to do with an organization.
-func (c *Controller) mayLookInto(who caller, slug string) error {
-	return c.authorize(who, access{Act: actRead, What: whatOrg, Org: slug})
+func (c *Controller) mayLookInto(who access.Caller, slug string) error {
+	return c.authorize(who, access.Request{Act: access.Read, What: access.Org, Org: slug})
 }
 
 // orgForNew is the organization for a new app: the one named, or the only one in which the
 // caller may make any. Of others the holder of a narrow token does not learn.
-func (c *Controller) orgForNew(who caller, slug string) (string, error) {
+func (c *Controller) orgForNew(who access.Caller, slug string) (string, error) {
 	if slug != "" {
 		return slug, nil
 	}
@@ -258,7 +260,7 @@ func (c *Controller) orgForNew(who caller, slug string) (string, error) {
 		return of[0], nil
 	}
 	may := slices.DeleteFunc(of, func(slug string) bool {
-		return c.authorize(who, access{Act: actCreate, What: whatApp, Org: slug}) != nil
+		return c.authorize(who, access.Request{Act: access.Create, What: access.App, Org: slug}) != nil
 	})
 	switch len(may) {
 	case 0:

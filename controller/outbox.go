@@ -9,6 +9,7 @@ import (
 
 	"bulkhead/audit"
 	"bulkhead/audit/auditlog"
+	"bulkhead/controller/record"
 	"bulkhead/failpoint"
 	"bulkhead/store"
 )
@@ -72,7 +73,7 @@ func (p *callRecord) op() store.Op {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.stored = true
-	return put(prefixPending+p.rec.ID, pendingRecord{p.at, p.rec.Bounded()})
+	return record.Put(prefixPending+p.rec.ID, pendingRecord{p.at, p.rec.Bounded()})
 }
 
 // outbox is the store as handlers see it: the first thing that a call changes takes the
@@ -184,7 +185,7 @@ func (o *outbox) leftover(ctx context.Context) ([]pendingRecord, error) {
 		if json.Unmarshal(kv.Value, &out[i]) != nil { // still a trace of a change
 			out[i] = pendingRecord{Record: audit.Record{Action: "unreadable record"}}
 		}
-		out[i].Record.ID = lastPart(kv.Key)
+		out[i].Record.ID = record.LastPart(kv.Key)
 	}
 	return out, nil
 }

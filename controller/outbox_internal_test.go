@@ -14,6 +14,7 @@ import (
 
 	"bulkhead/audit"
 	"bulkhead/audit/auditlog"
+	"bulkhead/controller/record"
 	"bulkhead/notice"
 	"bulkhead/store"
 	"bulkhead/store/fake"
@@ -117,7 +118,7 @@ func TestKilledAnywhereLeavesNoChangeWithoutARecord(t *testing.T) {
 				return
 			}
 			for _, kv := range kvs {
-				id := lastPart(kv.Key)
+				id := record.LastPart(kv.Key)
 				switch got := results[id]; {
 				case strings.HasPrefix(kv.Key, prefixPending):
 					t.Errorf("%s is left", kv.Key)

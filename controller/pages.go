@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"strings"
 
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 )
 
@@ -54,7 +55,7 @@ type page struct {
 func (c *Controller) show(r *call, code int, name, title string, data any) (int, any, error) {
 	p := page{Title: title, Data: data, CSRF: c.csrf(r)}
 	if s := c.browserSession(r); s != nil {
-		if u := c.directory.user(s.User); u != nil {
+		if u := c.directory.User(s.User); u != nil {
 			p.User = u.Name
 		}
 	}
@@ -150,12 +151,12 @@ func (c *Controller) ours(r *call, token string) error {
 }
 
 // browserSession is the session that this browser's cookie names, if it lives.
-func (c *Controller) browserSession(r *call) *signedIn {
+func (c *Controller) browserSession(r *call) *record.Session {
 	ck, err := r.Cookie(cookieSession)
 	if err != nil || ck.Value == "" {
 		return nil
 	}
-	s := c.directory.lives(sessionID(ck.Value), now())
+	s := c.directory.Lives(sessionID(ck.Value), now())
 	if s == nil || s.Kind != kindBrowser {
 		return nil
 	}
@@ -189,7 +190,7 @@ func (c *Controller) uiFile(r *call) (int, any, error) {
 	name := r.PathValue("file")
 	b, err := pageFiles.ReadFile("pages/" + name)
 	if types[name] == "" || err != nil {
-		return 0, nil, fault.New(fault.NotFound, "no such file: %s", clip(name))
+		return 0, nil, fault.New(fault.NotFound, "no such file: %s", fault.Clip(name))
 	}
 	r.w.Header().Set("Content-Type", types[name])
 	r.w.Header().Set("Cache-Control", "private, max-age=300")

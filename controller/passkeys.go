@@ -7,32 +7,16 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"time"
 
 	"bulkhead/audit"
+	"bulkhead/controller/access"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/passkey"
 	"bulkhead/store"
 	"bulkhead/token"
 )
-
-// passkeyRecord is a passkey of a user. It lies under the user, so that one look finds
-// what belongs to somebody, and nobody's is found under another's name.
-//
-// What makes or removes one rewrites the user's record too: such changes exclude each
-// other, and the user's own end.
-type passkeyRecord struct {
-	ID         string             `json:"id"` // SHA-256 of the credential's id, in hexadecimal
-	User       key.UserID         `json:"user"`
-	Name       string             `json:"name"`
-	Credential passkey.Credential `json:"credential"`
-	CreatedAt  time.Time          `json:"created_at"`
-	UsedAt     time.Time          `json:"used_at,omitzero"`
-	// SuspectAt is when its counter went back: somebody has a copy. It signs nobody in
-	// from then on, and the sessions that came by it are over.
-	SuspectAt time.Time `json:"suspect_at,omitzero"`
-}
 
 func passkeyID(credential []byte) string {
 	sum := sha256.Sum256(credential)
@@ -66,7 +50,7 @@ func (c *Controller) listPasskeys(r *call) (int, any, error) {
 	out := struct {
 		Passkeys []Passkey `json:"passkeys"`
 	}{Passkeys: []Passkey{}}
-	for _, p := range c.directory.passkeysOf(r.who.User) {
+	for _, p := range c.directory.PasskeysOf(r.who.User) {
 		b := Passkey{ID: p.ID[:passkeyIDShown], Name: p.Name, Synced: p.Credential.Flags.BackupState, CreatedAt: stamp(p.CreatedAt)}
 		if !p.UsedAt.IsZero() {
 			b.UsedAt = stamp(p.UsedAt)
@@ -82,8 +66,8 @@ func (c *Controller) listPasskeys(r *call) (int, any, error) {
 // ownLogin refuses all tokens but that of a login, for no organization in particular and
 // with nothing taken from it: a passkey signs its user in with all their rights, so that a
 // lesser token must not make one, nor take away the others.
-func ownLogin(who caller) error {
-	if who.Token == nil || who.Token.Kind != token.Login || len(who.verified) != 1 || len(who.verified[0].Own) > 1 {
+func ownLogin(who access.Caller) error {
+	if who.Token == nil || who.Token.Kind != token.Login || len(who.Verified) != 1 || len(who.Verified[0].Own) > 1 {
 		return fault.New(fault.Denied, "passkeys are made and removed with the token of a login, not with others; log in: bulkhead login").WithStatus("passkey_token")
 	}
 	if who.Token.Org != "" {
@@ -113,9 +97,9 @@ func (c *Controller) addPasskey(r *call) (int, any, error) {
 		in.Name = "passkey"
 	}
 	if len(in.Name) > maxPasskeyName || hostName(in.Name) != in.Name {
-		return 0, nil, fault.New(fault.Invalid, "name is %q; it is at most %d bytes that can be shown", clip(in.Name), maxPasskeyName)
+		return 0, nil, fault.New(fault.Invalid, "name is %q; it is at most %d bytes that can be shown", fault.Clip(in.Name), maxPasskeyName)
 	}
-	if n := len(c.directory.passkeysOf(r.who.User)); n >= passkey.MaxPerUser {
+	if n := len(c.directory.PasskeysOf(r.who.User)); n >= passkey.MaxPerUser {
 		return 0, nil, fault.New(fault.Unprocessable, "you have %d passkeys, which is the most there can be; remove one first", n)
 	}
 	secret := newSecret()
@@ -140,9 +124,9 @@ func (c *Controller) removePasskey(r *call) (int, any, error) {
 		return 0, nil, err
 	}
 	which := r.PathValue("passkey")
-	var gone *passkeyRecord
-	err = c.changePasskeys(r.Context(), r.who.User, func(t *txn, u *user, have []*passkeyRecord) error {
-		var found []*passkeyRecord
+	var gone *record.Passkey
+	err = c.changePasskeys(r.Context(), r.who.User, func(t *txn, u *record.User, have []*record.Passkey) error {
+		var found []*record.Passkey
 		for _, p := range have {
 			if len(which) >= passkeyIDShown && strings.HasPrefix(p.ID, which) || p.Name == which {
 				found = append(found, p)
@@ -150,22 +134,22 @@ func (c *Controller) removePasskey(r *call) (int, any, error) {
 		}
 		switch {
 		case len(found) == 0:
-			return fault.New(fault.NotFound, "you have no passkey %q; \"bulkhead auth passkey list\" shows those you have", clip(which))
+			return fault.New(fault.NotFound, "you have no passkey %q; \"bulkhead auth passkey list\" shows those you have", fault.Clip(which))
 		case len(found) > 1:
-			return fault.New(fault.Conflict, "%d of your passkeys are called %q; give the id that \"bulkhead auth passkey list\" shows", len(found), clip(which))
+			return fault.New(fault.Conflict, "%d of your passkeys are called %q; give the id that \"bulkhead auth passkey list\" shows", len(found), fault.Clip(which))
 		}
 		gone = found[0]
-		good := slices.ContainsFunc(have, func(p *passkeyRecord) bool { return p != gone && p.SuspectAt.IsZero() })
+		good := slices.ContainsFunc(have, func(p *record.Passkey) bool { return p != gone && p.SuspectAt.IsZero() })
 		if !force && !good && gone.SuspectAt.IsZero() && !c.comesBySSO(u) {
 			return fault.New(fault.Conflict, "this is your last passkey, and you have no other way to sign in when your token is over; add another one first: bulkhead auth passkey add; or force it").WithStatus("passkey_last")
 		}
-		t.do(store.Delete(passkeyKey(u.ID, gone.ID)))
+		t.do(store.Delete(record.PasskeyKey(u.ID, gone.ID)))
 		return nil
 	})
 	if err != nil {
 		return 0, nil, err
 	}
-	for _, s := range c.directory.sessionsOf(r.who.User) { // they live no more; their tokens end here
+	for _, s := range c.directory.SessionsOf(r.who.User) { // they live no more; their tokens end here
 		if s.Passkey == gone.ID {
 			if err := c.endSession(r.Context(), s); err != nil {
 				return 0, nil, err
@@ -178,9 +162,9 @@ func (c *Controller) removePasskey(r *call) (int, any, error) {
 
 // comesBySSO reports whether a user came about at a provider that still lets people in to
 // an organization of theirs.
-func (c *Controller) comesBySSO(u *user) bool {
-	for _, m := range c.directory.orgsOf(u.ID) {
-		if conf := c.directory.ssoOf(m.Org); u.Issuer != "" && conf != nil && conf.Issuer == u.Issuer {
+func (c *Controller) comesBySSO(u *record.User) bool {
+	for _, m := range c.directory.OrgsOf(u.ID) {
+		if conf := c.directory.SSOOf(m.Org); u.Issuer != "" && conf != nil && conf.Issuer == u.Issuer {
 			return true
 		}
 	}
@@ -188,22 +172,22 @@ func (c *Controller) comesBySSO(u *user) bool {
 }
 
 // changePasskeys is the one door through which a user's passkeys come and go.
-func (c *Controller) changePasskeys(ctx context.Context, id key.UserID, f func(t *txn, u *user, have []*passkeyRecord) error) error {
+func (c *Controller) changePasskeys(ctx context.Context, id key.UserID, f func(t *txn, u *record.User, have []*record.Passkey) error) error {
 	return retry(ctx, func() error {
-		u, rev, err := get[user](ctx, c.store, userKey(id))
+		u, rev, err := record.Get[record.User](ctx, c.store, record.UserKey(id))
 		if err != nil {
 			return err
 		}
 		if u == nil {
-			return errToken
+			return access.ErrToken
 		}
-		have, _, err := list[passkeyRecord](ctx, c.store, passkeysKey(id))
+		have, _, err := record.List[record.Passkey](ctx, c.store, record.PasskeysOf(id))
 		if err != nil {
 			return err
 		}
 		var t txn
-		t.when(userKey(id), rev)
-		t.do(put(userKey(id), u))
+		t.when(record.UserKey(id), rev)
+		t.do(record.Put(record.UserKey(id), u))
 		if err := f(&t, u, have); err != nil {
 			return err
 		}
@@ -213,9 +197,9 @@ func (c *Controller) changePasskeys(ctx context.Context, id key.UserID, f func(t
 
 // dropPasskeys has the transaction that removes a user remove their passkeys.
 func (c *Controller) dropPasskeys(ctx context.Context, t *txn, id key.UserID) error {
-	have, _, err := list[passkeyRecord](ctx, c.store, passkeysKey(id))
+	have, _, err := record.List[record.Passkey](ctx, c.store, record.PasskeysOf(id))
 	for _, p := range have {
-		t.do(store.Delete(passkeyKey(id, p.ID)))
+		t.do(store.Delete(record.PasskeyKey(id, p.ID)))
 	}
 	return err
 }
@@ -226,23 +210,4 @@ func (c *Controller) notePasskey(r *call, what, id string) {
 		p.change(func(rec *audit.Record) { rec.Detail, rec.Target = what, "passkey="+id[:passkeyIDShown] })
 	}
 	c.log.Info("passkey event", "request", r.id, "event", what, "passkey", id[:passkeyIDShown], "from", r.from())
-}
-
-// The directory's passkeys.
-
-func (d *directory) takePasskey(e store.Event) {
-	user, id, _ := strings.Cut(strings.TrimPrefix(e.Key, prefixPasskey), "/")
-	drop(d.passkeys, key.UserID(user), id)
-	if p := live[passkeyRecord](e); p != nil {
-		add(d.passkeys, key.UserID(user), id, p)
-	}
-}
-
-// passkeysOf are a user's, the oldest first.
-func (d *directory) passkeysOf(id key.UserID) []*passkeyRecord {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	out := sorted(d.passkeys[id])
-	slices.SortStableFunc(out, func(a, b *passkeyRecord) int { return a.CreatedAt.Compare(b.CreatedAt) })
-	return out
 }

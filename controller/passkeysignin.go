@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/passkey"
@@ -110,8 +111,8 @@ func (c *Controller) finishPasskeySignIn(r *call) (int, any, error) {
 	}
 	answer := []byte(r.PostForm.Get("answer"))
 	var secret string
-	var s *signedIn
-	var p *passkeyRecord
+	var s *record.Session
+	var p *record.Passkey
 	err = retry(r.Context(), func() error { // checked again when another sign-in was faster
 		var rev int64
 		p = nil
@@ -124,10 +125,10 @@ func (c *Controller) finishPasskeySignIn(r *call) (int, any, error) {
 		}
 		var t txn
 		p.Credential, p.UsedAt = *signed, now()
-		t.when(passkeyKey(p.User, p.ID), rev)
-		t.do(put(passkeyKey(p.User, p.ID), p))
+		t.when(record.PasskeyKey(p.User, p.ID), rev)
+		t.do(record.Put(record.PasskeyKey(p.User, p.ID), p))
 		c.endBrowser(r, &t)
-		secret, s = c.newSession(&t, signedIn{User: p.User, Kind: kindBrowser, Passkey: p.ID, Method: "passkey", From: r.from().String()})
+		secret, s = c.newSession(&t, record.Session{User: p.User, Kind: kindBrowser, Passkey: p.ID, Method: "passkey", From: r.from().String()})
 		c.noteUser(r, p.User, "")
 		return c.commit(r.Context(), &t)
 	})
@@ -141,17 +142,17 @@ func (c *Controller) finishPasskeySignIn(r *call) (int, any, error) {
 }
 
 // findPasskey finds what a device says that it has.
-func (c *Controller) findPasskey(r *call, id, handle []byte) (*passkeyRecord, int64, passkey.User, error) {
+func (c *Controller) findPasskey(r *call, id, handle []byte) (*record.Passkey, int64, passkey.User, error) {
 	nobody := fault.New(fault.NotFound, "no such passkey")
 	uid, err := key.ParseUserID(string(handle))
 	if err != nil {
 		return nil, 0, passkey.User{}, nobody
 	}
-	u := c.directory.user(uid)
+	u := c.directory.User(uid)
 	if u == nil {
 		return nil, 0, passkey.User{}, nobody
 	}
-	p, rev, err := get[passkeyRecord](r.Context(), c.store, passkeyKey(uid, passkeyID(id)))
+	p, rev, err := record.Get[record.Passkey](r.Context(), c.store, record.PasskeyKey(uid, passkeyID(id)))
 	switch {
 	case err != nil:
 		return nil, 0, passkey.User{}, err
@@ -165,7 +166,7 @@ func (c *Controller) findPasskey(r *call, id, handle []byte) (*passkeyRecord, in
 
 // refusedPasskey counts and notes a sign-in by passkey that was refused. One whose counter
 // went back is marked: who signed had its key, and is one of two.
-func (c *Controller) refusedPasskey(r *call, p *passkeyRecord, err error) error {
+func (c *Controller) refusedPasskey(r *call, p *record.Passkey, err error) error {
 	var f *fault.Error
 	if p == nil || !errors.As(err, &f) || f.Status != passkey.Cloned {
 		return c.refusedSignIn(r, "passkey", "", err)
@@ -175,14 +176,14 @@ func (c *Controller) refusedPasskey(r *call, p *passkeyRecord, err error) error 
 	c.notePasskey(r, "sign_in_refused: "+passkey.Cloned, p.ID)
 	c.log.Warn("a passkey's counter went back: there may be a copy of it", "user", p.User, "passkey", p.ID[:passkeyIDShown], "from", r.from())
 	marked := retry(r.Context(), func() error {
-		cur, rev, err := get[passkeyRecord](r.Context(), c.store, passkeyKey(p.User, p.ID))
+		cur, rev, err := record.Get[record.Passkey](r.Context(), c.store, record.PasskeyKey(p.User, p.ID))
 		if err != nil || cur == nil || !cur.SuspectAt.IsZero() {
 			return err
 		}
 		cur.SuspectAt = now()
 		var t txn
-		t.when(passkeyKey(p.User, p.ID), rev)
-		t.do(put(passkeyKey(p.User, p.ID), cur))
+		t.when(record.PasskeyKey(p.User, p.ID), rev)
+		t.do(record.Put(record.PasskeyKey(p.User, p.ID), cur))
 		return c.commit(r.Context(), &t)
 	})
 	if marked != nil {
@@ -201,14 +202,14 @@ func (c *Controller) passkeyPage(r *call) (int, any, error) {
 
 // linkOf is the link that a form belongs to, and its user. It is over with the token of
 // who asked for it, and with that one's session.
-func (c *Controller) linkOf(r *call, k string) (*passkeyLink, *user, error) {
+func (c *Controller) linkOf(r *call, k string) (*passkeyLink, *record.User, error) {
 	gone := fault.New(fault.NotFound, "this link is over: it was used, is older than %s, was opened in another browser first, or is not whole; make another: bulkhead auth passkey add", passkeyLinkLife).WithStatus("passkey_link")
 	l, ok := c.passkeyLinks.get(k)
 	if !ok {
 		return nil, nil, gone
 	}
-	rec, u, s := c.directory.token(l.token), c.directory.user(l.user), c.directory.sessionWith(l.token)
-	if rec == nil || !now().Before(rec.ExpiresAt) || u == nil || s != nil && c.directory.lives(s.ID, now()) == nil || !l.opens(r.browser()) {
+	rec, u, s := c.directory.Token(l.token), c.directory.User(l.user), c.directory.SessionWith(l.token)
+	if rec == nil || !now().Before(rec.ExpiresAt) || u == nil || s != nil && c.directory.Lives(s.ID, now()) == nil || !l.opens(r.browser()) {
 		return nil, nil, gone
 	}
 	return l, u, nil
@@ -240,9 +241,9 @@ func (c *Controller) beginPasskey(r *call) (int, any, error) {
 
 // partyUser is a user as package passkey knows them. The handle is the id, which tells
 // nothing and is never another's.
-func (c *Controller) partyUser(u *user) passkey.User {
+func (c *Controller) partyUser(u *record.User) passkey.User {
 	out := passkey.User{Handle: []byte(u.ID), Name: u.Name}
-	for _, p := range c.directory.passkeysOf(u.ID) {
+	for _, p := range c.directory.PasskeysOf(u.ID) {
 		out.Credentials = append(out.Credentials, p.Credential)
 	}
 	return out
@@ -270,17 +271,17 @@ func (c *Controller) finishPasskey(r *call) (int, any, error) {
 	if _, ok := c.passkeyLinks.take(cer.link); !ok { // another tab was faster
 		return 0, nil, c.refusedSignIn(r, "passkey_add", "", fault.New(fault.Conflict, "this link was used meanwhile").WithStatus("passkey_link"))
 	}
-	p := passkeyRecord{ID: passkeyID(made.ID), User: u.ID, Name: l.name, Credential: *made, CreatedAt: now()}
+	p := record.Passkey{ID: passkeyID(made.ID), User: u.ID, Name: l.name, Credential: *made, CreatedAt: now()}
 	c.noteUser(r, u.ID, "")
-	err = c.changePasskeys(r.Context(), u.ID, func(t *txn, _ *user, have []*passkeyRecord) error {
+	err = c.changePasskeys(r.Context(), u.ID, func(t *txn, _ *record.User, have []*record.Passkey) error {
 		if len(have) >= passkey.MaxPerUser {
 			return fault.New(fault.Unprocessable, "you have %d passkeys, which is the most there can be; remove one first", len(have))
 		}
-		if slices.ContainsFunc(have, func(h *passkeyRecord) bool { return h.ID == p.ID }) {
+		if slices.ContainsFunc(have, func(h *record.Passkey) bool { return h.ID == p.ID }) {
 			return fault.New(fault.Conflict, "this device has a passkey of yours already")
 		}
-		t.when(passkeyKey(u.ID, p.ID), 0)
-		t.do(put(passkeyKey(u.ID, p.ID), p))
+		t.when(record.PasskeyKey(u.ID, p.ID), 0)
+		t.do(record.Put(record.PasskeyKey(u.ID, p.ID), p))
 		return nil
 	})
 	if err != nil {

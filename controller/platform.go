@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/machine"
 )
@@ -135,9 +136,9 @@ func (c *Controller) orgMachines(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	var records []*record
-	for _, a := range c.directory.appsIn(r.PathValue("org")) {
-		more, _, err := list[record](r.Context(), c.store, machinesOf(a.Name))
+	var records []*record.Machine
+	for _, a := range c.directory.AppsIn(r.PathValue("org")) {
+		more, _, err := record.List[record.Machine](r.Context(), c.store, record.MachinesOf(a.Name))
 		if err != nil {
 			return 0, nil, err
 		}
@@ -175,7 +176,7 @@ func (c *Controller) orgMachines(r *call) (int, any, error) {
 	return http.StatusOK, out, nil
 }
 
-func orgMachine(m *record, st status, summary bool) OrgMachine {
+func orgMachine(m *record.Machine, st status, summary bool) OrgMachine {
 	o := OrgMachine{
 		ID: string(m.ID), AppName: string(m.App), Name: m.Name, State: string(st.State), Region: m.Region,
 		InstanceID: string(m.Instance), Version: string(m.Instance), PrivateIP: st.PrivateIP,
@@ -202,14 +203,14 @@ func cursorOf(r *call) (orgCursor, error) {
 	if v := q.Get("cursor"); v != "" {
 		b, err := base64.RawURLEncoding.DecodeString(v)
 		if err != nil || json.Unmarshal(b, &at) != nil {
-			return at, fault.New(fault.Invalid, "cursor %q is not one that this API gave", clip(v))
+			return at, fault.New(fault.Invalid, "cursor %q is not one that this API gave", fault.Clip(v))
 		}
 		return at, nil
 	}
 	if v := q.Get("updated_after"); v != "" {
 		t, err := time.Parse(time.RFC3339, v)
 		if err != nil {
-			return at, fault.New(fault.Invalid, "updated_after %q is not a time such as 2026-01-02T15:04:05Z", clip(v))
+			return at, fault.New(fault.Invalid, "updated_after %q is not a time such as 2026-01-02T15:04:05Z", fault.Clip(v))
 		}
 		at = orgCursor{t, "\xff"}
 	}

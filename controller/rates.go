@@ -7,6 +7,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"bulkhead/controller/access"
 	"bulkhead/fault"
 	"bulkhead/limit"
 	"bulkhead/token"
@@ -72,19 +73,6 @@ func tooMany(wait time.Duration, format string, args ...any) *fault.Error {
 	return fault.New(fault.TooMany, format, args...).WithRetryAfter(wait)
 }
 
-// rateKey names a caller for its limits: its token's id, which is no secret.
-func (who caller) rateKey() string {
-	switch {
-	case who.Token != nil:
-		return string(who.Token.ID)
-	case who.Claim != nil:
-		return "claim " + who.Claim.ID
-	case who.Machine != "":
-		return "machine " + string(who.Machine)
-	}
-	return who.Name
-}
-
 // claimedID returns the id that a token says it has, whether that is true or not; empty
 // when it says none.
 func claimedID(text string) string {
@@ -103,22 +91,22 @@ func claimedID(text string) string {
 
 // identify is authentication within the limits: who is known is held to the rate of its
 // token, and who is not to that of its address.
-func (c *Controller) identify(text, from string, authenticate func() (caller, error)) (caller, error) {
+func (c *Controller) identify(text, from string, authenticate func() (access.Caller, error)) (access.Caller, error) {
 	who, err := authenticate()
 	if fault.Is(err, fault.Unauthenticated) {
-		return caller{}, c.rates.failedAuth(from, claimedID(text), err)
+		return access.Caller{}, c.rates.failedAuth(from, claimedID(text), err)
 	}
 	if err != nil {
-		return caller{}, err
+		return access.Caller{}, err
 	}
-	return who, c.rates.take(c.rates.token, "token", who.rateKey(), "calls with this token")
+	return who, c.rates.take(c.rates.token, "token", who.RateKey(), "calls with this token")
 }
 
 // allow holds a call to every rate that it falls under, but that of its token. What a
 // Machine does, and does not only read, has one for all of it together.
-func (r *rates) allow(who caller, e endpoint, req *http.Request) error {
-	if who.Kind == callerMachine && e.recorded() {
-		if err := r.take(r.machines, "machine", who.rateKey(), "changes and identity tokens of one machine"); err != nil {
+func (r *rates) allow(who access.Caller, e endpoint, req *http.Request) error {
+	if who.Kind == access.ByMachine && e.recorded() {
+		if err := r.take(r.machines, "machine", who.RateKey(), "changes and identity tokens of one machine"); err != nil {
 			return err
 		}
 	}
@@ -133,7 +121,7 @@ var objectParts = []string{"org", "app", "machine", "user", "node"}
 // allowCall holds all callers of an object together to the rate of doing one thing to it,
 // and each of them to its share, so that none locks the others out. What names no object
 // has the rate of its token alone.
-func (r *rates) allowCall(who caller, req *http.Request) error {
+func (r *rates) allowCall(who access.Caller, req *http.Request) error {
 	object, last := "", ""
 	for _, name := range objectParts {
 		if v := req.PathValue(name); v != "" {
@@ -147,7 +135,7 @@ func (r *rates) allowCall(who caller, req *http.Request) error {
 		return r.takeShare(r.reads, "read", req.Pattern+object, last, who)
 	}
 	if req.Pattern == "DELETE /v1/apps/{app}" {
-		if err := r.take(r.deletion, "deletion", who.rateKey(), "deletions of apps"); err != nil {
+		if err := r.take(r.deletion, "deletion", who.RateKey(), "deletions of apps"); err != nil {
 			return err
 		}
 	}
@@ -155,21 +143,21 @@ func (r *rates) allowCall(who caller, req *http.Request) error {
 }
 
 // takeShare is take of what several callers share.
-func (r *rates) takeShare(l *limit.Shared, name, key, object string, who caller) error {
+func (r *rates) takeShare(l *limit.Shared, name, key, object string, who access.Caller) error {
 	user := string(who.User)
 	if user == "" {
-		user = who.rateKey()
+		user = who.RateKey()
 	}
-	wait, share := l.Take(key, user, who.rateKey(), time.Now())
+	wait, share := l.Take(key, user, who.RateKey(), time.Now())
 	switch {
 	case wait == 0:
 		return nil
 	case share:
 		r.refused.WithLabelValues(name + "_share").Inc()
-		return tooMany(wait, "too many calls of this kind for %s with this token", clip(object))
+		return tooMany(wait, "too many calls of this kind for %s with this token", fault.Clip(object))
 	}
 	r.refused.WithLabelValues(name).Inc()
-	return tooMany(wait, "too many calls of this kind for %s, by all callers together", clip(object))
+	return tooMany(wait, "too many calls of this kind for %s, by all callers together", fault.Clip(object))
 }
 
 // allowPublic holds an address to the rate of what needs no token.

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc"
 
 	"bulkhead/api/internalpb"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/pki"
 	"bulkhead/role"
@@ -37,7 +38,7 @@ func (c *Controller) revoke(ctx context.Context) (rev int64, err error) {
 	r := &c.revoked
 	r.reading.Lock()
 	defer r.reading.Unlock()
-	removals, rev, err := list[removal](ctx, c.store, prefixRemoved)
+	removals, rev, err := record.List[record.Removal](ctx, c.store, record.PrefixRemoved)
 	if err != nil {
 		return 0, err
 	}
@@ -66,7 +67,7 @@ func (c *Controller) followRevoked(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.store.Watch(ctx, prefixRemoved, rev, func([]store.Event) error {
+	return c.store.Watch(ctx, record.PrefixRemoved, rev, func([]store.Event) error {
 		_, err := c.revoke(ctx)
 		return err
 	})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"path/filepath"
 
+	"bulkhead/controller/record"
 	"bulkhead/secret"
 	"bulkhead/store"
 )
@@ -32,7 +33,7 @@ func (c *Controller) keeper() secret.Keeper {
 // the disk before the record that asks for it: killed in between, the next start
 // takes up the key that is there.
 func (c *Controller) openRing(ctx context.Context) error {
-	rec, rev, err := get[clusterKey](ctx, c.store, keyClusterKey)
+	rec, rev, err := record.Get[clusterKey](ctx, c.store, record.KeyClusterKey)
 	if err != nil {
 		return err
 	}
@@ -45,7 +46,7 @@ func (c *Controller) openRing(ctx context.Context) error {
 		return err
 	}
 	if rec == nil {
-		if _, err := c.store.Txn(ctx, []store.Cond{at(keyClusterKey, rev)}, []store.Op{put(keyClusterKey, clusterKey{Check: check})}); err != nil {
+		if _, err := c.store.Txn(ctx, []store.Cond{record.At(record.KeyClusterKey, rev)}, []store.Op{record.Put(record.KeyClusterKey, clusterKey{Check: check})}); err != nil {
 			return err
 		}
 	}

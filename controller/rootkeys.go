@@ -3,36 +3,23 @@ package controller
 import (
 	"cmp"
 	"context"
-	"encoding/hex"
 	"net/http"
 	"slices"
-	"strings"
 	"time"
 
-	"github.com/superfly/macaroon"
-
+	"bulkhead/controller/directory"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/store"
 	"bulkhead/token"
 )
-
-// rootKey is a key that tokens are made with. The newest makes them; the others are good
-// for those that they have made.
-type rootKey struct {
-	ID        string    `json:"id"`
-	Wrapped   []byte    `json:"wrapped"` // by the cluster key
-	CreatedAt time.Time `json:"created_at"`
-}
-
-// purposeRootKey is what the cluster key wraps them for.
-const purposeRootKey = "token-root"
 
 // maxRootKeys bounds the ring: a token is looked up in it by its key's id.
 const maxRootKeys = 100
 
 // ensureRootKey makes the first root key.
 func (c *Controller) ensureRootKey(ctx context.Context) error {
-	all, _, err := list[rootKey](ctx, c.store, prefixRootKey)
+	all, _, err := record.List[record.RootKey](ctx, c.store, record.PrefixRootKey)
 	if err != nil || len(all) > 0 {
 		return err
 	}
@@ -40,48 +27,17 @@ func (c *Controller) ensureRootKey(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.store.Txn(ctx, []store.Cond{at(rootKeyKey(k.ID), 0)}, []store.Op{put(rootKeyKey(k.ID), k)})
+	_, err = c.store.Txn(ctx, []store.Cond{record.At(record.RootKeyKey(k.ID), 0)}, []store.Op{record.Put(record.RootKeyKey(k.ID), k)})
 	return err
 }
 
-func (c *Controller) newRootKey() (*rootKey, error) {
+func (c *Controller) newRootKey() (*record.RootKey, error) {
 	k := token.NewKey()
-	wrapped, err := c.ring.Wrap(purposeRootKey, k.Secret)
+	wrapped, err := c.ring.Wrap(directory.PurposeRootKey, k.Secret)
 	if err != nil {
 		return nil, err
 	}
-	return &rootKey{ID: k.ID.String(), Wrapped: wrapped, CreatedAt: now()}, nil
-}
-
-// takeRootKey is the directory's: it makes the ring anew. A key that cannot be unwrapped
-// is left out, and its tokens are refused.
-func (d *directory) takeRootKey(e store.Event) {
-	id := strings.TrimPrefix(e.Key, prefixRootKey)
-	delete(d.roots, id)
-	if k := live[rootKey](e); k != nil {
-		d.roots[id] = k
-	}
-	all := sorted(d.roots)
-	slices.SortStableFunc(all, func(a, b *rootKey) int { return cmp.Compare(b.CreatedAt.UnixNano(), a.CreatedAt.UnixNano()) })
-	var keys []token.Key
-	for _, k := range all {
-		secret, err := d.unwrap(purposeRootKey, k.Wrapped)
-		b, err2 := hex.DecodeString(k.ID)
-		if err == nil && err2 == nil && len(b) == len(token.KeyID{}) {
-			keys = append(keys, token.Key{ID: token.KeyID(b), Secret: macaroon.SigningKey(secret)})
-		}
-	}
-	d.ring = token.NoKeys
-	if ring, err := token.NewKeys(keys); err == nil {
-		d.ring = ring
-	}
-}
-
-// rootKeys is the ring in force.
-func (d *directory) rootKeys() *token.Keys {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	return d.ring
+	return &record.RootKey{ID: k.ID.String(), Wrapped: wrapped, CreatedAt: now()}, nil
 }
 
 // RootKey is a root key as the API answers it.
@@ -99,12 +55,9 @@ func (c *Controller) listRootKeys(*call) (int, any, error) {
 	out := struct {
 		Keys []RootKey `json:"keys"`
 	}{Keys: []RootKey{}}
-	d := c.directory
-	d.mu.RLock()
-	for _, k := range d.roots {
-		out.Keys = append(out.Keys, RootKey{ID: k.ID, CreatedAt: stamp(k.CreatedAt), Tokens: d.rooted[k.ID], Makes: k.ID == d.ring.First().String()})
+	for _, k := range c.directory.RootKeysInUse() {
+		out.Keys = append(out.Keys, RootKey{ID: k.ID, CreatedAt: stamp(k.CreatedAt), Tokens: k.Tokens, Makes: k.Makes})
 	}
-	d.mu.RUnlock()
 	slices.SortFunc(out.Keys, func(a, b RootKey) int { return cmp.Compare(b.CreatedAt+b.ID, a.CreatedAt+a.ID) })
 	return http.StatusOK, out, nil
 }
@@ -121,7 +74,7 @@ func (c *Controller) rotateRootKey(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	all, _, err := list[rootKey](r.Context(), c.store, prefixRootKey)
+	all, _, err := record.List[record.RootKey](r.Context(), c.store, record.PrefixRootKey)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -134,8 +87,8 @@ func (c *Controller) rotateRootKey(r *call) (int, any, error) {
 		}
 	}
 	var t txn
-	t.when(rootKeyKey(k.ID), 0)
-	t.do(put(rootKeyKey(k.ID), k))
+	t.when(record.RootKeyKey(k.ID), 0)
+	t.do(record.Put(record.RootKeyKey(k.ID), k))
 	if err := c.commit(r.Context(), &t); err != nil {
 		return 0, nil, err
 	}
@@ -153,38 +106,32 @@ func (c *Controller) withdrawRootKey(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	d := c.directory
-	d.mu.RLock()
-	k, n, makes := d.roots[id], d.rooted[id], id == d.ring.First().String()
-	d.mu.RUnlock()
+	k, found := c.directory.RootKey(id)
 	switch {
-	case k == nil:
-		return 0, nil, fault.New(fault.NotFound, "there is no root key %q", clip(id))
-	case makes:
+	case !found:
+		return 0, nil, fault.New(fault.NotFound, "there is no root key %q", fault.Clip(id))
+	case k.Makes:
 		return 0, nil, fault.New(fault.Conflict, "root key %s makes tokens; make a new one first: POST /v1/platform/token_keys", id)
-	case n > 0 && !force:
-		return 0, nil, fault.New(fault.Precondition, "%d tokens that were made with root key %s would end; force=true does it", n, id)
+	case k.Tokens > 0 && !force:
+		return 0, nil, fault.New(fault.Precondition, "%d tokens that were made with root key %s would end; force=true does it", k.Tokens, id)
 	}
 	var t txn
-	t.do(store.Delete(rootKeyKey(id)))
+	t.do(store.Delete(record.RootKeyKey(id)))
 	if err := c.commit(r.Context(), &t); err != nil {
 		return 0, nil, err
 	}
-	c.log.Info("root key of tokens withdrawn", "key", id, "tokens", n, "by", r.who.Name)
+	c.log.Info("root key of tokens withdrawn", "key", id, "tokens", k.Tokens, "by", r.who.Name)
 	return ok()
 }
 
 // sweepRootKeys removes root keys, other than the newest, that no token was made with.
 func (c *Controller) sweepRootKeys(ctx context.Context) error {
 	var t txn
-	d := c.directory
-	d.mu.RLock()
-	for id := range d.roots {
-		if d.rooted[id] == 0 && id != d.ring.First().String() {
-			t.do(store.Delete(rootKeyKey(id)))
+	for _, k := range c.directory.RootKeysInUse() {
+		if k.Tokens == 0 && !k.Makes {
+			t.do(store.Delete(record.RootKeyKey(k.ID)))
 		}
 	}
-	d.mu.RUnlock()
 	if len(t.ops) == 0 {
 		return nil
 	}
@@ -196,15 +143,12 @@ func (c *Controller) sweepRootKeys(ctx context.Context) error {
 func (c *Controller) sweepTokens(ctx context.Context) error {
 	// An hour late: a token that has just expired is told so, and not that it is unknown.
 	before := now().Add(-time.Hour)
-	d := c.directory
-	d.mu.RLock()
 	var ops []store.Op
-	for id, rec := range d.tokens {
+	for _, rec := range c.directory.AllTokens() {
 		if rec.ExpiresAt.Before(before) {
-			ops = append(ops, store.Delete(tokenKey(id)))
+			ops = append(ops, store.Delete(record.TokenKey(rec.ID)))
 		}
 	}
-	d.mu.RUnlock()
 	for part := range slices.Chunk(ops, store.MaxOps) {
 		if err := c.commit(ctx, &txn{ops: part}); err != nil {
 			return err

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"bulkhead/controller/directory"
 	"bulkhead/secret"
 )
 
@@ -25,7 +26,7 @@ func TestRootKeysAreWrapped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	plain, err := c.ring.Unwrap(purposeRootKey, k.Wrapped)
+	plain, err := c.ring.Unwrap(directory.PurposeRootKey, k.Wrapped)
 	if err != nil || len(plain) < 16 {
 		t.Fatalf("control: the key does not open: %d bytes, %v", len(plain), err)
 	}
@@ -38,7 +39,7 @@ func TestRootKeysAreWrapped(t *testing.T) {
 			t.Errorf("the key stands in its record: %q", b)
 		}
 	}
-	if _, err := ring("bulkhead-b").Unwrap(purposeRootKey, k.Wrapped); err == nil {
+	if _, err := ring("bulkhead-b").Unwrap(directory.PurposeRootKey, k.Wrapped); err == nil {
 		t.Error("another cluster's key opens it")
 	}
 	if _, err := c.ring.Unwrap("another purpose", k.Wrapped); err == nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"bulkhead/audit"
+	"bulkhead/controller/record"
 	"bulkhead/failpoint"
 	"bulkhead/fault"
 	"bulkhead/secret"
@@ -144,7 +145,7 @@ func (c *Controller) rewrapAll(ctx context.Context) error {
 				continue
 			}
 			found++
-			_, err := c.store.Txn(ctx, []store.Cond{at(kv.Key, kv.Revision)}, []store.Op{store.Put(kv.Key, out)})
+			_, err := c.store.Txn(ctx, []store.Cond{record.At(kv.Key, kv.Revision)}, []store.Op{store.Put(kv.Key, out)})
 			if err != nil && !errors.Is(err, store.ErrChanged) { // changed by somebody: the next pass looks again
 				return err
 			}

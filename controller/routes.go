@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"bulkhead/api/internalpb"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/machine"
@@ -126,20 +127,20 @@ func (r *routes) again() {
 // follow marks every app once, and then each whose Machines' records change.
 func (r *routes) follow(ctx context.Context, loaded chan struct{}) error {
 	for first := true; ; first = false {
-		kvs, rev, err := r.c.store.List(ctx, prefixMachine)
+		kvs, rev, err := r.c.store.List(ctx, record.PrefixMachine)
 		if err != nil {
 			return err
 		}
 		for _, kv := range kvs {
-			r.dirty(appOfMachineKey(kv.Key))
+			r.dirty(record.AppOfMachineKey(kv.Key))
 		}
 		if first {
 			close(loaded)
 		}
-		err = r.c.store.Watch(ctx, prefixMachine, rev, func(es []store.Event) error {
+		err = r.c.store.Watch(ctx, record.PrefixMachine, rev, func(es []store.Event) error {
 			for _, e := range es {
-				r.dirty(appOfMachineKey(e.Key))
-				r.c.view.touch(key.MachineID(lastPart(e.Key)))
+				r.dirty(record.AppOfMachineKey(e.Key))
+				r.c.view.touch(key.MachineID(record.LastPart(e.Key)))
 			}
 			return nil
 		})
@@ -169,7 +170,7 @@ func (r *routes) step(ctx context.Context) error {
 		delete(r.pending, a)
 		over := r.over
 		r.mu.Unlock()
-		records, _, err := list[record](ctx, r.c.store, machinesOf(a))
+		records, _, err := record.List[record.Machine](ctx, r.c.store, record.MachinesOf(a))
 		if err != nil {
 			return err
 		}
@@ -180,7 +181,7 @@ func (r *routes) step(ctx context.Context) error {
 
 // derive makes an app's route; known is false while a worker's report is missing.
 // The route is nil for an app without services.
-func (r *routes) derive(a key.AppName, records []*record, over bool) (route *internalpb.Route, known bool) {
+func (r *routes) derive(a key.AppName, records []*record.Machine, over bool) (route *internalpb.Route, known bool) {
 	ports := map[int32]*internalpb.ServiceRoute{}
 	for _, m := range records {
 		if m.Gone != nil || m.Desired == machine.WantDestroyed || len(m.Config.Services) == 0 {
@@ -213,7 +214,7 @@ func (r *routes) derive(a key.AppName, records []*record, over bool) (route *int
 
 // addService adds one Machine's service to the app's ports. Machines are seen in the
 // order of their ids: where their configs differ, the first says how a port is served.
-func addService(ports map[int32]*internalpb.ServiceRoute, m *record, s *seen, svc *machine.Service) {
+func addService(ports map[int32]*internalpb.ServiceRoute, m *record.Machine, s *seen, svc *machine.Service) {
 	if svc.Protocol == "udp" {
 		return
 	}
@@ -271,7 +272,7 @@ func wakeable(s machine.State) bool {
 
 // ownAddress reports whether an address that a worker reported is one of the
 // Machine's own network: nobody may send the edge anywhere else.
-func ownAddress(m *record, addr string) bool {
+func ownAddress(m *record.Machine, addr string) bool {
 	ip, err := netip.ParseAddr(addr)
 	return err == nil && ip.Zone() == "" && m.Network != 0 && privnet.Prefix(m.Network).Contains(ip)
 }

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/secret"
 )
@@ -101,7 +102,7 @@ func (c *Controller) showSecretKey(r *call) (int, any, error) {
 }
 
 // secretKeyOf finds the secret key that a request names.
-func (c *Controller) secretKeyOf(r *call) (*app, *appSecrets, *sealedValue, error) {
+func (c *Controller) secretKeyOf(r *call) (*record.App, *appSecrets, *sealedValue, error) {
 	a, s, err := c.secretsOf(r)
 	if err != nil {
 		return nil, nil, nil, err
@@ -109,7 +110,7 @@ func (c *Controller) secretKeyOf(r *call) (*app, *appSecrets, *sealedValue, erro
 	name := r.PathValue("secret")
 	v := s.Keys[name]
 	if v == nil {
-		return nil, nil, nil, fault.New(fault.NotFound, "app %s has no secret key %q", a.Name, clip(name))
+		return nil, nil, nil, fault.New(fault.NotFound, "app %s has no secret key %q", a.Name, fault.Clip(name))
 	}
 	return a, s, v, nil
 }
@@ -216,7 +217,7 @@ func (c *Controller) useSecretKey(use func(typ string, value []byte, in *keyMess
 		defer k.Clear()
 		value, err := k.Open(kindSecretKey+" "+v.Type, r.PathValue("secret"), v.Version, v.Sealed)
 		if err != nil {
-			return 0, nil, fault.Wrap(fault.Internal, err, "secret key %s cannot be opened", clip(r.PathValue("secret")))
+			return 0, nil, fault.Wrap(fault.Internal, err, "secret key %s cannot be opened", fault.Clip(r.PathValue("secret")))
 		}
 		defer clear(value)
 		return use(v.Type, value, &in)

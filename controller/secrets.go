@@ -88,7 +88,7 @@ func (c *Controller) showSecret(r *call) (int, any, error) {
 }
 
 func noSecret(r *call, name string) error {
-	return fault.New(fault.NotFound, "app %s has no secret %q", clip(r.app()), clip(name))
+	return fault.New(fault.NotFound, "app %s has no secret %q", fault.Clip(r.app()), fault.Clip(name))
 }
 
 func (c *Controller) updateSecrets(r *call) (int, any, error) {

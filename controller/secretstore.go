@@ -6,6 +6,7 @@ import (
 	"errors"
 	"time"
 
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/secret"
@@ -42,8 +43,8 @@ const (
 )
 
 // readSecrets returns an app's secrets; with version 0 when it has none yet.
-func (c *Controller) readSecrets(ctx context.Context, a *app) (*appSecrets, int64, error) {
-	s, rev, err := get[appSecrets](ctx, c.store, secretsKey(a.Name))
+func (c *Controller) readSecrets(ctx context.Context, a *record.App) (*appSecrets, int64, error) {
+	s, rev, err := record.Get[appSecrets](ctx, c.store, record.SecretsKey(a.Name))
 	if err != nil {
 		return nil, 0, err
 	}
@@ -110,7 +111,7 @@ func (c *Controller) changeSecrets(ctx context.Context, appName string, f func(s
 		if err := s.fits(); err != nil {
 			return err
 		}
-		_, err = c.store.Txn(ctx, []store.Cond{at(appKey(a.Name), arev), at(secretsKey(a.Name), rev)}, []store.Op{put(secretsKey(a.Name), s)})
+		_, err = c.store.Txn(ctx, []store.Cond{record.At(record.AppKey(a.Name), arev), record.At(record.SecretsKey(a.Name), rev)}, []store.Op{record.Put(record.SecretsKey(a.Name), s)})
 		out = s
 		return err
 	})
@@ -163,7 +164,7 @@ func (s *appSecrets) environment(k secret.AppKey) ([]byte, error) {
 // secretsOf reads the secrets of an app that a request names, and holds them against
 // the oldest version that the caller will take ("min_version", or "version" as fly-go
 // sends it).
-func (c *Controller) secretsOf(r *call) (*app, *appSecrets, error) {
+func (c *Controller) secretsOf(r *call) (*record.App, *appSecrets, error) {
 	a, _, err := c.getApp(r.Context(), r.app())
 	if err != nil {
 		return nil, nil, err

@@ -127,7 +127,7 @@ func checkNames(r *http.Request) error {
 	}
 	for name, kind := range map[string]string{"org": "organization", "node": "node"} {
 		if v := r.PathValue(name); v != "" && !plainLabel(v) {
-			return fault.New(fault.NotFound, "%s %q not found", kind, clip(v))
+			return fault.New(fault.NotFound, "%s %q not found", kind, fault.Clip(v))
 		}
 	}
 	return nil
@@ -144,12 +144,12 @@ func plainLabel(s string) bool {
 // taken as JSON: callers are known by a header that no page can make a browser send.
 func checkMedia(h http.Header) error {
 	if enc := h.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
-		return fault.New(fault.Invalid, "Content-Encoding %q is not taken; send the body as it is", clip(enc)).WithStatus(statusMediaType)
+		return fault.New(fault.Invalid, "Content-Encoding %q is not taken; send the body as it is", fault.Clip(enc)).WithStatus(statusMediaType)
 	}
 	t, _, _ := strings.Cut(h.Get("Content-Type"), ";")
 	switch t = strings.ToLower(strings.TrimSpace(t)); {
 	case t == "", t == "application/json", t == "application/octet-stream", t == "application/x-www-form-urlencoded", strings.HasPrefix(t, "application/") && strings.HasSuffix(t, "+json"):
 		return nil
 	}
-	return fault.New(fault.Invalid, "Content-Type %q is not taken; send application/json", clip(t)).WithStatus(statusMediaType)
+	return fault.New(fault.Invalid, "Content-Type %q is not taken; send application/json", fault.Clip(t)).WithStatus(statusMediaType)
 }

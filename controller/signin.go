@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/sso"
@@ -32,7 +33,7 @@ type ssoAttempt struct {
 //	GET /login?org=acme&next=/device
 func (c *Controller) loginPage(r *call) (int, any, error) {
 	q := r.URL.Query()
-	s, org := c.browserSession(r), clip(q.Get("org"))
+	s, org := c.browserSession(r), fault.Clip(q.Get("org"))
 	return c.show(r, http.StatusOK, "login.html", "Sign in", map[string]any{
 		"Org": org, "Next": next(q.Get("next")), "SignedIn": s != nil, "Needs": s != nil && org != "" && c.needsSSO(s, org),
 	})
@@ -56,7 +57,7 @@ func (c *Controller) startSSO(r *call) (int, any, error) {
 		return 0, nil, err
 	}
 	slug := r.PostForm.Get("org")
-	conf := c.directory.ssoOf(slug)
+	conf := c.directory.SSOOf(slug)
 	if conf == nil {
 		return 0, nil, noSSO(slug)
 	}
@@ -80,7 +81,7 @@ func (c *Controller) finishSSO(r *call) (int, any, error) {
 	if !ok || a.browser != r.browser() {
 		return 0, nil, c.refusedSignIn(r, "sso", a.org, sso.Refuse(sso.BadState, nil, "this answer belongs to no sign-in of this browser, or to one that is over; begin again"))
 	}
-	conf := c.directory.ssoOf(a.org)
+	conf := c.directory.SSOOf(a.org)
 	if conf == nil || conf.ID != a.config {
 		return 0, nil, c.refusedSignIn(r, "sso", a.org, sso.Refuse(sso.BadState, nil, "the organization's single sign-on was changed meanwhile; begin again"))
 	}
@@ -100,15 +101,15 @@ func (c *Controller) finishSSO(r *call) (int, any, error) {
 		return 0, nil, c.refusedSignIn(r, "sso", a.org, err)
 	}
 	var secret string
-	var s *signedIn
+	var s *record.Session
 	err = retry(r.Context(), func() error {
 		var t txn
-		u, err := c.admitPerson(r.Context(), &t, conf, id, memberRole(role))
+		u, err := c.admitPerson(r.Context(), &t, conf, id, record.Role(role))
 		if err != nil {
 			return err
 		}
 		c.endBrowser(r, &t)
-		secret, s = c.newSession(&t, signedIn{User: u, Kind: kindBrowser, Org: conf.Org, Config: conf.ID, Method: "sso", From: r.from().String()})
+		secret, s = c.newSession(&t, record.Session{User: u, Kind: kindBrowser, Org: conf.Org, Config: conf.ID, Method: "sso", From: r.from().String()})
 		c.noteUser(r, s.User, s.Org)
 		return c.commit(r.Context(), &t)
 	})
@@ -130,7 +131,7 @@ type identity struct {
 
 func identityKeyOf(issuer, subject string) string {
 	sum := sha256.Sum256([]byte(issuer + "\x00" + subject))
-	return identityKey(hex.EncodeToString(sum[:]))
+	return record.IdentityKey(hex.EncodeToString(sum[:]))
 }
 
 // fromSSO is the source of memberships that single sign-on made and keeps. One that
@@ -139,62 +140,62 @@ const fromSSO = "sso"
 
 // admitPerson has a transaction make the user whom a provider vouches for, at the first time,
 // and the membership as the policy says now.
-func (c *Controller) admitPerson(ctx context.Context, t *txn, conf *ssoConfig, id *sso.Identity, role memberRole) (key.UserID, error) {
+func (c *Controller) admitPerson(ctx context.Context, t *txn, conf *record.SSO, id *sso.Identity, role record.Role) (key.UserID, error) {
 	ik := identityKeyOf(id.Issuer, id.Subject)
-	known, rev, err := get[identity](ctx, c.store, ik)
+	known, rev, err := record.Get[identity](ctx, c.store, ik)
 	if err != nil {
 		return "", err
 	}
 	t.when(ik, rev)
 	var uid key.UserID
-	if known != nil && c.directory.user(known.User) != nil {
+	if known != nil && c.directory.User(known.User) != nil {
 		uid = known.User
 	} else {
 		name, err := c.nameFor(ctx, id)
 		if err != nil {
 			return "", err
 		}
-		u, err := c.newUser(ctx, t, user{Name: name, Email: id.Email, Issuer: id.Issuer})
+		u, err := c.newUser(ctx, t, record.User{Name: name, Email: id.Email, Issuer: id.Issuer})
 		if err != nil {
 			return "", err
 		}
 		uid = u.ID
-		t.do(put(ik, identity{Issuer: id.Issuer, Subject: id.Subject, User: uid}))
+		t.do(record.Put(ik, identity{Issuer: id.Issuer, Subject: id.Subject, User: uid}))
 	}
-	m, mrev, err := get[member](ctx, c.store, memberKey(conf.Org, uid))
+	m, mrev, err := record.Get[record.Member](ctx, c.store, record.MemberKey(conf.Org, uid))
 	if err != nil {
 		return "", err
 	}
-	_, orgRev, err := get[org](ctx, c.store, orgKey(conf.Org))
+	_, orgRev, err := record.Get[record.Org](ctx, c.store, record.OrgKey(conf.Org))
 	if err != nil {
 		return "", err
 	}
 	if m == nil {
-		m = &member{Org: conf.Org, User: uid, Source: fromSSO, CreatedAt: now()}
+		m = &record.Member{Org: conf.Org, User: uid, Source: fromSSO, CreatedAt: now()}
 	}
 	if m.Source == fromSSO && m.Role != role {
-		if m.Role == roleOwner { // the last owner stays one, whatever the groups say
+		if m.Role == record.Owner { // the last owner stays one, whatever the groups say
 			if err := c.mayGo(ctx, t, m); err != nil {
 				return uid, nil
 			}
 		}
 		m.Role = role
-		t.when(orgKey(conf.Org), orgRev)
-		t.when(memberKey(conf.Org, uid), mrev)
-		t.do(put(memberKey(conf.Org, uid), m))
+		t.when(record.OrgKey(conf.Org), orgRev)
+		t.when(record.MemberKey(conf.Org, uid), mrev)
+		t.do(record.Put(record.MemberKey(conf.Org, uid), m))
 	}
 	return uid, nil
 }
 
 // expel ends the membership of somebody whom the provider still knows, and the policy no
 // longer lets in, if single sign-on had made it.
-func (c *Controller) expel(ctx context.Context, conf *ssoConfig, id *sso.Identity) error {
+func (c *Controller) expel(ctx context.Context, conf *record.SSO, id *sso.Identity) error {
 	return retry(ctx, func() error {
-		known, _, err := get[identity](ctx, c.store, identityKeyOf(id.Issuer, id.Subject))
+		known, _, err := record.Get[identity](ctx, c.store, identityKeyOf(id.Issuer, id.Subject))
 		if err != nil || known == nil {
 			return err
 		}
-		m, rev, err := get[member](ctx, c.store, memberKey(conf.Org, known.User))
+		m, rev, err := record.Get[record.Member](ctx, c.store, record.MemberKey(conf.Org, known.User))
 		if err != nil || m == nil || m.Source != fromSSO {
 			return err
 		}
@@ -202,8 +203,8 @@ func (c *Controller) expel(ctx context.Context, conf *ssoConfig, id *sso.Identit
 		if err := c.mayGo(ctx, &t, m); err != nil {
 			return nil // the last owner
 		}
-		t.when(memberKey(conf.Org, known.User), rev)
-		t.do(store.Delete(memberKey(conf.Org, known.User)))
+		t.when(record.MemberKey(conf.Org, known.User), rev)
+		t.do(store.Delete(record.MemberKey(conf.Org, known.User)))
 		if err := c.commit(ctx, &t); err != nil {
 			return err
 		}
@@ -224,7 +225,7 @@ func (c *Controller) nameFor(ctx context.Context, id *sso.Identity) (string, err
 		if _, err := key.ParseUserName(name); err != nil {
 			continue
 		}
-		taken, _, err := get[userName](ctx, c.store, userNameKey(name))
+		taken, _, err := record.Get[record.UserName](ctx, c.store, record.UserNameKey(name))
 		if err != nil {
 			return "", err
 		}

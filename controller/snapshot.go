@@ -6,6 +6,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"bulkhead/api/internalpb"
+	"bulkhead/controller/record"
 	"bulkhead/key"
 )
 
@@ -15,7 +16,7 @@ const maxSnapshot = 8 << 20
 // remember completes the hello of a worker that has lost its journal with what was
 // last seen of its Machines: that is the truth until the worker says another, and the
 // worker is told of it.
-func (s *session) remember(h *internalpb.Hello, mine map[key.MachineID]*record) map[key.MachineID]*seen {
+func (s *session) remember(h *internalpb.Hello, mine map[key.MachineID]*record.Machine) map[key.MachineID]*seen {
 	out := map[key.MachineID]*seen{}
 	for id := range mine {
 		if o := s.c.view.get(id); o != nil && o.Node == s.node {
@@ -30,7 +31,7 @@ func (s *session) remember(h *internalpb.Hello, mine map[key.MachineID]*record) 
 }
 
 // sendSnapshot sends everything that is assigned, in as many messages as it needs.
-func (s *session) sendSnapshot(ctx context.Context, mine map[key.MachineID]*record, remembered map[key.MachineID]*seen) error {
+func (s *session) sendSnapshot(ctx context.Context, mine map[key.MachineID]*record.Machine, remembered map[key.MachineID]*seen) error {
 	snap, size := &internalpb.Snapshot{}, 0
 	send := func() error {
 		return s.stream.Send(&internalpb.ToWorker{Kind: &internalpb.ToWorker_Snapshot{Snapshot: snap}})

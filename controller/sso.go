@@ -3,7 +3,6 @@ package controller
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"maps"
 	"net/http"
 	"slices"
@@ -11,45 +10,15 @@ import (
 	"time"
 
 	"bulkhead/audit"
+	"bulkhead/controller/access"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/sso"
 	"bulkhead/store"
-	"bulkhead/token"
-)
-
-// ssoConfig is an organization's single sign-on.
-type ssoConfig struct {
-	ID           string     `json:"id"` // new with each issuer and client: sessions of another do not live
-	Org          string     `json:"org"`
-	Issuer       string     `json:"issuer"`
-	ClientID     string     `json:"client_id"`
-	ClientSecret []byte     `json:"client_secret,omitempty"` // wrapped by the cluster key
-	Scopes       []string   `json:"scopes,omitempty"`
-	GroupsClaim  string     `json:"groups_claim,omitempty"`
-	Policy       sso.Policy `json:"policy"`
-	Mode         string     `json:"mode"` // "optional" or "required"
-	// SessionHours is how long a session lasts; 0: 12.
-	SessionHours int `json:"session_hours,omitempty"`
-	// ServiceTokens is "allowed" when tokens of programs need no session: see exempts.
-	ServiceTokens string    `json:"service_tokens,omitempty"`
-	ChangedAt     time.Time `json:"changed_at"`
-	ChangedBy     string    `json:"changed_by"`
-}
-
-const (
-	ssoOptional = "optional"
-	ssoRequired = "required"
 )
 
 // purposeSSO is what client secrets are wrapped for.
 const purposeSSO = "sso client secret"
-
-func (s *ssoConfig) life() time.Duration {
-	if s.SessionHours == 0 {
-		return ssoLife
-	}
-	return time.Duration(s.SessionHours) * time.Hour
-}
 
 // SSO is an organization's single sign-on as the API takes and answers it. The client's
 // secret is taken and never answered.
@@ -73,11 +42,11 @@ type SSO struct {
 	ChangedBy     string `json:"changed_by,omitempty"`
 }
 
-func (c *Controller) ssoBody(s *ssoConfig) SSO {
+func (c *Controller) ssoBody(s *record.SSO) SSO {
 	return SSO{
 		Issuer: s.Issuer, ClientID: s.ClientID, HasSecret: len(s.ClientSecret) > 0, Scopes: s.Scopes, GroupsClaim: s.GroupsClaim,
-		Domains: s.Policy.Domains, Groups: s.Policy.Groups, Role: s.Policy.Role, Mode: s.Mode, SessionHours: int(s.life() / time.Hour),
-		ServiceTokens: cmp.Or(s.ServiceTokens, servicesRefused), RedirectURL: c.publicURL("/sso/callback"), ChangedAt: stamp(s.ChangedAt), ChangedBy: s.ChangedBy,
+		Domains: s.Policy.Domains, Groups: s.Policy.Groups, Role: s.Policy.Role, Mode: s.Mode, SessionHours: int(s.Life() / time.Hour),
+		ServiceTokens: cmp.Or(s.ServiceTokens, record.ServicesRefused), RedirectURL: c.publicURL("/sso/callback"), ChangedAt: stamp(s.ChangedAt), ChangedBy: s.ChangedBy,
 	}
 }
 
@@ -85,7 +54,7 @@ func (c *Controller) ssoBody(s *ssoConfig) SSO {
 //
 //	GET /v1/orgs/{org}/sso
 func (c *Controller) showSSO(r *call) (int, any, error) {
-	s := c.directory.ssoOf(r.PathValue("org"))
+	s := c.directory.SSOOf(r.PathValue("org"))
 	if s == nil {
 		return 0, nil, noSSO(r.PathValue("org"))
 	}
@@ -93,7 +62,7 @@ func (c *Controller) showSSO(r *call) (int, any, error) {
 }
 
 func noSSO(slug string) error {
-	return fault.New(fault.NotFound, "organization %q has no single sign-on, or there is no such organization", clip(slug)).WithStatus("sso_none")
+	return fault.New(fault.NotFound, "organization %q has no single sign-on, or there is no such organization", fault.Clip(slug)).WithStatus("sso_none")
 }
 
 // Bounds of a configuration.
@@ -105,13 +74,13 @@ const (
 // check says what of the input cannot be, and fills in what is not said.
 func (in *SSO) check() error {
 	if in.Mode == "" {
-		in.Mode = ssoOptional
+		in.Mode = record.SSOOptional
 	}
 	switch {
-	case in.Mode != ssoOptional && in.Mode != ssoRequired:
-		return fault.New(fault.Invalid, "mode is %q; it is optional or required", clip(in.Mode))
-	case in.ServiceTokens != "" && in.ServiceTokens != servicesRefused && in.ServiceTokens != servicesAllowed:
-		return fault.New(fault.Invalid, "service_tokens is %q; it is refused or allowed", clip(in.ServiceTokens))
+	case in.Mode != record.SSOOptional && in.Mode != record.SSORequired:
+		return fault.New(fault.Invalid, "mode is %q; it is optional or required", fault.Clip(in.Mode))
+	case in.ServiceTokens != "" && in.ServiceTokens != record.ServicesRefused && in.ServiceTokens != record.ServicesAllowed:
+		return fault.New(fault.Invalid, "service_tokens is %q; it is refused or allowed", fault.Clip(in.ServiceTokens))
 	case in.Issuer == "" || len(in.Issuer) > 500:
 		return fault.New(fault.Invalid, "issuer is missing or longer than 500 bytes; it is the provider's address, such as https://accounts.example.com")
 	case in.ClientID == "" || len(in.ClientID) > 500 || len(in.ClientSecret) > 2000:
@@ -125,7 +94,7 @@ func (in *SSO) check() error {
 	}
 	for i, s := range in.Scopes {
 		if s == "" || len(s) > 100 || slices.ContainsFunc([]byte(s), func(b byte) bool { return b <= ' ' || b > '~' || b == '"' || b == '\\' }) {
-			return fault.New(fault.Invalid, "scopes[%d] is %q; it is a word of at most 100 bytes", i, clip(s))
+			return fault.New(fault.Invalid, "scopes[%d] is %q; it is a word of at most 100 bytes", i, fault.Clip(s))
 		}
 	}
 	return sso.Policy{Domains: in.Domains, Groups: in.Groups, Role: in.Role}.Check()
@@ -144,10 +113,10 @@ func (c *Controller) setSSO(r *call) (int, any, error) {
 		return 0, nil, err
 	}
 	slug := r.PathValue("org")
-	mayOwn := c.authorize(r.who, access{Act: actWrite, What: whatOwner, Org: slug})
-	var out *ssoConfig
+	mayOwn := c.authorize(r.who, access.Request{Act: access.Write, What: access.Owner, Org: slug})
+	var out *record.SSO
 	err := retry(r.Context(), func() error {
-		old, rev, err := get[ssoConfig](r.Context(), c.store, ssoKey(slug))
+		old, rev, err := record.Get[record.SSO](r.Context(), c.store, record.SSOKey(slug))
 		if err != nil {
 			return err
 		}
@@ -155,7 +124,7 @@ func (c *Controller) setSSO(r *call) (int, any, error) {
 		if mayOwn != nil && (in.makesOwners() || old != nil && c.ssoBody(old).makesOwners()) {
 			return mayOwn
 		}
-		o, orgRev, err := get[org](r.Context(), c.store, orgKey(slug))
+		o, orgRev, err := record.Get[record.Org](r.Context(), c.store, record.OrgKey(slug))
 		if err != nil {
 			return err
 		}
@@ -166,9 +135,9 @@ func (c *Controller) setSSO(r *call) (int, any, error) {
 			return err
 		}
 		var t txn
-		t.when(orgKey(slug), orgRev)
-		t.when(ssoKey(slug), rev)
-		t.do(put(ssoKey(slug), out))
+		t.when(record.OrgKey(slug), orgRev)
+		t.when(record.SSOKey(slug), rev)
+		t.do(record.Put(record.SSOKey(slug), out))
 		return c.commit(r.Context(), &t)
 	})
 	if err != nil {
@@ -178,8 +147,8 @@ func (c *Controller) setSSO(r *call) (int, any, error) {
 }
 
 // newSSO makes the record of a configuration that is checked, against the provider too.
-func (c *Controller) newSSO(r *call, old *ssoConfig, in SSO) (*ssoConfig, error) {
-	s := &ssoConfig{
+func (c *Controller) newSSO(r *call, old *record.SSO, in SSO) (*record.SSO, error) {
+	s := &record.SSO{
 		ID: newSecret()[:16], Org: r.PathValue("org"), Issuer: in.Issuer, ClientID: in.ClientID, Scopes: in.Scopes, GroupsClaim: in.GroupsClaim,
 		Policy: sso.Policy{Domains: in.Domains, Groups: in.Groups, Role: in.Role}, Mode: in.Mode, SessionHours: in.SessionHours, ServiceTokens: in.ServiceTokens,
 		ChangedAt: now(), ChangedBy: r.who.Name,
@@ -196,19 +165,19 @@ func (c *Controller) newSSO(r *call, old *ssoConfig, in SSO) (*ssoConfig, error)
 		s.ClientSecret = w
 	}
 	// Who may not make owners may not let tokens be where nobody is, and nobody does it unseen.
-	if s.ServiceTokens == servicesAllowed && (old == nil || old.ServiceTokens != servicesAllowed) {
-		if err := c.authorize(r.who, access{Act: actWrite, What: whatOwner, Org: s.Org}); err != nil {
+	if s.ServiceTokens == record.ServicesAllowed && (old == nil || old.ServiceTokens != record.ServicesAllowed) {
+		if err := c.authorize(r.who, access.Request{Act: access.Write, What: access.Owner, Org: s.Org}); err != nil {
 			return nil, err
 		}
 	}
 	if p := recordIn(r.Context()); p != nil {
 		p.change(func(rec *audit.Record) {
-			rec.Detail = "mode: " + s.Mode + ", service_tokens: " + cmp.Or(s.ServiceTokens, servicesRefused)
+			rec.Detail = "mode: " + s.Mode + ", service_tokens: " + cmp.Or(s.ServiceTokens, record.ServicesRefused)
 		})
 	}
 	// Whoever shuts the other ways must have come in by this one: otherwise one wrong word
 	// shuts everybody out.
-	if s.Mode == ssoRequired && (old == nil || old.Mode != ssoRequired) {
+	if s.Mode == record.SSORequired && (old == nil || old.Mode != record.SSORequired) {
 		if from := c.ssoSessionOf(r.who, s.Org); !same || from == nil {
 			return nil, fault.New(fault.Conflict, "set mode to optional first, sign in by it once (bulkhead auth login --org %s), and then require it: otherwise a mistake would shut everybody out", s.Org).WithStatus("sso_untried")
 		}
@@ -221,40 +190,14 @@ func (c *Controller) newSSO(r *call, old *ssoConfig, in SSO) (*ssoConfig, error)
 
 // ssoSessionOf is the session by the organization's single sign-on that the caller's
 // token came with, or nil.
-func (c *Controller) ssoSessionOf(who caller, slug string) *signedIn {
+func (c *Controller) ssoSessionOf(who access.Caller, slug string) *record.Session {
 	if who.Token == nil {
 		return nil
 	}
-	if s := c.directory.sessionWith(who.Token.ID); s != nil && s.Org == slug {
-		return c.directory.lives(s.ID, now())
+	if s := c.directory.SessionWith(who.Token.ID); s != nil && s.Org == slug {
+		return c.directory.Lives(s.ID, now())
 	}
 	return nil
-}
-
-// wantsSSO refuses what is an organization's that requires single sign-on to a token
-// behind which no live session by it is: one that it came with, or one that discharged it.
-// Operators may still remove the requirement: see deleteSSO.
-func (c *Controller) wantsSSO(who caller, v *token.Verified, a access) error {
-	conf := c.directory.ssoOf(a.Org)
-	if conf == nil || conf.Mode != ssoRequired || c.directory.sessionBehind(v, a.Org) != nil {
-		return nil
-	}
-	if a.What == whatSSO && a.Act == actDelete && c.operator(who) {
-		return nil
-	}
-	rec := c.directory.token(v.ID)
-	if rec != nil && conf.exempts(rec) {
-		return nil
-	}
-	const refusal = "organization %q requires single sign-on, and %s: run \"bulkhead auth login --org %s\"%s"
-	err := fault.New(fault.Denied, refusal, a.Org, "this token did not come by it, or its session is over", a.Org, "")
-	switch {
-	case v.For != nil:
-		return refusedToken(&token.Refusal{Reason: token.SessionEnded, Detail: fmt.Sprintf("the session that discharged this token is over, or is not by the single sign-on of organization %q: run \"bulkhead auth login --org %s\"", a.Org, a.Org)})
-	case rec != nil && rec.Kind != token.Login:
-		err = fault.New(fault.Denied, refusal, a.Org, "this token was made without it", a.Org, " and make the token again")
-	}
-	return err.WithStatus("sso_required")
 }
 
 // deleteSSO ends single sign-on: sessions that came by it live no more. Members stay
@@ -264,21 +207,21 @@ func (c *Controller) wantsSSO(who caller, v *token.Verified, a access) error {
 //	DELETE /v1/orgs/{org}/sso
 func (c *Controller) deleteSSO(r *call) (int, any, error) {
 	slug := r.PathValue("org")
-	old := c.directory.ssoOf(slug)
+	old := c.directory.SSOOf(slug)
 	if old == nil {
 		return 0, nil, noSSO(slug)
 	}
 	if c.ssoBody(old).makesOwners() && !c.operator(r.who) { // see setSSO: this and a new one would do the same
-		if err := c.authorize(r.who, access{Act: actWrite, What: whatOwner, Org: slug}); err != nil {
+		if err := c.authorize(r.who, access.Request{Act: access.Write, What: access.Owner, Org: slug}); err != nil {
 			return 0, nil, err
 		}
 	}
-	t := txn{ops: []store.Op{store.Delete(ssoKey(slug))}}
+	t := txn{ops: []store.Op{store.Delete(record.SSOKey(slug))}}
 	if err := c.commit(r.Context(), &t); err != nil {
 		return 0, nil, err
 	}
 	c.log.Info("single sign-on removed", "org", slug, "by", r.who.Name)
-	for _, s := range c.directory.allSessions() { // they live no more; their tokens end here
+	for _, s := range c.directory.AllSessions() { // they live no more; their tokens end here
 		if s.Org == slug {
 			if err := c.endSession(r.Context(), s); err != nil {
 				return 0, nil, err
@@ -303,7 +246,7 @@ type discovered struct {
 const metadataLife = 15 * time.Minute
 
 // discover returns the provider of a configuration.
-func (c *Controller) discover(ctx context.Context, s *ssoConfig) (*sso.Provider, error) {
+func (c *Controller) discover(ctx context.Context, s *record.SSO) (*sso.Provider, error) {
 	cfg := sso.Config{Issuer: s.Issuer, ClientID: s.ClientID, Scopes: s.Scopes, GroupsClaim: s.GroupsClaim, Allow: c.cfg.Role.PrivateIssuers}
 	if len(s.ClientSecret) > 0 {
 		b, err := c.ring.Unwrap(purposeSSO+" "+s.Org, s.ClientSecret)
@@ -335,5 +278,5 @@ func (c *Controller) discover(ctx context.Context, s *ssoConfig) (*sso.Provider,
 
 // makesOwners reports whether anybody comes in as an owner.
 func (in SSO) makesOwners() bool {
-	return in.Role == string(roleOwner) || slices.Contains(slices.Collect(maps.Values(in.Groups)), string(roleOwner))
+	return in.Role == string(record.Owner) || slices.Contains(slices.Collect(maps.Values(in.Groups)), string(record.Owner))
 }

@@ -2,13 +2,13 @@ package controller
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
 
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/store"
@@ -17,54 +17,6 @@ import (
 // attempts is how often a read-change-write is repeated when somebody else was
 // faster. With n writers of one record the slowest needs n.
 const attempts = 32
-
-// get reads a record; its revision is 0 and the value nil when there is none.
-func get[T any](ctx context.Context, s store.Store, k string) (*T, int64, error) {
-	kv, err := s.Get(ctx, k)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil, 0, nil
-	}
-	if err != nil {
-		return nil, 0, err
-	}
-	v, err := decode[T](kv)
-	return v, kv.Revision, err
-}
-
-func decode[T any](kv store.KV) (*T, error) {
-	v := new(T)
-	if err := json.Unmarshal(kv.Value, v); err != nil {
-		return nil, fault.Wrap(fault.Internal, err, "the record %s cannot be read", kv.Key)
-	}
-	return v, nil
-}
-
-// list reads every record under a prefix.
-func list[T any](ctx context.Context, s store.Store, prefix string) ([]*T, int64, error) {
-	kvs, rev, err := s.List(ctx, prefix)
-	if err != nil {
-		return nil, 0, err
-	}
-	out := make([]*T, len(kvs))
-	for i, kv := range kvs {
-		if out[i], err = decode[T](kv); err != nil {
-			return nil, 0, err
-		}
-	}
-	return out, rev, nil
-}
-
-// put is the change that writes a record. Records always encode: they came from JSON.
-func put(k string, v any) store.Op {
-	b, err := json.Marshal(v)
-	if err != nil {
-		panic("controller: a record does not encode: " + err.Error())
-	}
-	return store.Put(k, b)
-}
-
-// at is the condition that a record is still as read.
-func at(k string, rev int64) store.Cond { return store.Cond{Key: k, Revision: rev} }
 
 // retry runs a read-change-write until nobody interferes.
 func retry(ctx context.Context, f func() error) error {
@@ -81,12 +33,12 @@ func retry(ctx context.Context, f func() error) error {
 }
 
 // getApp returns an app that exists; it may be being deleted.
-func (c *Controller) getApp(ctx context.Context, name string) (*app, int64, error) {
+func (c *Controller) getApp(ctx context.Context, name string) (*record.App, int64, error) {
 	n, err := key.ParseAppName(name)
 	if err != nil {
 		return nil, 0, noApp(name)
 	}
-	a, rev, err := get[app](ctx, c.store, appKey(n))
+	a, rev, err := record.Get[record.App](ctx, c.store, record.AppKey(n))
 	if err != nil {
 		return nil, 0, err
 	}
@@ -99,7 +51,7 @@ func (c *Controller) getApp(ctx context.Context, name string) (*app, int64, erro
 // allowedKey is the context key of the app that a call was allowed to be about.
 type allowedKey struct{}
 
-func withAllowed(ctx context.Context, a *app) context.Context {
+func withAllowed(ctx context.Context, a *record.App) context.Context {
 	if a == nil {
 		return ctx
 	}
@@ -110,20 +62,20 @@ func withAllowed(ctx context.Context, a *app) context.Context {
 // about, and not another that got the name since: a body may take long to come. An id that is
 // empty is not looked at.
 func isAllowed(ctx context.Context, name key.AppName, org, id string) bool {
-	was, ok := ctx.Value(allowedKey{}).(*app)
+	was, ok := ctx.Value(allowedKey{}).(*record.App)
 	return !ok || was.Name != name || was.Org == org && (id == "" || was.ID == id)
 }
 
 // noApp and noMachine are the answers about what there is not.
-func noApp(name string) error { return fault.New(fault.NotFound, "app %q not found", clip(name)) }
+func noApp(name string) error { return fault.New(fault.NotFound, "app %q not found", fault.Clip(name)) }
 
 func noMachine(id string) error {
-	return fault.New(fault.NotFound, "machine %s not found", strings.Trim(strconv.Quote(clip(id)), `"`))
+	return fault.New(fault.NotFound, "machine %s not found", strings.Trim(strconv.Quote(fault.Clip(id)), `"`))
 }
 
 // getMachine returns a Machine's record, also of one that is destroyed but not yet
 // forgotten.
-func (c *Controller) getMachine(ctx context.Context, appName, id string) (*record, int64, error) {
+func (c *Controller) getMachine(ctx context.Context, appName, id string) (*record.Machine, int64, error) {
 	n, aerr := key.ParseAppName(appName)
 	m, merr := key.ParseMachineID(id)
 	if aerr != nil {
@@ -132,7 +84,7 @@ func (c *Controller) getMachine(ctx context.Context, appName, id string) (*recor
 	if merr != nil {
 		return nil, 0, noMachine(id)
 	}
-	r, rev, err := get[record](ctx, c.store, machineKey(n, m))
+	r, rev, err := record.Get[record.Machine](ctx, c.store, record.MachineKey(n, m))
 	if err != nil {
 		return nil, 0, err
 	}
@@ -159,8 +111,8 @@ var errUnchanged = errors.New("unchanged")
 //
 // When change returns, the store has the change for good; extra changes go into the
 // same transaction.
-func (c *Controller) change(ctx context.Context, appName, id, nonce string, f func(r *record) (extra []store.Op, err error)) (*record, error) {
-	var out *record
+func (c *Controller) change(ctx context.Context, appName, id, nonce string, f func(r *record.Machine) (extra []store.Op, err error)) (*record.Machine, error) {
+	var out *record.Machine
 	err := retry(ctx, func() error {
 		r, rev, err := c.getMachine(ctx, appName, id)
 		if err != nil {
@@ -183,11 +135,11 @@ func (c *Controller) change(ctx context.Context, appName, id, nonce string, f fu
 			return err
 		}
 		r.UpdatedAt = now()
-		ops = append(ops, put(machineKey(r.App, r.ID), r))
+		ops = append(ops, record.Put(record.MachineKey(r.App, r.ID), r))
 		if r.Generation != before {
-			ops = append(ops, put(nodeKey(r.Node, r.ID), r.assigned()))
+			ops = append(ops, record.Put(record.NodeKey(r.Node, r.ID), r.Assigned()))
 		}
-		conds := []store.Cond{at(machineKey(r.App, r.ID), rev), at(leaseKey(r.App, r.ID), lrev)}
+		conds := []store.Cond{record.At(record.MachineKey(r.App, r.ID), rev), record.At(record.LeaseKey(r.App, r.ID), lrev)}
 		if _, err := c.store.Txn(ctx, conds, ops); err != nil {
 			return err
 		}

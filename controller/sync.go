@@ -10,6 +10,7 @@ import (
 
 	"bulkhead/api/internalpb"
 	"bulkhead/api/rpc"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/grant"
 	"bulkhead/key"
@@ -197,19 +198,19 @@ func (s *session) run(ctx context.Context, hello *internalpb.Hello) error {
 }
 
 // assignments reads everything assigned to the node, and the revision to follow from.
-func (s *session) assignments(ctx context.Context) (map[key.MachineID]*record, int64, error) {
-	kvs, rev, err := s.c.store.List(ctx, nodePrefix(s.node))
+func (s *session) assignments(ctx context.Context) (map[key.MachineID]*record.Machine, int64, error) {
+	kvs, rev, err := s.c.store.List(ctx, record.NodePrefix(s.node))
 	if err != nil {
 		return nil, 0, err
 	}
-	out := make(map[key.MachineID]*record, len(kvs))
+	out := make(map[key.MachineID]*record.Machine, len(kvs))
 	for _, kv := range kvs {
-		a, err := decode[assigned](kv)
+		a, err := record.Decode[record.Assigned](kv)
 		if err != nil {
 			return nil, 0, err
 		}
-		id := key.MachineID(lastPart(kv.Key))
-		r, _, err := get[record](ctx, s.c.store, machineKey(a.App, id))
+		id := key.MachineID(record.LastPart(kv.Key))
+		r, _, err := record.Get[record.Machine](ctx, s.c.store, record.MachineKey(a.App, id))
 		if err != nil {
 			return nil, 0, err
 		}
@@ -223,7 +224,7 @@ func (s *session) assignments(ctx context.Context) (map[key.MachineID]*record, i
 // takeHello replaces what is known of the node. What the worker holds and the
 // controller does not know stays where it is, unless it is destroyed: then the
 // worker may forget it.
-func (s *session) takeHello(ctx context.Context, h *internalpb.Hello, mine map[key.MachineID]*record) error {
+func (s *session) takeHello(ctx context.Context, h *internalpb.Hello, mine map[key.MachineID]*record.Machine) error {
 	var known []*seen
 	for _, o := range h.Observations {
 		o := seenOf(s.node, o)
@@ -271,9 +272,9 @@ func (s *session) later(id key.MachineID, forget bool) {
 
 // follow turns changes of the node's assignments into messages.
 func (s *session) follow(ctx context.Context, rev int64) error {
-	return s.c.store.Watch(ctx, nodePrefix(s.node), rev, func(es []store.Event) error {
+	return s.c.store.Watch(ctx, record.NodePrefix(s.node), rev, func(es []store.Event) error {
 		for _, e := range es {
-			s.later(key.MachineID(lastPart(e.Key)), e.Deleted)
+			s.later(key.MachineID(record.LastPart(e.Key)), e.Deleted)
 		}
 		return nil
 	})
@@ -311,11 +312,11 @@ func (s *session) message(ctx context.Context, id key.MachineID, forget bool) (*
 	if forget {
 		return &internalpb.ToWorker{Kind: &internalpb.ToWorker_Forget{Forget: &internalpb.Forget{MachineId: string(id)}}}, nil
 	}
-	a, _, err := get[assigned](ctx, s.c.store, nodeKey(s.node, id))
+	a, _, err := record.Get[record.Assigned](ctx, s.c.store, record.NodeKey(s.node, id))
 	if err != nil || a == nil {
 		return nil, err
 	}
-	r, _, err := get[record](ctx, s.c.store, machineKey(a.App, id))
+	r, _, err := record.Get[record.Machine](ctx, s.c.store, record.MachineKey(a.App, id))
 	if err != nil || r == nil {
 		return nil, err
 	}
@@ -346,7 +347,7 @@ func (s *session) receive(ctx context.Context) error {
 // observe takes one observation. One of a Machine that is another node's is refused,
 // and ends the stream; one of a Machine that nobody knows is noted and left.
 func (s *session) observe(ctx context.Context, o *seen) error {
-	p, _, err := get[place](ctx, s.c.store, idKey(o.Machine))
+	p, _, err := record.Get[record.Place](ctx, s.c.store, record.IDKey(o.Machine))
 	if err != nil {
 		return err
 	}
@@ -375,20 +376,20 @@ func (s *session) observe(ctx context.Context, o *seen) error {
 // lease and its place. The worker is told to forget it when the node's key goes.
 func (c *Controller) bury(ctx context.Context, appName key.AppName, o *seen) error {
 	err := retry(ctx, func() error {
-		k := machineKey(appName, o.Machine)
-		r, rev, err := get[record](ctx, c.store, k)
+		k := record.MachineKey(appName, o.Machine)
+		r, rev, err := record.Get[record.Machine](ctx, c.store, k)
 		if err != nil || r == nil || r.Gone != nil {
 			return err
 		}
 		t := now()
 		r.Gone, r.UpdatedAt, r.Desired = &t, t, machine.WantDestroyed
-		r.Last = &lastSeen{Events: newest(o.Events), Error: o.Error, PrivateIP: o.PrivateIP}
-		_, err = c.store.Txn(ctx, []store.Cond{at(k, rev)}, []store.Op{
-			put(k, r),
-			store.Delete(nodeKey(r.Node, r.ID)),
-			store.Delete(nameKey(r.App, r.Name)),
-			store.Delete(leaseKey(r.App, r.ID)),
-			store.Put(tombKey(t, r.App, r.ID), nil),
+		r.Last = &record.LastSeen{Events: newest(o.Events), Error: o.Error, PrivateIP: o.PrivateIP}
+		_, err = c.store.Txn(ctx, []store.Cond{record.At(k, rev)}, []store.Op{
+			record.Put(k, r),
+			store.Delete(record.NodeKey(r.Node, r.ID)),
+			store.Delete(record.NameKey(r.App, r.Name)),
+			store.Delete(record.LeaseKey(r.App, r.ID)),
+			store.Put(record.TombKey(t, r.App, r.ID), nil),
 		})
 		return err
 	})
@@ -426,7 +427,7 @@ func newest(events []machine.Event) []machine.Event {
 }
 
 // assignment is what a worker is told of a Machine.
-func (c *Controller) assignment(ctx context.Context, r *record) (*internalpb.Assignment, error) {
+func (c *Controller) assignment(ctx context.Context, r *record.Machine) (*internalpb.Assignment, error) {
 	config, err := json.Marshal(r.Config)
 	if err != nil {
 		return nil, err
@@ -458,7 +459,7 @@ func (c *Controller) assignment(ctx context.Context, r *record) (*internalpb.Ass
 
 // awaitWorker waits until the worker has taken up a record's generation, at most
 // ackLimit. It gives no error: a wish holds also when the worker is away.
-func (c *Controller) awaitWorker(ctx context.Context, r *record) *seen {
+func (c *Controller) awaitWorker(ctx context.Context, r *record.Machine) *seen {
 	w, stop := c.view.follow(r.ID)
 	defer stop()
 	limit := time.NewTimer(c.cfg.AckLimit)
@@ -471,7 +472,7 @@ func (c *Controller) awaitWorker(ctx context.Context, r *record) *seen {
 		if st, _ := c.view.node(r.Node); !st.Connected {
 			return s
 		}
-		if cur, _, err := get[record](ctx, c.store, machineKey(r.App, r.ID)); err != nil || cur == nil || cur.Gone != nil {
+		if cur, _, err := record.Get[record.Machine](ctx, c.store, record.MachineKey(r.App, r.ID)); err != nil || cur == nil || cur.Gone != nil {
 			return s
 		}
 		select {

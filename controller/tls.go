@@ -185,7 +185,7 @@ func (c *Controller) registryHandler() http.Handler {
 		}
 		took := time.Since(start)
 		c.metrics.request(r.Method, rec.code, took)
-		c.log.Info("registry request", "method", r.Method, "path", clip(r.URL.Path), "code", rec.code,
+		c.log.Info("registry request", "method", r.Method, "path", fault.Clip(r.URL.Path), "code", rec.code,
 			"bytes", rec.bytes, "ms", float64(took.Microseconds())/1000, "from", r.RemoteAddr)
 	})
 }

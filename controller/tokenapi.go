@@ -2,7 +2,6 @@ package controller
 
 import (
 	"encoding/json"
-	"maps"
 	"net/http"
 	"slices"
 
@@ -11,6 +10,8 @@ import (
 	"github.com/superfly/macaroon/flyio/machinesapi"
 	"github.com/superfly/macaroon/resset"
 
+	"bulkhead/controller/access"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/token"
@@ -39,20 +40,20 @@ const maxQuestion = 64 << 10
 
 // inBody reads a header out of a body, and knows whose its tokens are as if they had come
 // in a header. Whoever holds a token may ask about it: no other is needed.
-func (c *Controller) inBody(r *call, in any, header *string) (caller, error) {
+func (c *Controller) inBody(r *call, in any, header *string) (access.Caller, error) {
 	r.Body = http.MaxBytesReader(r.w, r.Body, maxQuestion)
 	if err := r.read(in, true); err != nil {
-		return caller{}, err
+		return access.Caller{}, err
 	}
 	select {
-	case <-c.directory.loaded:
+	case <-c.directory.Loaded():
 	case <-r.Context().Done():
-		return caller{}, r.Context().Err()
+		return access.Caller{}, r.Context().Err()
 	}
 	who, err := c.bearer(*header)
 	if err != nil {
 		c.metrics.refused(token.ReasonOf(err))
-		return caller{}, refusedToken(err)
+		return access.Caller{}, access.RefusedToken(err)
 	}
 	who.From = r.from()
 	return who, nil
@@ -70,7 +71,7 @@ func (c *Controller) authenticateTokens(r *call) (int, any, error) {
 		return 0, nil, err
 	}
 	out := []verifiedToken{}
-	for _, v := range who.verified {
+	for _, v := range who.Verified {
 		body := verifiedBody(v)
 		if _, err := json.Marshal(body.Caveats); err != nil {
 			continue // a caveat that nobody here knows: it allows nothing
@@ -110,18 +111,18 @@ func (c *Controller) authorizeTokens(r *call) (int, any, error) {
 		return 0, nil, err
 	}
 	for _, act := range acts {
-		if on.Act = act; rights[on.What][act] == nil {
-			on.Act = actWrite // nothing of its own here: who may change it may do that to it
+		if on.Act = act; access.Roles(on.What, act) == nil {
+			on.Act = access.Write // nothing of its own here: who may change it may do that to it
 		}
-		if !who.allowed(c.directory, on) {
+		if !who.Allowed(c.directory, on) {
 			return 0, nil, fault.New(fault.Denied, "the token's user may not %s: %s", on.Act, on.What)
 		}
 	}
-	want.From, want.At, want.Live = who.From, now(), c.directory.sessionLives
+	want.From, want.At, want.Live = who.From, now(), c.directory.SessionLives
 	var first error
-	for _, v := range who.verified {
-		err := c.wantsSSO(who, v, on)
-		if rec := c.directory.token(v.ID); err == nil && (rec == nil || rec.Org != "" && rec.Org != on.Org) {
+	for _, v := range who.Verified {
+		err := access.WantsSSO(c.directory, who, v, on)
+		if rec := c.directory.Token(v.ID); err == nil && (rec == nil || rec.Org != "" && rec.Org != on.Org) {
 			err = fault.New(fault.Denied, "the token is good for one organization alone")
 		}
 		if err == nil {
@@ -138,36 +139,36 @@ func (c *Controller) authorizeTokens(r *call) (int, any, error) {
 		}
 	}
 	c.metrics.refused(token.ReasonOf(first))
-	return 0, nil, refusedToken(first)
+	return 0, nil, access.RefusedToken(first)
 }
 
 // letters reads the action of an access. None asks whether the token has to do with the
 // object at all.
-func letters(s string) ([]action, error) {
-	all := map[rune][]action{
-		'r': {actRead}, 'w': {actWrite}, 'c': {actCreate}, 'd': {actDelete}, 'C': {actControl},
-		'*': {actRead, actWrite, actCreate, actDelete, actControl},
+func letters(s string) ([]access.Action, error) {
+	all := map[rune][]access.Action{
+		'r': {access.Read}, 'w': {access.Write}, 'c': {access.Create}, 'd': {access.Delete}, 'C': {access.Control},
+		'*': {access.Read, access.Write, access.Create, access.Delete, access.Control},
 	}
-	var out []action
+	var out []access.Action
 	for _, l := range s {
 		if all[l] == nil || l == '*' && len(s) > 1 {
-			return nil, fault.New(fault.Invalid, "access.action is %q; it is made of r, w, c, d and C, or is *", clip(s))
+			return nil, fault.New(fault.Invalid, "access.action is %q; it is made of r, w, c, d and C, or is *", fault.Clip(s))
 		}
 		out = append(out, all[l]...)
 	}
 	if len(out) == 0 {
-		out = append(out, actRead)
+		out = append(out, access.Read)
 	}
 	return out, nil
 }
 
 // resolveAccess finds what an access names, by name and by number.
-func (c *Controller) resolveAccess(r *call, who caller, in *machinesapi.Access) (access, *token.Access, error) {
-	on, want := access{What: whatOrg}, &token.Access{Access: flyio.Access{
+func (c *Controller) resolveAccess(r *call, who access.Caller, in *machinesapi.Access) (access.Request, *token.Access, error) {
+	on, want := access.Request{What: access.Org}, &token.Access{Access: flyio.Access{
 		Action: in.Action, AppFeature: in.AppFeature, Feature: in.OrgFeature, MachineFeature: in.MachineFeature, Command: in.Command,
 		Mutation: in.Mutation, SourceMachine: in.SourceMachine, StorageObject: in.StorageObject, Machine: in.MachineID, Volume: in.VolumeID,
 	}}
-	fail := func(err error) (access, *token.Access, error) { return access{}, nil, err }
+	fail := func(err error) (access.Request, *token.Access, error) { return access.Request{}, nil, err }
 	if in.VolumeID != nil || in.StorageObject != nil {
 		return fail(fault.New(fault.Invalid, "access: there are no volumes and no storage objects here"))
 	}
@@ -177,27 +178,27 @@ func (c *Controller) resolveAccess(r *call, who caller, in *machinesapi.Access) 
 		if err != nil {
 			return fail(err)
 		}
-		at, _, err := get[place](r.Context(), c.store, idKey(id))
+		at, _, err := record.Get[record.Place](r.Context(), c.store, record.IDKey(id))
 		if err != nil {
 			return fail(err)
 		}
 		if at == nil {
 			return fail(fault.New(fault.NotFound, "machine %s not found", id))
 		}
-		app = ptr(string(at.App))
+		app = new(string(at.App))
 	}
 	if app != nil {
-		a := c.directory.app(key.AppName(*app))
+		a := c.directory.App(key.AppName(*app))
 		if a != nil {
 			if err := c.mayAskAbout(who, a.Org); err != nil {
 				return fail(err)
 			}
 		}
 		if a == nil || slug != nil && *slug != a.Org {
-			return fail(fault.New(fault.NotFound, "app %q not found", clip(*app)))
+			return fail(fault.New(fault.NotFound, "app %q not found", fault.Clip(*app)))
 		}
-		on.App, on.What, slug = a.Name, whatApp, &a.Org
-		want.AppID, want.AppName = ptr(uint64(a.Number)), string(a.Name)
+		on.App, on.What, slug = a.Name, access.App, &a.Org
+		want.AppID, want.AppName = new(uint64(a.Number)), string(a.Name)
 	}
 	if slug == nil {
 		return fail(fault.New(fault.Invalid, "access names no org_slug, app_name or machine_id"))
@@ -205,13 +206,13 @@ func (c *Controller) resolveAccess(r *call, who caller, in *machinesapi.Access) 
 	if err := c.mayAskAbout(who, *slug); err != nil {
 		return fail(err)
 	}
-	o := c.directory.org(*slug)
+	o := c.directory.Org(*slug)
 	if o == nil {
 		return fail(noOrg(*slug))
 	}
-	on.Org, want.OrgID = o.Slug, ptr(uint64(o.Number))
+	on.Org, want.OrgID = o.Slug, new(uint64(o.Number))
 	if in.MachineID != nil {
-		on.Machine, on.What = key.MachineID(*in.MachineID), whatMachine
+		on.Machine, on.What = key.MachineID(*in.MachineID), access.Machine
 	}
 	if err := nameFeature(&on, in); err != nil {
 		return fail(err)
@@ -224,41 +225,40 @@ func (c *Controller) resolveAccess(r *call, who caller, in *machinesapi.Access) 
 
 // mayAskAbout refuses who has nothing to do with an organization, in the same words whether
 // there is one or not.
-func (c *Controller) mayAskAbout(who caller, slug string) error {
-	if c.operator(who) || who.allowed(c.directory, access{Act: actRead, What: whatOrg, Org: slug}) {
+func (c *Controller) mayAskAbout(who access.Caller, slug string) error {
+	if c.operator(who) || who.Allowed(c.directory, access.Request{Act: access.Read, What: access.Org, Org: slug}) {
 		return nil
 	}
 	return fault.New(fault.Denied, "the token's user has nothing to do with that organization, or there is none")
 }
 
 // nameFeature says which kind of thing of ours a feature is, for what roles may.
-func nameFeature(on *access, in *machinesapi.Access) error {
-	find := func(field string, name *string, in map[what]string, first ...what) error {
+func nameFeature(on *access.Request, in *machinesapi.Access) error {
+	find := func(field string, name *string, kind func(feature string) (access.Kind, bool)) error {
 		if name == nil {
 			return nil
 		}
-		for _, w := range append(first, slices.Sorted(maps.Keys(in))...) {
-			if in[w] == *name {
-				on.What = w
-				return nil
-			}
+		k, ok := kind(*name)
+		if !ok {
+			return fault.New(fault.Invalid, "access.%s is %q, which there is not here", field, fault.Clip(*name))
 		}
-		return fault.New(fault.Invalid, "access.%s is %q, which there is not here", field, clip(*name))
-	}
-	if in.Command != nil {
-		on.What, on.Command = whatExec, in.Command
-	}
-	if in.OrgFeature != nil && slices.Contains(openFeatures, *in.OrgFeature) {
-		on.What = whatApp // who may make apps may use what goes with them
+		on.What = k
 		return nil
 	}
-	if err := find("org_feature", in.OrgFeature, orgFeatures, whatMember); err != nil {
+	if in.Command != nil {
+		on.What, on.Command = access.Exec, in.Command
+	}
+	if in.OrgFeature != nil && slices.Contains(openFeatures, *in.OrgFeature) {
+		on.What = access.App // who may make apps may use what goes with them
+		return nil
+	}
+	if err := find("org_feature", in.OrgFeature, access.KindOfOrgFeature); err != nil {
 		return err
 	}
-	if err := find("app_feature", in.AppFeature, appFeatures); err != nil {
+	if err := find("app_feature", in.AppFeature, access.KindOfAppFeature); err != nil {
 		return err
 	}
-	return find("machine_feature", in.MachineFeature, machineFeatures)
+	return find("machine_feature", in.MachineFeature, access.KindOfMachineFeature)
 }
 
 // openFeatures are the organization's features that ordinary members have.
@@ -282,8 +282,8 @@ func (c *Controller) currentTokens(r *call) (int, any, error) {
 	out := struct {
 		Tokens []CurrentToken `json:"tokens"`
 	}{Tokens: []CurrentToken{}}
-	for _, v := range r.who.verified {
-		rec := c.directory.token(v.ID)
+	for _, v := range r.who.Verified {
+		rec := c.directory.Token(v.ID)
 		if rec == nil {
 			continue
 		}
@@ -291,11 +291,11 @@ func (c *Controller) currentTokens(r *call) (int, any, error) {
 		if n, err := flyio.OrganizationScope(v.Caveats); err == nil {
 			// Whoever holds a token can write any number into it: what there is of the number is
 			// told to those who may see it.
-			if o := c.directory.orgNumbered(int64(n)); o != nil && r.who.allowed(c.directory, access{Act: actRead, What: whatOrg, Org: o.Slug}) {
+			if o := c.directory.OrgNumbered(int64(n)); o != nil && r.who.Allowed(c.directory, access.Request{Act: access.Read, What: access.Org, Org: o.Slug}) {
 				t.Organization, t.OrgSlug = o.Name, o.Slug
 				only, names := flyio.AppScope(v.Caveats), macaroon.GetCaveats[*token.AppNames](v.Caveats)
-				for _, a := range c.directory.appsIn(o.Slug) {
-					if !r.who.allowed(c.directory, access{Act: actRead, What: whatApp, Org: o.Slug, App: a.Name}) {
+				for _, a := range c.directory.AppsIn(o.Slug) {
+					if !r.who.Allowed(c.directory, access.Request{Act: access.Read, What: access.App, Org: o.Slug, App: a.Name}) {
 						continue
 					}
 					named := len(names) > 0
@@ -314,11 +314,4 @@ func (c *Controller) currentTokens(r *call) (int, any, error) {
 		out.Tokens = append(out.Tokens, t)
 	}
 	return http.StatusOK, out, nil
-}
-
-// orgNumbered is the organization of a number, or nil.
-func (d *directory) orgNumbered(n int64) *org {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	return d.orgs[d.numbers[n]]
 }

@@ -2,12 +2,15 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"slices"
 	"time"
 
 	"github.com/superfly/macaroon"
 
+	"bulkhead/controller/access"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/store"
@@ -35,9 +38,9 @@ type Token struct {
 	Token     string      `json:"token,omitempty"` // when it is made, and never again
 }
 
-func (c *Controller) tokenBody(rec *tokenRecord) Token {
+func (c *Controller) tokenBody(rec *record.Token) Token {
 	t := Token{ID: rec.ID, Kind: rec.Kind, Name: rec.Name, Org: rec.Org, App: rec.App, Key: rec.Key, CreatedAt: stamp(rec.CreatedAt), ExpiresAt: stamp(rec.ExpiresAt)}
-	if u := c.directory.user(rec.User); u != nil {
+	if u := c.directory.User(rec.User); u != nil {
 		t.User = u.Name
 	}
 	return t
@@ -45,14 +48,14 @@ func (c *Controller) tokenBody(rec *tokenRecord) Token {
 
 // newToken has a transaction make a token of a user's, from what rec says of it. The token
 // itself is kept nowhere.
-func (c *Controller) newToken(_ context.Context, t *txn, u *user, rec tokenRecord, life time.Duration) (string, *tokenRecord, error) {
+func (c *Controller) newToken(_ context.Context, t *txn, u *record.User, rec record.Token, life time.Duration) (string, *record.Token, error) {
 	return c.mint(t, u, rec, life, [][]macaroon.Caveat{nil})
 }
 
 // mint is newToken with caveats: a list for each macaroon that the token consists of. They
 // share the record.
-func (c *Controller) mint(t *txn, u *user, rec tokenRecord, life time.Duration, lists [][]macaroon.Caveat) (string, *tokenRecord, error) {
-	keys := c.directory.rootKeys()
+func (c *Controller) mint(t *txn, u *record.User, rec record.Token, life time.Duration, lists [][]macaroon.Caveat) (string, *record.Token, error) {
+	keys := c.directory.RootKeys()
 	if rec.ID == "" {
 		rec.ID = key.NewTokenID()
 	}
@@ -76,8 +79,8 @@ func (c *Controller) mint(t *txn, u *user, rec tokenRecord, life time.Duration, 
 		}
 		list += text
 	}
-	t.when(tokenKey(rec.ID), 0)
-	t.do(put(tokenKey(rec.ID), rec))
+	t.when(record.TokenKey(rec.ID), 0)
+	t.do(record.Put(record.TokenKey(rec.ID), rec))
 	return list, &rec, nil
 }
 
@@ -100,12 +103,12 @@ func (c *Controller) createToken(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, fault.New(fault.Invalid, "kind: %v", err)
 	}
-	rec := tokenRecord{Org: r.PathValue("org"), Kind: kind, Name: in.Name}
+	rec := record.Token{Org: r.PathValue("org"), Kind: kind, Name: in.Name}
 	scope := token.Scope{Commands: in.Commands, Exact: in.Exact}
 	if in.App != "" {
-		a := c.directory.app(key.AppName(in.App))
-		if a == nil || a.Org != rec.Org || c.authorize(r.who, access{Act: actRead, What: whatApp, Org: a.Org, App: a.Name}) != nil {
-			return 0, nil, fault.New(fault.NotFound, "app %q not found in organization %q", clip(in.App), clip(rec.Org))
+		a := c.directory.App(key.AppName(in.App))
+		if a == nil || a.Org != rec.Org || c.authorize(r.who, access.Request{Act: access.Read, What: access.App, Org: a.Org, App: a.Name}) != nil {
+			return 0, nil, fault.New(fault.NotFound, "app %q not found in organization %q", fault.Clip(in.App), fault.Clip(rec.Org))
 		}
 		rec.App, scope.App = a.Name, uint64(a.Number)
 	}
@@ -128,11 +131,11 @@ func (c *Controller) createDeployToken(r *call) (int, any, error) {
 	if err := r.read(&in, false); err != nil {
 		return 0, nil, err
 	}
-	a := c.directory.app(key.AppName(r.app()))
+	a := c.directory.App(key.AppName(r.app()))
 	if a == nil {
 		return 0, nil, noApp(r.app())
 	}
-	rec := tokenRecord{Org: a.Org, App: a.Name, Kind: token.Deploy, Name: "deploy token of " + string(a.Name)}
+	rec := record.Token{Org: a.Org, App: a.Name, Kind: token.Deploy, Name: "deploy token of " + string(a.Name)}
 	text, _, err := c.grantToken(r, rec, token.Scope{App: uint64(a.Number)}, in.Expiry)
 	if err != nil {
 		return 0, nil, err
@@ -144,19 +147,19 @@ func (c *Controller) createDeployToken(r *call) (int, any, error) {
 
 // grantToken makes a token that gives no more than the caller's own: the caller's user is
 // its user, whose rights are asked at every use, and the caller's caveats are among its own.
-func (c *Controller) grantToken(r *call, rec tokenRecord, scope token.Scope, expiry string) (string, *tokenRecord, error) {
-	o, u := c.directory.org(rec.Org), c.directory.user(r.who.User)
+func (c *Controller) grantToken(r *call, rec record.Token, scope token.Scope, expiry string) (string, *record.Token, error) {
+	o, u := c.directory.Org(rec.Org), c.directory.User(r.who.User)
 	switch {
 	case o == nil:
 		return "", nil, noOrg(rec.Org)
 	case u == nil:
-		return "", nil, errToken
+		return "", nil, access.ErrToken
 	case len(rec.Name) > 128:
 		return "", nil, fault.New(fault.Invalid, "name is longer than 128 bytes")
-	case len(c.directory.tokensOf(u.ID)) >= maxTokens:
+	case len(c.directory.TokensOf(u.ID)) >= maxTokens:
 		return "", nil, fault.New(fault.Unprocessable, "you have %d tokens; revoke some first", maxTokens)
 	}
-	usual, most := tokenLife(o)
+	usual, most := o.TokenLife()
 	life, err := parseLife("expiry", expiry, usual, most)
 	if err != nil {
 		return "", nil, err
@@ -175,7 +178,7 @@ func (c *Controller) grantToken(r *call, rec tokenRecord, scope token.Scope, exp
 	}
 	var t txn
 	text, made, err := c.mint(&t, u, rec, life, lists)
-	if refusalOf(err) != nil {
+	if errors.As(err, new(*token.Refusal)) {
 		return "", nil, fault.New(fault.Invalid, "%v: your own token has too many caveats to make others with", err)
 	}
 	if err != nil {
@@ -192,14 +195,14 @@ func (c *Controller) grantToken(r *call, rec tokenRecord, scope token.Scope, exp
 // were added to it after it was made. Its own end is not one of them: it is short because it lies
 // on somebody's disk. Only the token of a login makes others, so that there are no chains of
 // tokens of which each lives as long again.
-func inherited(who caller) ([]macaroon.Caveat, error) {
-	if who.Token == nil || who.Token.Kind != token.Login || len(who.verified) != 1 {
+func inherited(who access.Caller) ([]macaroon.Caveat, error) {
+	if who.Token == nil || who.Token.Kind != token.Login || len(who.Verified) != 1 {
 		return nil, fault.New(fault.Denied, "tokens are made with the token of a login, not with others; log in: bulkhead login")
 	}
 	var out []macaroon.Caveat
-	for _, cav := range who.verified[0].Own[1:] {
+	for _, cav := range who.Verified[0].Own[1:] {
 		if third, ok := cav.(*macaroon.Caveat3P); ok {
-			return nil, fault.New(fault.Denied, "your token needs the word of %s, which cannot be handed on; make tokens with one that does not", clip(third.Location))
+			return nil, fault.New(fault.Denied, "your token needs the word of %s, which cannot be handed on; make tokens with one that does not", fault.Clip(third.Location))
 		}
 		out = append(out, cav)
 	}
@@ -212,16 +215,16 @@ func inherited(who caller) ([]macaroon.Caveat, error) {
 //	GET /v1/orgs/{org}/tokens
 func (c *Controller) listTokens(r *call) (int, any, error) {
 	slug := r.PathValue("org")
-	all := c.authorize(r.who, access{Act: actRead, What: whatTokens, Org: slug}) == nil
-	var recs []*tokenRecord
+	all := c.authorize(r.who, access.Request{Act: access.Read, What: access.Tokens, Org: slug}) == nil
+	var recs []*record.Token
 	if all {
-		for _, m := range c.directory.membersIn(slug) {
-			recs = append(recs, c.directory.tokensOf(m.User)...)
+		for _, m := range c.directory.MembersIn(slug) {
+			recs = append(recs, c.directory.TokensOf(m.User)...)
 		}
 	} else {
-		recs = c.directory.tokensOf(r.who.User)
+		recs = c.directory.TokensOf(r.who.User)
 	}
-	return c.answerTokens(recs, func(rec *tokenRecord) bool { return rec.Org == slug })
+	return c.answerTokens(recs, func(rec *record.Token) bool { return rec.Org == slug })
 }
 
 // listOwnTokens lists all tokens of the caller's, those of logins too; with a login for one
@@ -229,15 +232,15 @@ func (c *Controller) listTokens(r *call) (int, any, error) {
 //
 //	GET /v1/tokens
 func (c *Controller) listOwnTokens(r *call) (int, any, error) {
-	all := c.authorize(r.who, access{Act: actRead, What: whatAccount}) == nil
-	return c.answerTokens(c.directory.tokensOf(r.who.User), func(rec *tokenRecord) bool { return all || rec.Org == r.who.Token.Org })
+	all := c.authorize(r.who, access.Request{Act: access.Read, What: access.Account}) == nil
+	return c.answerTokens(c.directory.TokensOf(r.who.User), func(rec *record.Token) bool { return all || rec.Org == r.who.Token.Org })
 }
 
-func (c *Controller) answerTokens(recs []*tokenRecord, want func(*tokenRecord) bool) (int, any, error) {
+func (c *Controller) answerTokens(recs []*record.Token, want func(*record.Token) bool) (int, any, error) {
 	out := struct {
 		Tokens []Token `json:"tokens"`
 	}{Tokens: []Token{}}
-	slices.SortFunc(recs, func(a, b *tokenRecord) int { return a.CreatedAt.Compare(b.CreatedAt) })
+	slices.SortFunc(recs, func(a, b *record.Token) int { return a.CreatedAt.Compare(b.CreatedAt) })
 	for _, rec := range recs {
 		if want(rec) {
 			out.Tokens = append(out.Tokens, c.tokenBody(rec))
@@ -256,7 +259,7 @@ func (c *Controller) revokeToken(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	rec := c.directory.token(id)
+	rec := c.directory.Token(id)
 	gone := fault.New(fault.NotFound, "token %s not found", id)
 	if rec == nil || r.PathValue("org") != "" && rec.Org != r.PathValue("org") {
 		return 0, nil, gone
@@ -265,7 +268,7 @@ func (c *Controller) revokeToken(r *call) (int, any, error) {
 		return 0, nil, err
 	}
 	var t txn
-	t.do(store.Delete(tokenKey(id)))
+	t.do(store.Delete(record.TokenKey(id)))
 	if err := c.commit(r.Context(), &t); err != nil {
 		return 0, nil, err
 	}
@@ -275,20 +278,20 @@ func (c *Controller) revokeToken(r *call) (int, any, error) {
 
 // mayRevoke lets a token end itself, a user their own, those who manage an organization its
 // members', and operators everybody's.
-func (c *Controller) mayRevoke(who caller, rec *tokenRecord) error {
+func (c *Controller) mayRevoke(who access.Caller, rec *record.Token) error {
 	if who.Token != nil && who.Token.ID == rec.ID {
 		return nil
 	}
-	if c.authorize(who, access{Act: actDelete, What: whatCluster}) == nil {
+	if c.authorize(who, access.Request{Act: access.Delete, What: access.Cluster}) == nil {
 		return nil
 	}
 	switch {
 	case rec.Org != "" && rec.User != who.User:
-		return c.authorize(who, access{Act: actDelete, What: whatTokens, Org: rec.Org})
+		return c.authorize(who, access.Request{Act: access.Delete, What: access.Tokens, Org: rec.Org})
 	case rec.Org != "":
-		return c.authorize(who, access{Act: actDelete, What: whatToken, Org: rec.Org})
+		return c.authorize(who, access.Request{Act: access.Delete, What: access.OwnToken, Org: rec.Org})
 	case rec.User == who.User:
-		return c.authorize(who, access{Act: actDelete, What: whatAccount})
+		return c.authorize(who, access.Request{Act: access.Delete, What: access.Account})
 	}
 	return fault.New(fault.NotFound, "token %s not found", rec.ID)
 }
@@ -308,10 +311,10 @@ func (c *Controller) changeOrg(r *call) (int, any, error) {
 	if in.Usual == nil && in.Most == nil {
 		return 0, nil, fault.New(fault.Invalid, "nothing to change: token_default_expiry or token_max_expiry")
 	}
-	var o *org
+	var o *record.Org
 	err := retry(r.Context(), func() (err error) {
 		var rev int64
-		if o, rev, err = get[org](r.Context(), c.store, orgKey(r.PathValue("org"))); err != nil {
+		if o, rev, err = record.Get[record.Org](r.Context(), c.store, record.OrgKey(r.PathValue("org"))); err != nil {
 			return err
 		}
 		if o == nil {
@@ -321,7 +324,7 @@ func (c *Controller) changeOrg(r *call) (int, any, error) {
 			if s == nil {
 				continue
 			}
-			d, err := parseLife(field, *s, 0, maxTokenLife)
+			d, err := parseLife(field, *s, 0, record.MaxTokenLife)
 			if err != nil {
 				return err
 			}
@@ -335,12 +338,29 @@ func (c *Controller) changeOrg(r *call) (int, any, error) {
 			return fault.New(fault.Invalid, "token_default_expiry is %s, which is more than token_max_expiry, %s", o.TokenDefault, o.TokenMax)
 		}
 		var t txn
-		t.when(orgKey(o.Slug), rev)
-		t.do(put(orgKey(o.Slug), o))
+		t.when(record.OrgKey(o.Slug), rev)
+		t.do(record.Put(record.OrgKey(o.Slug), o))
 		return c.commit(r.Context(), &t)
 	})
 	if err != nil {
 		return 0, nil, err
 	}
 	return http.StatusOK, c.orgBody(o), nil
+}
+
+// parseLife reads how long a token shall live, as clients send it: a duration of Go.
+func parseLife(field, s string, usual, most time.Duration) (time.Duration, error) {
+	if s == "" {
+		return usual, nil
+	}
+	d, err := time.ParseDuration(s)
+	switch {
+	case err != nil:
+		return 0, fault.New(fault.Invalid, "%s is %q; it is a duration such as 720h", field, fault.Clip(s))
+	case d < record.MinTokenLife:
+		return 0, fault.New(fault.Invalid, "%s is %s; a token lives for %s at least", field, d, record.MinTokenLife)
+	case d > most:
+		return 0, fault.New(fault.Invalid, "%s is %s; a token lives for %s at most here", field, d, most)
+	}
+	return d, nil
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"testing"
 
+	"bulkhead/controller/record"
 	"bulkhead/key"
 	"bulkhead/machine"
 	"bulkhead/store"
@@ -36,7 +37,7 @@ func TestWantsIsTheLastWord(t *testing.T) {
 		if err := json.Unmarshal([]byte(`{"services":[`+c.services+`],"guest":{"memory_mb":256}}`), conf); err != nil {
 			t.Fatal(err)
 		}
-		m := &record{ID: "m1", Node: "n1", Config: conf, Desired: c.desired, Wish: c.wish}
+		m := &record.Machine{ID: "m1", Node: "n1", Config: conf, Desired: c.desired, Wish: c.wish}
 		s := &seen{Machine: "m1", Node: "n1", Local: c.local, Wish: c.heard}
 		if got := wants(m, s); got != c.want {
 			t.Errorf("%s: wants %s; want %s", c.what, got, c.want)
@@ -47,8 +48,8 @@ func TestWantsIsTheLastWord(t *testing.T) {
 	}
 	// The ledger hears of both in any order.
 	put := func(l *ledger, runs bool, wish int64) {
-		b, _ := json.Marshal(assigned{App: "web", MemoryMB: 256, Runs: runs, Wish: wish})
-		l.take(store.Event{KV: store.KV{Key: nodeKey("n1", "m1"), Value: b}})
+		b, _ := json.Marshal(record.Assigned{App: "web", MemoryMB: 256, Runs: runs, Wish: wish})
+		l.take(store.Event{KV: store.KV{Key: record.NodeKey("n1", "m1"), Value: b}})
 	}
 	woken := &seen{Machine: "m1", Node: "n1", Local: start, Wish: 1}
 	for _, c := range []struct {
@@ -68,7 +69,7 @@ func TestWantsIsTheLastWord(t *testing.T) {
 		{"and destroyed", func(l *ledger) {
 			put(l, false, 1)
 			l.heard(woken)
-			l.take(store.Event{KV: store.KV{Key: nodeKey("n1", "m1")}, Deleted: true})
+			l.take(store.Event{KV: store.KV{Key: record.NodeKey("n1", "m1")}, Deleted: true})
 		}, 0},
 	} {
 		l := newLedger()
@@ -86,8 +87,8 @@ func TestWhoHearsOfALease(t *testing.T) {
 		if err := json.Unmarshal([]byte(`{"services":[`+services+`]}`), conf); err != nil {
 			t.Fatal(err)
 		}
-		m := &record{ID: "m1", App: "web", Node: "n1", Config: conf, Generation: 1, Wish: 1}
-		ops := tellLease(m, &lease{ExpiresAt: now()})
+		m := &record.Machine{ID: "m1", App: "web", Node: "n1", Config: conf, Generation: 1, Wish: 1}
+		ops := tellLease(m, &record.Lease{ExpiresAt: now()})
 		if (len(ops) > 0) != told || (m.Generation == 2) != told || m.Wish != 1 {
 			t.Errorf("%s: %d changes, generation %d, wish %d", services, len(ops), m.Generation, m.Wish)
 		}

@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 
+	"bulkhead/controller/record"
 	"bulkhead/store"
 )
 
@@ -16,11 +17,11 @@ type txn struct {
 // when adds the condition that a record is still as read; 0 means that there is none.
 func (t *txn) when(k string, rev int64) {
 	for _, c := range t.conds {
-		if c == at(k, rev) {
+		if c == record.At(k, rev) {
 			return
 		}
 	}
-	t.conds = append(t.conds, at(k, rev))
+	t.conds = append(t.conds, record.At(k, rev))
 }
 
 // do adds changes.
@@ -34,8 +35,8 @@ func (c *Controller) commit(ctx context.Context, t *txn) error {
 		return err
 	}
 	for _, op := range t.ops {
-		if c.directory.follows(op.Key) {
-			if err := c.directory.awaitOp(ctx, op, rev); err != nil {
+		if c.directory.Follows(op.Key) {
+			if err := c.directory.AwaitOp(ctx, op, rev); err != nil {
 				return err
 			}
 		}

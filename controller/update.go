@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"sort"
 
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/machine"
@@ -32,7 +33,7 @@ func (c *Controller) updateMachine(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	check := func(m *record) error { return in.fits(m) }
+	check := func(m *record.Machine) error { return in.fits(m) }
 	m, _, err := c.getMachine(ctx, r.app(), r.machine())
 	if err != nil {
 		return 0, nil, err
@@ -51,8 +52,8 @@ func (c *Controller) updateMachine(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	var l *lease
-	m, err = c.change(ctx, r.app(), r.machine(), r.nonce(), func(m *record) ([]store.Op, error) {
+	var l *record.Lease
+	m, err = c.change(ctx, r.app(), r.machine(), r.nonce(), func(m *record.Machine) ([]store.Op, error) {
 		if err := check(m); err != nil {
 			return nil, err
 		}
@@ -67,11 +68,11 @@ func (c *Controller) updateMachine(r *call) (int, any, error) {
 			m.Desired = machine.WantStarted
 			m.StartNonce++
 		}
-		ops := []store.Op{put(versionKey(m.App, m.ID, m.Instance), m.version())}
+		ops := []store.Op{record.Put(record.VersionKey(m.App, m.ID, m.Instance), m.AsVersion(now()))}
 		if in.LeaseTTL != 0 && r.nonce() == "" {
 			l = newLease(r.who, m, "", ttl)
-			m.hold(l)
-			ops = append(ops, put(leaseKey(m.App, m.ID), l))
+			m.Hold(l)
+			ops = append(ops, record.Put(record.LeaseKey(m.App, m.ID), l))
 		}
 		return ops, nil
 	})
@@ -88,30 +89,30 @@ func (c *Controller) updateMachine(r *call) (int, any, error) {
 }
 
 // fits refuses an update that the Machine as it is now cannot take.
-func (in *machineInput) fits(m *record) error {
+func (in *machineInput) fits(m *record.Machine) error {
 	switch {
 	case m.Gone != nil || m.Desired == machine.WantDestroyed:
 		return fault.New(fault.Precondition, "failed_precondition: machine %s is destroyed", m.ID)
 	case in.CurrentVersion != "" && in.CurrentVersion != string(m.Instance):
-		return fault.New(fault.Precondition, "machine %s is at version %s, not %s: somebody else updated it; read it again", m.ID, m.Instance, clip(in.CurrentVersion))
+		return fault.New(fault.Precondition, "machine %s is at version %s, not %s: somebody else updated it; read it again", m.ID, m.Instance, fault.Clip(in.CurrentVersion))
 	case in.Region != "" && in.Region != m.Region:
-		return fault.New(fault.Invalid, "a machine cannot change its region from %q to %q; create another there", m.Region, clip(in.Region))
+		return fault.New(fault.Invalid, "a machine cannot change its region from %q to %q; create another there", m.Region, fault.Clip(in.Region))
 	case in.Name != "" && in.Name != m.Name:
-		return fault.New(fault.Invalid, "a machine cannot change its name from %q to %q", m.Name, clip(in.Name))
+		return fault.New(fault.Invalid, "a machine cannot change its name from %q to %q", m.Name, fault.Clip(in.Name))
 	}
 	return nil
 }
 
 // trimVersions forgets versions beyond maxVersions. It is of no consequence when it
 // does not happen: the next update does it.
-func (c *Controller) trimVersions(r *call, m *record) {
-	kvs, _, err := c.store.List(r.Context(), versionsOf(m.App, m.ID))
+func (c *Controller) trimVersions(r *call, m *record.Machine) {
+	kvs, _, err := c.store.List(r.Context(), record.VersionsOf(m.App, m.ID))
 	if err != nil || len(kvs) <= maxVersions {
 		return
 	}
 	var ops []store.Op
 	for _, kv := range kvs[:min(len(kvs)-maxVersions, store.MaxOps)] {
-		if lastPart(kv.Key) != string(m.Instance) {
+		if record.LastPart(kv.Key) != string(m.Instance) {
 			ops = append(ops, store.Delete(kv.Key))
 		}
 	}
@@ -133,7 +134,7 @@ func (c *Controller) machineVersions(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	versions, _, err := list[version](r.Context(), c.store, versionsOf(m.App, m.ID))
+	versions, _, err := record.List[record.Version](r.Context(), c.store, record.VersionsOf(m.App, m.ID))
 	if err != nil {
 		return 0, nil, err
 	}

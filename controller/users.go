@@ -4,6 +4,8 @@ import (
 	"context"
 	"net/http"
 
+	"bulkhead/controller/access"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/store"
@@ -18,7 +20,7 @@ type User struct {
 	CreatedAt string     `json:"created_at"`
 }
 
-func userBody(u *user) User {
+func userBody(u *record.User) User {
 	return User{ID: u.ID, Name: u.Name, Email: u.Email, Operator: u.Operator, CreatedAt: stamp(u.CreatedAt)}
 }
 
@@ -39,22 +41,22 @@ type SelfToken struct {
 
 // Membership is what a user is to an organization.
 type Membership struct {
-	Org  string                     `json:"organization"`
-	Role memberRole                 `json:"role,omitempty"`
-	Apps map[key.AppName]memberRole `json:"apps,omitempty"`
+	Org  string                      `json:"organization"`
+	Role record.Role                 `json:"role,omitempty"`
+	Apps map[key.AppName]record.Role `json:"apps,omitempty"`
 }
 
 // showSelf answers who the caller is.
 //
 //	GET /v1/user
 func (c *Controller) showSelf(r *call) (int, any, error) {
-	u := c.directory.user(r.who.User)
+	u := c.directory.User(r.who.User)
 	if u == nil {
-		return 0, nil, errToken
+		return 0, nil, access.ErrToken
 	}
 	out := Self{User: userBody(u), Organizations: []Membership{}}
-	for _, m := range c.directory.orgsOf(u.ID) {
-		if c.authorize(r.who, access{Act: actRead, What: whatOrg, Org: m.Org}) != nil {
+	for _, m := range c.directory.OrgsOf(u.ID) {
+		if c.authorize(r.who, access.Request{Act: access.Read, What: access.Org, Org: m.Org}) != nil {
 			continue // not what the token is for
 		}
 		out.Organizations = append(out.Organizations, Membership{Org: m.Org, Role: m.Role, Apps: m.Apps})
@@ -72,22 +74,22 @@ func (c *Controller) listUsers(*call) (int, any, error) {
 	out := struct {
 		Users []User `json:"users"`
 	}{Users: []User{}}
-	for _, u := range c.directory.allUsers() {
+	for _, u := range c.directory.AllUsers() {
 		out.Users = append(out.Users, userBody(u))
 	}
 	return http.StatusOK, out, nil
 }
 
 // findUser knows a user by id or name.
-func (c *Controller) findUser(s string) (*user, error) {
+func (c *Controller) findUser(s string) (*record.User, error) {
 	if id, err := key.ParseUserID(s); err == nil {
-		if u := c.directory.user(id); u != nil {
+		if u := c.directory.User(id); u != nil {
 			return u, nil
 		}
-	} else if u := c.directory.userNamed(s); u != nil {
+	} else if u := c.directory.UserNamed(s); u != nil {
 		return u, nil
 	}
-	return nil, fault.New(fault.NotFound, "user %q not found", clip(s))
+	return nil, fault.New(fault.NotFound, "user %q not found", fault.Clip(s))
 }
 
 // setOperator makes a user an operator of the cluster, or ends that.
@@ -107,10 +109,10 @@ func (c *Controller) setOperator(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	var u *user
+	var u *record.User
 	err = retry(r.Context(), func() error {
 		var rev int64
-		u, rev, err = get[user](r.Context(), c.store, userKey(found.ID))
+		u, rev, err = record.Get[record.User](r.Context(), c.store, record.UserKey(found.ID))
 		if err != nil {
 			return err
 		}
@@ -124,8 +126,8 @@ func (c *Controller) setOperator(r *call) (int, any, error) {
 			}
 		}
 		u.Operator = *in.Operator
-		t.when(userKey(u.ID), rev)
-		t.do(put(userKey(u.ID), u))
+		t.when(record.UserKey(u.ID), rev)
+		t.do(record.Put(record.UserKey(u.ID), u))
 		return c.commit(r.Context(), &t)
 	})
 	if err != nil {
@@ -137,16 +139,16 @@ func (c *Controller) setOperator(r *call) (int, any, error) {
 // anotherOperator refuses to take the last operator away. The condition is on another
 // one's record, so that two who go at once do not both go.
 func (c *Controller) anotherOperator(ctx context.Context, t *txn, but key.UserID) error {
-	for _, o := range c.directory.allUsers() {
+	for _, o := range c.directory.AllUsers() {
 		if o.ID == but || !o.Operator {
 			continue
 		}
-		cur, rev, err := get[user](ctx, c.store, userKey(o.ID))
+		cur, rev, err := record.Get[record.User](ctx, c.store, record.UserKey(o.ID))
 		if err != nil {
 			return err
 		}
 		if cur != nil && cur.Operator {
-			t.when(userKey(o.ID), rev)
+			t.when(record.UserKey(o.ID), rev)
 			return nil
 		}
 	}
@@ -167,12 +169,12 @@ func (c *Controller) deleteUser(r *call) (int, any, error) {
 	// The user's record goes first: no token of theirs is good from then on. What a kill
 	// leaves of the rest names a user that there is not, and gives nobody anything.
 	err = retry(ctx, func() error {
-		cur, rev, err := get[user](ctx, c.store, userKey(u.ID))
+		cur, rev, err := record.Get[record.User](ctx, c.store, record.UserKey(u.ID))
 		if err != nil || cur == nil {
 			return err
 		}
 		var t txn
-		for _, m := range c.directory.orgsOf(u.ID) {
+		for _, m := range c.directory.OrgsOf(u.ID) {
 			if err := c.mayGo(ctx, &t, m); err != nil {
 				return err
 			}
@@ -182,8 +184,8 @@ func (c *Controller) deleteUser(r *call) (int, any, error) {
 				return err
 			}
 		}
-		t.when(userKey(u.ID), rev)
-		t.do(store.Delete(userKey(u.ID)), store.Delete(userNameKey(u.Name)))
+		t.when(record.UserKey(u.ID), rev)
+		t.do(store.Delete(record.UserKey(u.ID)), store.Delete(record.UserNameKey(u.Name)))
 		if err := c.dropPasskeys(ctx, &t, u.ID); err != nil {
 			return err
 		}
@@ -195,8 +197,8 @@ func (c *Controller) deleteUser(r *call) (int, any, error) {
 	if err := c.dropTokens(ctx, u.ID, ""); err != nil {
 		return 0, nil, err
 	}
-	for _, m := range c.directory.orgsOf(u.ID) {
-		t := txn{ops: []store.Op{store.Delete(memberKey(m.Org, u.ID))}}
+	for _, m := range c.directory.OrgsOf(u.ID) {
+		t := txn{ops: []store.Op{store.Delete(record.MemberKey(m.Org, u.ID))}}
 		if err := c.commit(ctx, &t); err != nil {
 			return 0, nil, err
 		}
@@ -207,7 +209,7 @@ func (c *Controller) deleteUser(r *call) (int, any, error) {
 
 // dropTokens ends a user's sessions and tokens: all, or those for one organization.
 func (c *Controller) dropTokens(ctx context.Context, id key.UserID, org string) error {
-	for _, s := range c.directory.sessionsOf(id) { // or they lived again with a new membership
+	for _, s := range c.directory.SessionsOf(id) { // or they lived again with a new membership
 		if org == "" || s.Org == org {
 			if err := c.endSession(ctx, s); err != nil {
 				return err
@@ -223,11 +225,11 @@ func (c *Controller) dropTokens(ctx context.Context, id key.UserID, org string) 
 		t = txn{}
 		return err
 	}
-	for _, rec := range c.directory.tokensOf(id) {
+	for _, rec := range c.directory.TokensOf(id) {
 		if org != "" && rec.Org != org {
 			continue
 		}
-		t.do(store.Delete(tokenKey(rec.ID)))
+		t.do(store.Delete(record.TokenKey(rec.ID)))
 		if len(t.ops) == store.MaxOps {
 			if err := flush(); err != nil {
 				return err

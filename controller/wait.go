@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/machine"
@@ -31,7 +32,7 @@ func parseWait(r *call) (waitQuery, error) {
 	w := waitQuery{after: q.Get("from_event_id"), limit: maxWait}
 	for _, s := range csv(q["state"]) {
 		if !slices.Contains(waitStates, machine.State(s)) {
-			return w, fault.New(fault.Invalid, "state %q cannot be waited for; use started, stopped, suspended, destroyed, failed or settled", clip(s))
+			return w, fault.New(fault.Invalid, "state %q cannot be waited for; use started, stopped, suspended, destroyed, failed or settled", fault.Clip(s))
 		}
 		w.states = append(w.states, machine.State(s))
 	}
@@ -122,11 +123,11 @@ func (c *Controller) waitMachine(r *call) (int, any, error) {
 }
 
 // checkVersion refuses to wait for a version that is not the newest.
-func (c *Controller) checkVersion(r *call, m *record, v key.InstanceID) error {
+func (c *Controller) checkVersion(r *call, m *record.Machine, v key.InstanceID) error {
 	if v == "" || v == m.Instance {
 		return nil
 	}
-	old, _, err := get[version](r.Context(), c.store, versionKey(m.App, m.ID, v))
+	old, _, err := record.Get[record.Version](r.Context(), c.store, record.VersionKey(m.App, m.ID, v))
 	if err != nil {
 		return err
 	}
@@ -145,7 +146,7 @@ func (q *waitQuery) wanted() string {
 }
 
 // look reports whether a report, with the record, is what is waited for.
-func (q *waitQuery) look(m *record, s *seen) (*WaitResult, bool) {
+func (q *waitQuery) look(m *record.Machine, s *seen) (*WaitResult, bool) {
 	st := merge(m, s)
 	res := &WaitResult{OK: true, State: string(st.State), Version: string(m.Instance)}
 	if len(st.Events) > 0 {
@@ -173,7 +174,7 @@ func (q *waitQuery) look(m *record, s *seen) (*WaitResult, bool) {
 }
 
 // hopeless says why none of the states can be reached any more, if so.
-func (q *waitQuery) hopeless(m *record, s *seen) error {
+func (q *waitQuery) hopeless(m *record.Machine, s *seen) error {
 	st := merge(m, s)
 	ended := final(st.State) || m.Desired == machine.WantDestroyed
 	failed := st.State == machine.Failed && acted(m, s)

@@ -11,6 +11,7 @@ import (
 
 	"bulkhead/api/internalpb"
 	"bulkhead/api/rpc"
+	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/role"
@@ -86,7 +87,7 @@ func (p *peers) close() {
 func (c *Controller) healthz(r *call) (int, any, error) {
 	ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
 	defer cancel()
-	if _, _, err := get[org](ctx, c.store, orgKey(orgPersonal)); err != nil {
+	if _, _, err := record.Get[record.Org](ctx, c.store, record.OrgKey(record.OrgPersonal)); err != nil {
 		return 0, nil, fault.Wrap(fault.Unavailable, err, "the store does not answer")
 	}
 	type node struct {

@@ -127,3 +127,11 @@ func MessageOf(err error) string {
 
 // Is reports whether err is of kind k.
 func Is(err error, k Kind) bool { return err != nil && KindOf(err) == k }
+
+// Clip shortens what a caller sent, for a message that repeats it.
+func Clip(s string) string {
+	if len(s) > 120 {
+		return s[:120] + "…"
+	}
+	return s
+}

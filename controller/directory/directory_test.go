@@ -1,4 +1,4 @@
-package controller
+package directory
 
 import (
 	"context"
@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"bulkhead/controller/record"
 	"bulkhead/store"
 )
 
@@ -14,11 +15,10 @@ import (
 // acknowledged when it is in force, and not before.
 func TestRemovalsAreAwaited(t *testing.T) {
 	kinds := 0
-	for prefix := range newDirectory().takers() {
-		d := newDirectory()
-		d.unwrap = func(string, []byte) ([]byte, error) { return nil, errors.New("no key") }
+	for prefix := range newTest().kinds {
+		d := newTest()
 		k := prefix + "one"
-		if prefix == prefixMember || prefix == prefixPasskey {
+		if prefix == record.PrefixMember || prefix == record.PrefixPasskey {
 			k += "/u_1"
 		}
 		op := store.Delete(k)
@@ -27,12 +27,12 @@ func TestRemovalsAreAwaited(t *testing.T) {
 			t.Errorf("%s is not among the keys that are held: a list without it would not remove it", k)
 		}
 		short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-		if err := d.awaitOp(short, op, 6); !errors.Is(err, context.DeadlineExceeded) {
+		if err := d.AwaitOp(short, op, 6); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("the removal of %s is acknowledged before it is in force: %v", k, err)
 		}
 		cancel()
 		d.take(prefix, store.Event{KV: store.KV{Key: k, Revision: 6}, Deleted: true})
-		if err := d.awaitOp(t.Context(), op, 6); err != nil || slices.Contains(d.keys(prefix), k) {
+		if err := d.AwaitOp(t.Context(), op, 6); err != nil || slices.Contains(d.keys(prefix), k) {
 			t.Errorf("%s is removed: %v, held: %v", k, err, d.keys(prefix))
 		}
 		kinds++
@@ -40,10 +40,22 @@ func TestRemovalsAreAwaited(t *testing.T) {
 	t.Logf("%d kinds of records", kinds)
 }
 
+// keys are the keys of what is held of a kind.
+func (d *Directory) keys(prefix string) (out []string) {
+	for _, rest := range d.kinds[prefix].all() {
+		out = append(out, prefix+rest)
+	}
+	return out
+}
+
+func newTest() *Directory {
+	return New(time.Now, func(string, []byte) ([]byte, error) { return nil, errors.New("no key") })
+}
+
 // take is one event of the store's.
-func (d *directory) take(prefix string, e store.Event) {
+func (d *Directory) take(prefix string, e store.Event) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.takers()[prefix](e)
+	d.kinds[prefix].take(e)
 	d.reached(prefix, e.Revision)
 }

@@ -1,50 +1,36 @@
-package controller
+package record
 
 import (
 	"time"
 
+	"bulkhead/api/rpc"
+	"bulkhead/fault"
 	"bulkhead/key"
 	"bulkhead/machine"
 	"bulkhead/privnet"
 )
 
-// The records of the store, in JSON. Fields are added, never renamed or reused.
+// OrgPersonal is the organization that the installation makes.
+const OrgPersonal = "personal"
 
-// orgPersonal is the organization that the installation makes.
-const orgPersonal = "personal"
+// DefaultNetwork names the network of apps that do not name one.
+const DefaultNetwork = "default"
 
-// defaultNetwork names the network of apps that do not name one.
-const defaultNetwork = "default"
-
-// org is an organization.
-type org struct {
-	Slug      string    `json:"slug"`
-	Name      string    `json:"name"`
-	Number    int64     `json:"number"`
-	CreatedAt time.Time `json:"created_at"`
-	// Deleting is set while it is being deleted: it takes no new app.
-	Deleting bool `json:"deleting,omitempty"`
-	// TokenDefault and TokenMax bound the life of the organization's tokens; 0 means the
-	// cluster's own bounds, which they cannot exceed.
-	TokenDefault time.Duration `json:"token_default,omitempty"`
-	TokenMax     time.Duration `json:"token_max,omitempty"`
-}
-
-// counter is the last number given out of a sequence.
-type counter struct {
+// Counter is the last number given out of a sequence.
+type Counter struct {
 	Last int64 `json:"last"`
 }
 
-// network is a private network. Its number is given once and never to another.
-type network struct {
+// Network is a private network. Its number is given once and never to another.
+type Network struct {
 	Org    string          `json:"org"`
 	Name   string          `json:"name"`
 	Number privnet.Network `json:"number"`
 }
 
-// app is an app. While Deleting is set its Machines are being destroyed, and no new
+// App is an app. While Deleting is set its Machines are being destroyed, and no new
 // one is accepted; the record goes with the last of them, and the name is free.
-type app struct {
+type App struct {
 	ID            string          `json:"id"`
 	Number        int64           `json:"number"`
 	Name          key.AppName     `json:"name"`
@@ -56,8 +42,8 @@ type app struct {
 	Deleting      bool            `json:"deleting,omitempty"`
 }
 
-// record is the desired state of a Machine.
-type record struct {
+// Machine is the desired state of a Machine.
+type Machine struct {
 	ID       key.MachineID    `json:"id"`
 	App      key.AppName      `json:"app"`
 	Name     string           `json:"name"`
@@ -95,26 +81,55 @@ type record struct {
 	// Gone is set when the worker has reported the Machine's destruction: the record
 	// is a tombstone then, and Last is what was seen of the Machine at the end.
 	Gone *time.Time `json:"gone,omitempty"`
-	Last *lastSeen  `json:"last,omitempty"`
+	Last *LastSeen  `json:"last,omitempty"`
 }
 
-// lastSeen is the end of a Machine's life, for those who ask later.
-type lastSeen struct {
+// Assigned is what lies under the Machine's node.
+func (r *Machine) Assigned() Assigned {
+	g := r.Config.EffectiveGuest()
+	return Assigned{App: r.App, Generation: r.Generation, CPUs: g.CPUs, MemoryMB: g.MemoryMB, Runs: r.Desired == machine.WantStarted, Wish: r.Wish}
+}
+
+// AsVersion is the config that the Machine has, as it is kept when another replaces it at
+// that time.
+func (r *Machine) AsVersion(at time.Time) Version {
+	return Version{Instance: r.Instance, Config: r.Config, ImageRef: r.ImageRef, CreatedAt: at}
+}
+
+// Hold notes a lease in the Machine's record; nil notes that there is none.
+func (r *Machine) Hold(l *Lease) {
+	r.LeaseUntil, r.LeaseTTL = time.Time{}, 0
+	if l != nil {
+		r.LeaseUntil, r.LeaseTTL = l.ExpiresAt, l.TTL
+	}
+}
+
+// WantDestroyed changes the wish; it cannot be taken back.
+func (r *Machine) WantDestroyed(force bool, at time.Time) {
+	if r.Desired != machine.WantDestroyed || force && !r.Force {
+		r.Desired, r.Force = machine.WantDestroyed, force
+		r.Generation++
+		r.UpdatedAt = at
+	}
+}
+
+// LastSeen is the end of a Machine's life, for those who ask later.
+type LastSeen struct {
 	Events    []machine.Event `json:"events,omitempty"`
 	Error     string          `json:"error,omitempty"`
 	PrivateIP string          `json:"private_ip,omitempty"`
 }
 
-// place says where a Machine is.
-type place struct {
+// Place says where a Machine is.
+type Place struct {
 	App  key.AppName `json:"app"`
 	Node key.Node    `json:"node"`
 }
 
-// assigned is what lies under a node for each of its Machines. It is written in the
+// Assigned is what lies under a node for each of its Machines. It is written in the
 // transaction of every change of the assignment, so that watching the node's prefix
 // is watching its assignments.
-type assigned struct {
+type Assigned struct {
 	App        key.AppName `json:"app"`
 	Generation int64       `json:"generation"`
 	CPUs       int         `json:"cpus"`
@@ -123,16 +138,16 @@ type assigned struct {
 	Wish       int64       `json:"wish,omitempty"`
 }
 
-// version is one version of a Machine's config.
-type version struct {
+// Version is one version of a Machine's config.
+type Version struct {
 	Instance  key.InstanceID   `json:"instance_id"`
 	Config    *machine.Config  `json:"config"`
 	ImageRef  machine.ImageRef `json:"image_ref"`
 	CreatedAt time.Time        `json:"created_at"`
 }
 
-// lease is somebody's hold on a Machine.
-type lease struct {
+// Lease is somebody's hold on a Machine.
+type Lease struct {
 	Nonce       string    `json:"nonce"`
 	Owner       string    `json:"owner"`
 	Description string    `json:"description,omitempty"`
@@ -144,18 +159,18 @@ type lease struct {
 	TTL time.Duration `json:"ttl,omitempty"`
 }
 
-// live reports whether the lease holds.
-func (l *lease) live(now time.Time) bool { return machine.LeaseHolds(l.ExpiresAt, l.TTL, now) }
+// Live reports whether the lease holds.
+func (l *Lease) Live(now time.Time) bool { return machine.LeaseHolds(l.ExpiresAt, l.TTL, now) }
 
-// host is what is kept of a node.
-type host struct {
+// Host is what is kept of a node.
+type Host struct {
 	Node      key.Node  `json:"node"`
 	FirstSeen time.Time `json:"first_seen"`
 	LastSeen  time.Time `json:"last_seen"` // at most lastSeenEvery old while its worker is connected
 }
 
-// removal says that a node was removed. While it is there the node is refused.
-type removal struct {
+// Removal says that a node was removed. While it is there the node is refused.
+type Removal struct {
 	Node     key.Node  `json:"node"`
 	At       time.Time `json:"at"`
 	By       string    `json:"by"` // whose token it was
@@ -164,7 +179,7 @@ type removal struct {
 	Readmit bool `json:"readmit,omitempty"`
 }
 
-func (r *record) assigned() assigned {
-	g := r.Config.EffectiveGuest()
-	return assigned{App: r.App, Generation: r.Generation, CPUs: g.CPUs, MemoryMB: g.MemoryMB, Runs: r.Desired == machine.WantStarted, Wish: r.Wish}
+// Refusal is what the node is told.
+func (r *Removal) Refusal() error {
+	return fault.New(fault.Denied, "node %s was removed from the cluster at %s; \"bulkhead node readmit %s\" takes it back", r.Node, r.At.UTC().Format(time.RFC3339Nano), r.Node).WithStatus(rpc.NodeRemoved)
 }
