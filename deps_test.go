@@ -26,6 +26,7 @@ const layers = `
 	failpoint
 
 	# Mechanisms: each does one thing and knows no role.
+	coredump
 	limit
 	notice
 	room

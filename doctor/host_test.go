@@ -216,6 +216,7 @@ func TestMemoryThatReachesADisk(t *testing.T) {
 			files["/proc/"+pid+"/limits"] = "Limit                     Soft Limit           Hard Limit           Units\nMax core file size        0                    0                    bytes"
 			files["/proc/"+pid+"/status"] = "Name:\tx\nVmSwap:\t       0 kB"
 		}
+		files["/proc/12/limits"] = strings.Replace(files["/proc/12/limits"], "size        0                    0", "size        1                    1", 1)
 		files["/proc/11/limits"] = strings.Replace(files["/proc/11/limits"], "size        0", "size        "+limit, 1)
 		files["/proc/11/status"] = "Name:\tx\nVmSwap:\t       " + swapped + " kB"
 		return files
@@ -228,7 +229,9 @@ func TestMemoryThatReachesADisk(t *testing.T) {
 		{"core", "0", "0", OK, "no process"},
 		{"core", "unlimited", "0", Warn, "bulkhead-controller write their memory"},
 		{"/var/crash/core.%p", "1024", "0", Warn, "to /var/crash"},
-		{"|/usr/lib/apport %p", "0", "0", Warn, "/usr/lib/apport"},
+		{"|/usr/lib/apport %p", "0", "0", Warn, "bulkhead-controller, keys included, may be handed to /usr/lib/apport"},
+		{"|/usr/lib/apport %p", "1", "0", OK, "no process"},
+		{"core", "1", "0", OK, "no process"},
 		{"core", "0", "12", Warn, "12 KiB of bulkhead-controller"},
 	} {
 		if found := planted(t, base(c.pattern, c.limit, c.swapped)).memory(procs); !is(found, c.level, c.part) {

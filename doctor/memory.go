@@ -7,10 +7,15 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"bulkhead/coredump"
 )
 
 // holders are the programs with keys or secrets in their memory.
 var holders = []string{"bulkhead-controller", "bulkhead-worker", "bulkhead-edge", "bulkhead-warden", "bulkhead-shim", "bulkhead-sandbox"}
+
+// forbidden is the limit with which the kernel makes no dump, not even for a program.
+var forbidden = strconv.Itoa(coredump.Limit)
 
 var coreLimit = regexp.MustCompile(`(?m)^Max core file size +(\S+)`)
 
@@ -18,6 +23,7 @@ var coreLimit = regexp.MustCompile(`(?m)^Max core file size +(\S+)`)
 // core dumps and swap.
 func (h host) memory(procs []Process) (out []Finding) {
 	pattern := h.read("/proc/sys/kernel/core_pattern")
+	program, piped := strings.CutPrefix(pattern, "|")
 	var dumping []string
 	for _, p := range procs {
 		if !slices.Contains(holders, p.Name) {
@@ -27,25 +33,24 @@ func (h host) memory(procs []Process) (out []Finding) {
 		if kb := field(status, "VmSwap"); kb > 0 {
 			out = append(out, Finding{"swap", Warn, fmt.Sprintf("%d KiB of %s (process %d) have been swapped out, with what it keeps in memory alone", kb, p.Name, p.PID), "give the host more memory, or run without swap (swapoff -a)"})
 		}
-		if m := coreLimit.FindStringSubmatch(h.read(fmt.Sprintf("/proc/%d/limits", p.PID))); m != nil && m[1] != "0" {
+		if m := coreLimit.FindStringSubmatch(h.read(fmt.Sprintf("/proc/%d/limits", p.PID))); m != nil && m[1] != forbidden && (piped || m[1] != "0") {
 			dumping = append(dumping, p.Name)
 		}
 	}
 	slices.Sort(dumping)
 	dumping = slices.Compact(dumping)
-	switch program, piped := strings.CutPrefix(pattern, "|"); {
-	case piped:
-		// The kernel asks no limit when it writes to a program.
+	switch {
+	case piped && len(dumping) > 0:
 		name, _, _ := strings.Cut(strings.TrimSpace(program), " ")
-		out = append(out, Finding{"core dumps", Warn, fmt.Sprintf("the memory of a process that crashes, keys included, is handed to %s, whatever the limits of the platform say", name),
-			"set kernel.core_pattern=core with sysctl, or see that " + filepath.Base(name) + " keeps dumps for root alone and not for long (systemd-coredump: Storage=none)"})
+		out = append(out, Finding{"core dumps", Warn, fmt.Sprintf("the memory of %s, keys included, may be handed to %s when they crash", strings.Join(dumping, ", "), name),
+			"restart them with the programs of one release, which forbid it; or set kernel.core_pattern=core with sysctl, or see that " + filepath.Base(name) + " keeps no dumps (systemd-coredump: Storage=none)"})
 	case len(dumping) > 0:
 		where := "its directory"
 		if strings.HasPrefix(pattern, "/") {
 			where = filepath.Dir(pattern)
 		}
 		out = append(out, Finding{"core dumps", Warn, fmt.Sprintf("%s write their memory, keys included, to %s when they crash", strings.Join(dumping, ", "), where),
-			"start bulkheadd with a core limit of 0 (LimitCORE=0 in its unit, ulimit -c 0 in a shell)"})
+			"restart them with the programs of one release, which forbid it"})
 	default:
 		out = append(out, Finding{"core dumps", OK, "no process of the platform writes its memory to a disk when it crashes", ""})
 	}

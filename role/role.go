@@ -22,8 +22,7 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"bulkhead/coredump"
 	"bulkhead/key"
 	"bulkhead/notice"
 	"bulkhead/privnet"
@@ -152,13 +151,10 @@ const EndsWith = "the role ends with an error"
 func Main(name string, run func(ctx context.Context, env *Env) error) {
 	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: logLevel()})).With("role", name)
 	slog.SetDefault(log)
-	if name == Controller || name == Worker {
-		// They hold keys and secrets: nobody of their user looks into their memory, and no
-		// core dump is made of it. (bulkheadd sets the limit on core dumps to 0.)
-		if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-			fmt.Fprintf(os.Stderr, "bulkhead-%s: PR_SET_DUMPABLE: %v\n", name, err)
-			os.Exit(1)
-		}
+	// They hold keys and secrets, and traffic of apps.
+	if err := coredump.Forbid(); err != nil {
+		fmt.Fprintf(os.Stderr, "bulkhead-%s: %v\n", name, err)
+		os.Exit(1)
 	}
 	env, err := load(name, log)
 	if err != nil {

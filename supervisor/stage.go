@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"bulkhead/coredump"
 )
 
 // StageCommand is the first argument with which bulkheadd runs itself between
@@ -55,8 +57,8 @@ func (s *stage) restrict() error {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: s.NoFile, Max: s.NoFile}); err != nil {
 		return fmt.Errorf("set the limit of open files to %d: %w", s.NoFile, err)
 	}
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return fmt.Errorf("set the limit of core files: %w", err)
+	if err := coredump.ForbidBelow(); err != nil {
+		return err
 	}
 	unix.Umask(0o077)
 	if err := dropBounding(s.KeepCaps); err != nil {

@@ -4,8 +4,11 @@ import (
 	"encoding/json"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestRolesInheritNothingElse: a descriptor that whoever started bulkheadd left open
@@ -36,5 +39,31 @@ func TestRolesInheritNothingElse(t *testing.T) {
 	}
 	if strings.Contains(string(out), dir+"/stray\n") {
 		t.Errorf("the role has a file that it was not given: %s", out)
+	}
+}
+
+// TestRolesAreNotDumped: a role's program has the limit with which the kernel makes no core
+// dump, whatever the limit of who started bulkheadd.
+func TestRolesAreNotDumped(t *testing.T) {
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_CORE, &before); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Setrlimit(unix.RLIMIT_CORE, &before) })
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}); err != nil {
+		t.Fatal(err)
+	}
+	arg, err := json.Marshal(stage{Parent: os.Getpid(), NoFile: 1024, KeepCaps: wardenCaps, Args: []string{"/bin/sh", "-c", "cat /proc/self/limits"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/proc/self/exe", StageCommand, string(arg))
+	cmd.Env = []string{"LISTEN_FDS=0", "PATH=/bin:/usr/bin"}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if !regexp.MustCompile(`(?m)^Max core file size +1 +1 `).Match(out) {
+		t.Errorf("the role's limits: %s", out)
 	}
 }

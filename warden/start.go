@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"bulkhead/coredump"
 	"bulkhead/failpoint"
 	"bulkhead/fault"
 	"bulkhead/grant"
@@ -328,8 +329,9 @@ func (st *starter) startShim() error {
 	if st.netns, err = st.keep(os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))); err != nil {
 		return err
 	}
-	// No core dump of a Machine's memory on the host's disk.
-	if err := unix.Prlimit(pid, unix.RLIMIT_CORE, &unix.Rlimit{}, nil); err != nil {
+	// No core dump of a Machine's memory on the host's disk. (The sandbox and its stubs have
+	// no other protection against it: gVisor looks into them.)
+	if err := unix.Prlimit(pid, unix.RLIMIT_CORE, &unix.Rlimit{Cur: coredump.Limit, Max: coredump.Limit}, nil); err != nil {
 		return err
 	}
 	return s.groups.AddShim(string(id), pid)

@@ -11,6 +11,7 @@ import (
 // TestIdentity runs what concerns who may do what on one platform. Each part leaves the
 // platform as it found it.
 func TestIdentity(t *testing.T) {
+	unlimitedCores(t)
 	w := Start(t)
 	for _, part := range []struct {
 		name string
@@ -18,6 +19,7 @@ func TestIdentity(t *testing.T) {
 	}{
 		{"People", identityPeople},
 		{"Secrets", identitySecrets},
+		{"Dumps", identityDumps},
 		{"Tokens", identityTokens},
 		{"Audit", identityAudit},
 		{"Workload", identityWorkload},

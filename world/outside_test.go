@@ -118,7 +118,7 @@ func audit(t *testing.T, w *world.World, pid int, c confinement) (wrong []string
 		is("cgroup", groupOf(pid), strings.HasPrefix(groupOf(pid), "/bulkhead-"+tag(t, w)+"/") && strings.HasSuffix(groupOf(pid), c.cgroup))
 		limits, _ := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
 		core := regexp.MustCompile(`Max core file size +(\S+) +(\S+)`).FindStringSubmatch(string(limits))
-		is("core dumps", fmt.Sprint(core), len(limits) == 0 || len(core) == 3 && core[1] == "0" && core[2] == "0")
+		is("core dumps", fmt.Sprint(core), len(limits) == 0 || len(core) == 3 && core[1] == "1" && core[2] == "1")
 	}
 	return append(wrong, auditFiles(w, pid, c)...), false
 }

@@ -14,12 +14,9 @@ import (
 )
 
 // dropPrivileges takes from every thread what a program that parses the public's
-// bytes must not have: capabilities, ways to get new ones, and a core dump with keys
-// in it. Started as it should be, it has no capability to drop.
+// bytes must not have: capabilities, and ways to get new ones. Started as it should be,
+// it has no capability to drop.
 func dropPrivileges() error {
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("forbid core dumps: %w", err)
-	}
 	held, err := capabilities()
 	if err != nil {
 		return err

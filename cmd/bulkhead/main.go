@@ -2,9 +2,17 @@
 package main
 
 import (
+	"fmt"
 	"os"
 
 	"bulkhead/cli"
+	"bulkhead/coredump"
 )
 
-func main() { os.Exit(cli.Main()) }
+func main() {
+	// Tokens, and values of secrets on their way, are in its memory.
+	if err := coredump.Forbid(); err != nil {
+		fmt.Fprintln(os.Stderr, "bulkhead:", err)
+	}
+	os.Exit(cli.Main())
+}

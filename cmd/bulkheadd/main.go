@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/term"
 
+	"bulkhead/coredump"
 	"bulkhead/doctor"
 	"bulkhead/supervisor"
 )
@@ -47,6 +48,12 @@ Usage:
 `
 
 func main() {
+	// Keys and the first token pass through its memory. Roles and whatever else it starts
+	// have the limit too, whatever the one is that it was started with.
+	if err := coredump.ForbidBelow(); err != nil && os.Getuid() == 0 {
+		fmt.Fprintln(os.Stderr, "bulkheadd:", err)
+		os.Exit(exitFailed)
+	}
 	if len(os.Args) > 1 && os.Args[1] == supervisor.StageCommand {
 		fmt.Fprintln(os.Stderr, "bulkheadd:", supervisor.Stage(os.Args[2:]))
 		os.Exit(exitFailed)

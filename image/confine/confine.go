@@ -5,7 +5,7 @@
 // networks:
 //
 //   - resource limits: no new file descriptor, bounded output, memory and CPU time,
-//     no core dump;
+//     and the process is never dumped;
 //   - no_new_privs;
 //   - landlock: no path may be opened, no TCP port bound or connected (as far as the
 //     kernel's version knows how to deny it);
@@ -23,6 +23,8 @@ import (
 	"github.com/landlock-lsm/go-landlock/landlock"
 	llsys "github.com/landlock-lsm/go-landlock/landlock/syscall"
 	"golang.org/x/sys/unix"
+
+	"bulkhead/coredump"
 )
 
 // Limits of the confined process.
@@ -63,6 +65,10 @@ func Enter(l Limits) (Report, error) {
 		if err := denyPaths(); err != nil {
 			return rep, fmt.Errorf("setting landlock up: %w", err)
 		}
+	}
+	// Whoever is handed core dumps on this host would read hostile memory.
+	if err := coredump.Forbid(); err != nil {
+		return rep, err
 	}
 	// After landlock, whose rulesets are descriptors for a moment.
 	if err := setLimits(l); err != nil {
