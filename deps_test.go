@@ -38,9 +38,10 @@ const layers = `
 	image/tree
 	image/unpack, image
 	api/rpc: api/internalpb pki role
+	api/local: role
 	audit
 	audit/auditlog
-	image/imagetest, secret/secrettest, sso/ssotest, passkey/passkeytest, pki/pkitest, registry/registrytest, sandbox/fake, sandbox/sandboxtest, store
+	image/imagetest, secret/secrettest, sso/ssotest, passkey/passkeytest, pki/pkitest, api/local/localtest, registry/registrytest, sandbox/fake, sandbox/sandboxtest, store
 
 	# Ports' adapters.
 	store/etcd, store/fake, store/storetest: store

@@ -5,8 +5,10 @@ import (
 	"net/http"
 	"strings"
 
+	"bulkhead/api/local"
 	"bulkhead/fault"
 	"bulkhead/pki"
+	"bulkhead/role"
 )
 
 // AdminToken is the answer to POST /token on the admin socket: a one-time token with
@@ -24,19 +26,18 @@ type AdminLogin struct {
 	Domain string `json:"domain"`
 }
 
-// adminHandler serves the admin socket: for root of this machine alone, as the
-// kernel says, whatever the socket's file mode.
+// adminRoutes are the calls of the admin socket, by pattern; api/local has who may make each.
 //
 //	POST /token             makes a new one-time token; the one before is refused from then on
 //	POST /token?if_none=1   only if there is none yet, otherwise 409
 //	GET  /login             what is needed to log in, besides the token
 //	POST /secrets/rotate-key  replaces the cluster key, or goes on with that
-//	/ca, /ca/...            the certificate authority, see pki.CA.AdminHandler
+//	/ca, /ca/...            the certificate authority, see pki.CA.AdminRoutes
 //	GET  /posture           what the operator's choices come to, for bulkheadd doctor
 //	GET  /ready             200 once a worker is connected, 503 before
-func (c *Controller) adminHandler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("POST /token", func(w http.ResponseWriter, r *http.Request) {
+func (c *Controller) adminRoutes() map[string]http.HandlerFunc {
+	routes := c.ca.AdminRoutes(c.noteAuthority, func(w http.ResponseWriter, err error) { writeError(w, c.log, err) })
+	routes["POST /token"] = func(w http.ResponseWriter, r *http.Request) {
 		token, err := c.mintClaim(r.Context(), r.URL.Query().Get("if_none") == "1")
 		if err != nil {
 			writeError(w, c.log, err)
@@ -45,14 +46,14 @@ func (c *Controller) adminHandler() http.Handler {
 		c.log.Info("one-time token of an operator made")
 		w.Header().Set("Content-Type", "application/json")
 		json.NewEncoder(w).Encode(AdminToken{Token: token})
-	})
-	mux.HandleFunc("GET /login", func(w http.ResponseWriter, r *http.Request) {
+	}
+	routes["GET /login"] = func(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, http.StatusOK, AdminLogin{
 			Pin: c.cert.pin(), CAPEM: string(c.ca.RootPEM()), APIURL: "https://" + c.apiHost(), Domain: c.cfg.Role.Domain,
 		})
-	})
-	mux.HandleFunc("POST /secrets/rotate-key", c.rotateKeyCall)
-	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, r *http.Request) {
+	}
+	routes["POST /secrets/rotate-key"] = c.rotateKeyCall
+	routes["GET /ready"] = func(w http.ResponseWriter, r *http.Request) {
 		for _, n := range c.view.allNodes() {
 			if n.Connected {
 				writeJSON(w, http.StatusOK, map[string]string{"status": "ready"})
@@ -61,22 +62,44 @@ func (c *Controller) adminHandler() http.Handler {
 		}
 		// Not an error of a request's: bulkheadd asks many times a second while it starts.
 		writeJSON(w, http.StatusServiceUnavailable, errorBody{Error: "no worker is connected yet"})
-	})
-	mux.HandleFunc("GET /posture", c.showPosture)
-	ca := c.ca.AdminHandler(c.noteAuthority, func(w http.ResponseWriter, err error) { writeError(w, c.log, err) })
-	mux.Handle("/ca", ca)
-	mux.Handle("/ca/", ca)
+	}
+	routes["GET /posture"] = c.showPosture
+	return routes
+}
+
+// adminHandler serves the admin socket for who may, as the kernel knows the caller, whatever
+// the socket's file mode. Who may make none of its calls is told nothing of which there are.
+func (c *Controller) adminHandler() http.Handler {
+	mux := http.NewServeMux()
+	for pattern, h := range c.adminRoutes() {
+		mux.HandleFunc(pattern, h)
+	}
 	audited := c.auditedAdmin(mux)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p, ok := pki.PeerOf(r.Context())
-		if !ok || p.UID != 0 {
-			c.log.Warn("admin socket: refused a caller who is not root", "uid", p.UID, "pid", p.PID)
-			writeError(w, c.log, fault.New(fault.Denied, "the admin socket answers root alone"))
+		if err := c.mayAdmin(mux, r, p, ok); err != nil {
+			c.log.Warn("admin socket: a caller was refused", "uid", p.UID, "pid", p.PID, "err", err)
+			writeError(w, c.log, err)
 			return
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, 1<<16)
 		audited.ServeHTTP(w, r)
 	})
+}
+
+func (c *Controller) mayAdmin(mux *http.ServeMux, r *http.Request, p pki.Peer, known bool) error {
+	if !known {
+		return fault.New(fault.Denied, "the admin socket answers nobody whom the kernel does not know")
+	}
+	users := local.Users(c.cfg.Role.UIDs)
+	if err := users.Admit(role.SocketAdmin, p.UID); err != nil {
+		return err
+	}
+	_, pattern := mux.Handler(r)
+	if pattern == "" {
+		return nil // there is no such call, which is what the answer says
+	}
+	return users.Check(role.SocketAdmin, pattern, p.UID)
 }
 
 func portOf(addr string) string { return addr[strings.LastIndexByte(addr, ':')+1:] }

@@ -3,13 +3,9 @@ package controller_test
 import (
 	"context"
 	"crypto/tls"
-	"io"
 	"net"
 	"net/http"
-	"os"
-	"os/exec"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -76,54 +72,6 @@ func TestInstallationTokenForcesANamedUser(t *testing.T) {
 		if strings.Contains(e.logs.String(), secret) {
 			t.Error("a token is in the log")
 		}
-	}
-}
-
-// TestAdminSocketAnswersRootAlone connects as nobody to a socket whose mode would
-// allow it.
-func TestAdminSocketAnswersRootAlone(t *testing.T) {
-	if path := os.Getenv("ADMIN_SOCKET"); path != "" {
-		conn, err := net.Dial("unix", path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		io.WriteString(conn, "POST /token HTTP/1.0\r\n\r\n")
-		io.Copy(os.Stdout, conn)
-		return
-	}
-	e := newEnvWithoutWorker(t)
-	if err := os.Chmod(e.dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(e.socks[role.SocketAdmin], 0o666); err != nil {
-		t.Fatal(err)
-	}
-	bin := e.dir + "/self"
-	b, err := os.ReadFile("/proc/self/exe")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(bin, b, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	ask := func(uid uint32) string {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		cmd := exec.CommandContext(ctx, bin, "-test.run=^TestAdminSocketAnswersRootAlone$")
-		cmd.Env = []string{"ADMIN_SOCKET=" + e.socks[role.SocketAdmin]}
-		cmd.Dir = "/"
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			t.Fatalf("as uid %d: %v %s", uid, err, out)
-		}
-		return string(out)
-	}
-	if out := ask(65534); !strings.Contains(out, "403 Forbidden") || strings.Contains(out, "bh_") {
-		t.Errorf("as nobody: %s", out)
-	}
-	if out := ask(0); !strings.Contains(out, "bh_") {
-		t.Errorf("control: as root: %s", out)
 	}
 }
 

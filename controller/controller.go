@@ -38,6 +38,7 @@ import (
 	"google.golang.org/grpc"
 
 	"bulkhead/api/internalpb"
+	"bulkhead/api/local"
 	"bulkhead/api/rpc"
 	"bulkhead/audit/auditlog"
 	"bulkhead/controller/directory"
@@ -360,12 +361,12 @@ func (c *Controller) Serve(ctx context.Context, ls map[string]net.Listener, read
 	return context.Cause(ctx)
 }
 
-// enrollRoles says which role a user id runs as. The warden is root.
+// enrollRoles says which role's identity a user id gets.
 func (c *Controller) enrollRoles() map[uint32]string {
-	out := map[uint32]string{}
-	for name, uid := range c.cfg.Role.UIDs {
-		if name != role.Controller {
-			out[uid] = name
+	users, out := local.Users(c.cfg.Role.UIDs), map[uint32]string{}
+	for _, uid := range users {
+		if users.Check(role.SocketEnroll, "POST /", uid) == nil {
+			out[uid] = users.Caller(uid)
 		}
 	}
 	return out

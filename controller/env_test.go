@@ -124,7 +124,7 @@ func makeEnv(t testing.TB, change func(*controller.Config)) *env {
 			Role: role.Controller, Cluster: cluster, Node: node, Host: 1, Region: "local", Domain: domain, DataDir: filepath.Join(dir, "data"),
 			RunDir: dir, HTTPSAddr: "127.0.0.1:8443", Sockets: e.socks, GrantKeyFile: filepath.Join(dir, "grant.key"),
 			PrivateIssuers: ssotest.Loopback,
-			UIDs:           map[string]uint32{role.Worker: 65534, role.Warden: 0},
+			UIDs:           map[string]uint32{role.Controller: 64101, role.Worker: 64102, role.Edge: 64103, role.Warden: 0},
 			RateLimits:     "failure=1000000/1000000 guess=1000000/1000000", // every test is the same address
 		},
 		Log: slog.New(slog.NewJSONHandler(e.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),

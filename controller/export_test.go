@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"regexp"
 	"slices"
@@ -298,4 +299,9 @@ func (c *Controller) ForgetJoinTokens(ctx context.Context) {
 	for _, kv := range all {
 		c.store.Txn(ctx, nil, []store.Op{store.Delete(kv.Key)})
 	}
+}
+
+// AdminCalls are the calls that the admin socket has.
+func (c *Controller) AdminCalls() []string {
+	return slices.Sorted(maps.Keys(c.adminRoutes()))
 }

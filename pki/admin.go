@@ -7,7 +7,7 @@ import (
 	"bulkhead/fault"
 )
 
-// AdminHandler serves what the operator does with the authority, below /ca of the
+// AdminRoutes are, by pattern, what the operator does with the authority, below /ca of the
 // controller's admin socket, which only root can call:
 //
 //	GET  /ca                   Status
@@ -19,8 +19,8 @@ import (
 //
 // The root's key is with the caller while intermediates change, never here. noted is told
 // of each change that was made or refused; its error is the answer. fail writes an error.
-func (ca *CA) AdminHandler(noted func(r *http.Request, what string, err error) error, fail func(http.ResponseWriter, error)) http.Handler {
-	mux := http.NewServeMux()
+func (ca *CA) AdminRoutes(noted func(r *http.Request, what string, err error) error, fail func(http.ResponseWriter, error)) map[string]http.HandlerFunc {
+	routes := map[string]http.HandlerFunc{}
 	answer := func(w http.ResponseWriter, v any, err error) {
 		if err != nil {
 			fail(w, err)
@@ -30,15 +30,15 @@ func (ca *CA) AdminHandler(noted func(r *http.Request, what string, err error) e
 		json.NewEncoder(w).Encode(v)
 	}
 	change := func(pattern, what string, f func(*http.Request) (any, error)) {
-		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+		routes[pattern] = func(w http.ResponseWriter, r *http.Request) {
 			v, err := f(r)
 			if nerr := noted(r, what, err); err == nil {
 				err = nerr
 			}
 			answer(w, v, err)
-		})
+		}
 	}
-	mux.HandleFunc("GET /ca", func(w http.ResponseWriter, r *http.Request) { answer(w, ca.Status(), nil) })
+	routes["GET /ca"] = func(w http.ResponseWriter, r *http.Request) { answer(w, ca.Status(), nil) }
 	change("GET /ca/root-key", "root key read", func(*http.Request) (any, error) {
 		b, err := ca.ClearRootKey()
 		return map[string]string{"pem": string(b)}, err
@@ -60,5 +60,5 @@ func (ca *CA) AdminHandler(noted func(r *http.Request, what string, err error) e
 		err := ca.Finish()
 		return ca.Status(), err
 	})
-	return mux
+	return routes
 }

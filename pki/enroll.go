@@ -71,7 +71,7 @@ type EnrollServer struct {
 	CA      *CA
 	Cluster string
 	Node    key.Node
-	// Roles maps a user id to the role that runs as that user. Root is the warden's.
+	// Roles maps a user id to the role whose identity it gets; who is not in it gets none.
 	Roles map[uint32]string
 	Log   *slog.Logger
 }

@@ -36,6 +36,9 @@ const (
 	Edge       = "edge"
 )
 
+// All are the roles that there are.
+var All = []string{Controller, Worker, Warden, Edge}
+
 // Names of the sockets that bulkheadd opens (see docs/sockets.md).
 const (
 	SocketInternal = "internal" // controller: gRPC, mutual TLS

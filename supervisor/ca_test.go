@@ -41,11 +41,11 @@ func authority(t *testing.T) (*CA, *pki.CA, Config) {
 	}
 	mux := http.NewServeMux()
 	noted := func(*http.Request, string, error) error { return nil }
-	h := ca.AdminHandler(noted, func(w http.ResponseWriter, err error) {
+	for pattern, h := range ca.AdminRoutes(noted, func(w http.ResponseWriter, err error) {
 		http.Error(w, fault.MessageOf(err), http.StatusPreconditionFailed)
-	})
-	mux.Handle("/ca", h)
-	mux.Handle("/ca/", h)
+	}) {
+		mux.HandleFunc(pattern, h)
+	}
 	mux.HandleFunc("/login", func(w http.ResponseWriter, _ *http.Request) {
 		json.NewEncoder(w).Encode(login{Pin: "pin", CAPEM: string(ca.RootPEM())})
 	})

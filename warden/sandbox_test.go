@@ -296,25 +296,6 @@ func TestGrant(t *testing.T) {
 	}
 }
 
-// TestCaller lets other users than the worker's speak to the warden, root among them.
-func TestCaller(t *testing.T) {
-	w := newWorld(t).start()
-	ctx := testContext(t)
-	for _, uid := range []int{0, 4243} {
-		as(uid, func() {
-			if _, err := w.client.Client.List(ctx); !fault.Is(err, fault.Denied) {
-				t.Errorf("list as user %d: %v", uid, err)
-			}
-			if _, err := w.client.Client.Start(ctx, w.spec("exit", "0")); !fault.Is(err, fault.Denied) {
-				t.Errorf("start as user %d: %v", uid, err)
-			}
-		})
-	}
-	if err := w.client.Ping(ctx); err != nil { // the control
-		t.Errorf("ping: %v", err)
-	}
-}
-
 // TestUnavailable calls a warden that is down.
 func TestUnavailable(t *testing.T) {
 	c := client.New(filepath.Join(t.TempDir(), "nobody.sock"))

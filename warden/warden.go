@@ -25,6 +25,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"bulkhead/api/local"
 	"bulkhead/failpoint"
 	"bulkhead/fault"
 	"bulkhead/key"
@@ -172,9 +173,10 @@ func (s *Server) serveConn(ctx context.Context, nc net.Conn) error {
 	if err != nil {
 		return err
 	}
-	if uid != s.config.WorkerUID {
+	users := local.Users{role.Worker: s.config.WorkerUID}
+	if err := users.Admit(role.SocketWarden, uid); err != nil {
 		s.log.Warn("refused a caller that is not the worker", "uid", uid)
-		return client.Send(c, client.Response{Error: client.ToError(fault.New(fault.Denied, "user %d may not speak to the warden", uid))})
+		return client.Send(c, client.Response{Error: client.ToError(err)})
 	}
 	c.SetReadDeadline(time.Now().Add(requestTimeout))
 	var req client.Request
@@ -187,6 +189,11 @@ func (s *Server) serveConn(ctx context.Context, nc net.Conn) error {
 		return errors.Join(err, client.Send(c, client.Response{Error: client.ToError(fault.Wrap(fault.Invalid, err, "the request cannot be read"))}))
 	}
 	c.SetReadDeadline(time.Time{})
+	if err := mayCall(users, uid, req.Op); err != nil {
+		s.log.Warn("refused a call", "uid", uid, "err", err)
+		s.counters.add(req.Op, err)
+		return client.Send(c, client.Response{Error: client.ToError(err)})
+	}
 	secrets, err := secretsOf(req.Op, files)
 	if err != nil {
 		return errors.Join(err, client.Send(c, client.Response{Error: client.ToError(err)}))
@@ -210,6 +217,14 @@ func (s *Server) serveConn(ctx context.Context, nc net.Conn) error {
 	}
 	c.SetWriteDeadline(time.Now().Add(requestTimeout))
 	return client.Send(c, resp, files...)
+}
+
+// mayCall refuses operations that there are not, and those that the caller may not ask for.
+func mayCall(users local.Users, uid uint32, op client.Op) error {
+	if !client.Known(op) {
+		return fault.New(fault.Invalid, "the warden knows no operation %q", op)
+	}
+	return users.Check(role.SocketWarden, string(op), uid)
 }
 
 // secretsOf returns the one file that a request may bring: the secrets of a start or of
@@ -299,7 +314,7 @@ func (s *Server) do(ctx context.Context, req client.Request, secrets *os.File) (
 	case client.OpMetrics:
 		resp.Metrics = s.metrics()
 	default:
-		err = fault.New(fault.Invalid, "the warden knows no operation %q", req.Op)
+		err = fault.New(fault.Invalid, "%q is no operation by itself", req.Op)
 	}
 	return resp, files, err
 }

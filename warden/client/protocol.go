@@ -20,6 +20,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -47,14 +48,11 @@ const (
 	OpMetrics   Op = "metrics"
 )
 
+// Ops are all of them. Who may ask for each is said in api/local.
+var Ops = []Op{OpPing, OpStart, OpAck, OpAttach, OpSignal, OpExec, OpProcesses, OpListen, OpRemove, OpList, OpMetrics}
+
 // Known reports whether op is one of the operations.
-func Known(op Op) bool {
-	switch op {
-	case OpPing, OpStart, OpAck, OpAttach, OpSignal, OpExec, OpProcesses, OpListen, OpRemove, OpList, OpMetrics:
-		return true
-	}
-	return false
-}
+func Known(op Op) bool { return slices.Contains(Ops, op) }
 
 // Metrics is what the warden counts.
 type Metrics struct {

@@ -1,0 +1,142 @@
+package controller_test
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"bulkhead/api/local"
+	"bulkhead/api/local/localtest"
+	"bulkhead/role"
+)
+
+// asPeer makes one call over a unix socket as a peer, and returns the answer.
+func asPeer(p localtest.Peer, socket, call string, body []byte) (int, []byte, error) {
+	c, err := p.Dial(socket)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(30 * time.Second))
+	method, path, _ := strings.Cut(call, " ")
+	req, err := http.NewRequest(method, "http://x"+path, bytes.NewReader(body))
+	if err != nil {
+		return 0, nil, err
+	}
+	req.Close = true
+	if err := req.Write(c); err != nil {
+		return 0, nil, err
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(c), req)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, b, err
+}
+
+// everybodyMay opens a socket's file to all, so that the listener alone is tried.
+func (e *env) everybodyMay(socket string) {
+	e.t.Helper()
+	for path, mode := range map[string]os.FileMode{e.dir: 0o711, e.socks[socket]: 0o666} {
+		if err := os.Chmod(path, mode); err != nil {
+			e.t.Fatal(err)
+		}
+	}
+}
+
+// TestAdminCells makes every call of the admin socket as every kind of caller that the kernel
+// can tell apart, over a socket that all may open: root's are let through and all others
+// refused, without a word of what there is. Control: with a row that lets the edge make an
+// operator's token, that cell is found.
+func TestAdminCells(t *testing.T) {
+	e := newEnvWithoutWorker(t)
+	e.everybodyMay(role.SocketAdmin)
+	peers := localtest.Peers(t, e.cfg.Role.UIDs, 64100)
+	try := func(call string, p localtest.Peer) (bool, error) {
+		code, body, err := asPeer(p, e.socks[role.SocketAdmin], call, []byte("{}"))
+		if err == nil && code == 403 && !strings.Contains(string(body), "may not") || strings.Contains(string(body), "not found") {
+			err = fmt.Errorf("%d %s", code, body)
+		}
+		return code != 403, err
+	}
+	if r := localtest.Walk(t, role.SocketAdmin, peers, try); len(r.Faults) != 0 {
+		t.Errorf("%s", strings.Join(r.Faults, "\n"))
+	}
+	for _, p := range peers[:2] {
+		code, body, err := asPeer(p, e.socks[role.SocketAdmin], "GET /nothing", nil)
+		if want := map[string]int{local.Root: 404}[p.Name]; err != nil || code != max(want, 403) {
+			t.Errorf("a call that there is not, as %s: %d %s %v", p.Name, code, body, err)
+		}
+	}
+	var calls []string
+	for _, r := range local.Policy {
+		if r.Socket == role.SocketAdmin {
+			calls = append(calls, r.Call)
+		}
+	}
+	slices.Sort(calls)
+	if served := e.ctl.AdminCalls(); !slices.Equal(served, calls) {
+		t.Errorf("the socket has the calls %q, and the table %q", served, calls)
+	}
+	localtest.WithRow(t, role.SocketAdmin, "POST /token", role.Edge, func() {
+		r := localtest.Walk(t, role.SocketAdmin, peers, try)
+		if len(r.Faults) != 1 || !strings.Contains(r.Faults[0], "admin POST /token as edge") {
+			t.Errorf("control: a row that lets the edge make tokens: %q", r.Faults)
+		}
+	})
+}
+
+// TestEnrollCells asks for an identity as every kind of caller: worker and edge get their own
+// and no other, whatever they ask for, and everybody else none; root and the controller have
+// no use for one. Control: with a row that lets the controller's user enroll, that is found.
+func TestEnrollCells(t *testing.T) {
+	e := newEnvWithoutWorker(t)
+	e.everybodyMay(role.SocketEnroll)
+	peers := localtest.Peers(t, e.cfg.Role.UIDs, 64100)
+	try := func(call string, p localtest.Peer) (bool, error) {
+		body, err := json.Marshal(map[string]any{"csr": request(t), "role": role.Controller, "node": "n9"})
+		if err != nil {
+			return false, err
+		}
+		code, answer, err := asPeer(p, e.socks[role.SocketEnroll], call, body)
+		if err != nil || code != 200 {
+			if err == nil && (code != 403 || !strings.Contains(string(answer), "runs no role of this node")) {
+				err = fmt.Errorf("%d %s", code, answer)
+			}
+			return false, err
+		}
+		var out struct{ Chain [][]byte }
+		if err := json.Unmarshal(answer, &out); err != nil {
+			return true, err
+		}
+		leaf, err := x509.ParseCertificate(out.Chain[0])
+		if err == nil && (len(leaf.URIs) != 1 || leaf.URIs[0].String() != "spiffe://"+cluster+"/"+p.Name+"/"+string(node)) {
+			err = fmt.Errorf("it is %v", leaf.URIs)
+		}
+		return true, err
+	}
+	if r := localtest.Walk(t, role.SocketEnroll, peers, try); len(r.Faults) != 0 {
+		t.Errorf("%s", strings.Join(r.Faults, "\n"))
+	}
+	e.stop()
+	localtest.WithRow(t, role.SocketEnroll, "POST /", role.Controller, func() {
+		e.startController()
+		e.everybodyMay(role.SocketEnroll)
+		r := localtest.Walk(t, role.SocketEnroll, peers, try)
+		if len(r.Faults) != 1 || !strings.Contains(r.Faults[0], "enroll POST / as controller") {
+			t.Errorf("control: a row that lets the controller's user enroll: %q", r.Faults)
+		}
+		e.stop()
+	})
+}
