@@ -110,36 +110,15 @@ func (c *Controller) authorizeTokens(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	for _, act := range acts {
-		if on.Act = act; access.Roles(on.What, act) == nil {
-			on.Act = access.Write // nothing of its own here: who may change it may do that to it
-		}
-		if !who.Allowed(c.directory, on) {
-			return 0, nil, fault.New(fault.Denied, "the token's user may not %s: %s", on.Act, on.What)
-		}
+	v, err := access.AuthorizeAccess(c.directory, who, acts, on, want)
+	if err != nil {
+		c.metrics.refused(token.ReasonOf(err))
+		return 0, nil, access.RefusedToken(err)
 	}
-	want.From, want.At, want.Live = who.From, now(), c.directory.SessionLives
-	var first error
-	for _, v := range who.Verified {
-		err := access.WantsSSO(c.directory, who, v, on)
-		if rec := c.directory.Token(v.ID); err == nil && (rec == nil || rec.Org != "" && rec.Org != on.Org) {
-			err = fault.New(fault.Denied, "the token is good for one organization alone")
-		}
-		if err == nil {
-			err = v.Allows(want)
-		}
-		if err == nil {
-			return http.StatusOK, struct {
-				Access        *flyio.Access `json:"access"`
-				VerifiedToken verifiedToken `json:"verified_token"`
-			}{&want.Access, verifiedBody(v)}, nil
-		}
-		if first == nil {
-			first = err
-		}
-	}
-	c.metrics.refused(token.ReasonOf(first))
-	return 0, nil, access.RefusedToken(first)
+	return http.StatusOK, struct {
+		Access        *flyio.Access `json:"access"`
+		VerifiedToken verifiedToken `json:"verified_token"`
+	}{&want.Access, verifiedBody(v)}, nil
 }
 
 // letters reads the action of an access. None asks whether the token has to do with the

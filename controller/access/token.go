@@ -14,10 +14,10 @@ import (
 	"bulkhead/token"
 )
 
-// WantsSSO refuses what is an organization's that requires single sign-on to a token
+// wantsSSO refuses what is an organization's that requires single sign-on to a token
 // behind which no live session by it is: one that it came with, or one that discharged it.
 // Operators may still remove the requirement: see deleteSSO.
-func WantsSSO(d *directory.Directory, who Caller, v *token.Verified, a Request) error {
+func wantsSSO(d *directory.Directory, who Caller, v *token.Verified, a Request) error {
 	conf := d.SSOOf(a.Org)
 	if conf == nil || conf.Mode != record.SSORequired || d.SessionBehind(v, a.Org) != nil {
 		return nil
@@ -161,22 +161,52 @@ func orgAccess(a Request, t *token.Access) bool {
 	return true
 }
 
-func ptr[T any](v T) *T { return &v }
-
 // withinToken asks the bounds of the caller's tokens, one of which must allow it, and have
 // the session that the organization wants of it.
 func withinToken(d *directory.Directory, who Caller, a Request) error {
 	if who.Kind != ByPerson {
 		return nil
 	}
+	_, err := who.anyToken(func(v *token.Verified) error {
+		if err := wantsSSO(d, who, v, a); err != nil {
+			return err
+		}
+		return who.within(d, v, a)
+	})
+	return err
+}
+
+// AuthorizeAccess is Authorize for a client that asks in the words of tokens' caveats: want is
+// what they are asked, on is the thing that it is about, and acts are what want comes to. It
+// returns the token that allows it all.
+func AuthorizeAccess(d *directory.Directory, who Caller, acts []Action, on Request, want *token.Access) (*token.Verified, error) {
+	for _, act := range acts {
+		if on.Act = act; rights[on.What][act] == nil {
+			on.Act = Write // nothing of its own here: who may change it may do that to it
+		}
+		if !who.Allowed(d, on) {
+			return nil, fault.New(fault.Denied, "the token's user may not %s: %s", on.Act, on.What)
+		}
+	}
+	want.From, want.At, want.Live = who.From, d.Now(), d.SessionLives
+	return who.anyToken(func(v *token.Verified) error {
+		if err := wantsSSO(d, who, v, on); err != nil {
+			return err
+		}
+		if rec := d.Token(v.ID); rec == nil || rec.Org != "" && rec.Org != on.Org {
+			return fault.New(fault.Denied, "the token is good for one organization alone")
+		}
+		return v.Allows(want)
+	})
+}
+
+// anyToken is the first of the caller's tokens that passes, or why the first did not.
+func (who Caller) anyToken(pass func(*token.Verified) error) (*token.Verified, error) {
 	var first error
 	for _, v := range who.Verified {
-		err := WantsSSO(d, who, v, a)
+		err := pass(v)
 		if err == nil {
-			err = who.within(d, v, a)
-		}
-		if err == nil {
-			return nil
+			return v, nil
 		}
 		if first == nil {
 			first = err
@@ -185,9 +215,10 @@ func withinToken(d *directory.Directory, who Caller, a Request) error {
 	if first == nil {
 		first = fault.New(fault.Denied, "the token may do nothing")
 	}
-	return first
+	return nil, first
 }
 
+// within asks the bounds of one token.
 func (who Caller) within(d *directory.Directory, v *token.Verified, a Request) error {
 	rec := d.Token(v.ID)
 	if rec == nil { // since the request was let in
