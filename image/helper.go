@@ -182,7 +182,7 @@ func (h *helper) judge(waitErr error, stdout *tail) (*wire.Result, error) {
 		return nil, fault.Wrap(fault.Internal, err, "the image unpacker gave no sensible answer for image %s", h.ins.Digest)
 	}
 	if f := res.Failure; f != nil {
-		msg := strings.ToValidUTF8(clip(f.Message), "?")
+		msg := strings.ToValidUTF8(fault.Clip(f.Message), "?")
 		if len(f.Message) <= 1000 {
 			msg = strings.ToValidUTF8(f.Message, "?")
 		}
@@ -202,7 +202,7 @@ func (h *helper) judge(waitErr error, stdout *tail) (*wire.Result, error) {
 	}
 	for i, id := range res.DiffIDs {
 		if want := h.ins.diffIDs[i]; id != want {
-			return nil, h.badLayer(i, "unpacked it has the digest %s; the image's configuration says %s", clip(id), want)
+			return nil, h.badLayer(i, "unpacked it has the digest %s; the image's configuration says %s", fault.Clip(id), want)
 		}
 	}
 	return &res, nil

@@ -144,7 +144,7 @@ func parseManifest(raw []byte, mediaType string) (*manifest, error) {
 				return nil, fmt.Errorf("its manifest is an image's, but has the media type %s", mt)
 			}
 		default:
-			return nil, fmt.Errorf("its manifest has the media type %q, which is not an image's", clip(mt))
+			return nil, fmt.Errorf("its manifest has the media type %q, which is not an image's", fault.Clip(mt))
 		}
 	}
 	return &m, nil
@@ -162,7 +162,7 @@ func choose(all []v1.Descriptor) (key.Digest, error) {
 			}
 			continue
 		}
-		name := clip(p.OS + "/" + p.Architecture)
+		name := fault.Clip(p.OS + "/" + p.Architecture)
 		if p.OS == "linux" && p.Architecture == runtime.GOARCH {
 			// A plain entry before one for a later variant of the processor.
 			if chosen == nil || (chosen.Platform.Variant != "" && p.Variant == "") {
@@ -186,7 +186,7 @@ func choose(all []v1.Descriptor) (key.Digest, error) {
 func descriptorDigest(d v1.Descriptor) (key.Digest, error) {
 	dg, err := key.ParseDigest(d.Digest.String())
 	if err != nil {
-		return "", fmt.Errorf("names the digest %q; only sha256 is supported", clip(d.Digest.String()))
+		return "", fmt.Errorf("names the digest %q; only sha256 is supported", fault.Clip(d.Digest.String()))
 	}
 	return dg, nil
 }
@@ -213,7 +213,7 @@ func parseLayer(d v1.Descriptor) (layer, error) {
 		if strings.Contains(mt, "nondistributable") || strings.Contains(mt, "foreign") {
 			return layer{}, fmt.Errorf("it is a foreign layer, which no registry holds; build the image without it")
 		}
-		return layer{}, fmt.Errorf("its media type %q is not a layer's", clip(mt))
+		return layer{}, fmt.Errorf("its media type %q is not a layer's", fault.Clip(mt))
 	}
 	return l, nil
 }
@@ -247,7 +247,7 @@ func (ins *Inspection) readConfig(ctx context.Context, src Source, d *v1.Descrip
 	switch d.MediaType {
 	case "application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json":
 	default:
-		return bad(ins.Digest, "its config has the media type %q: it is not a container image", clip(string(d.MediaType)))
+		return bad(ins.Digest, "its config has the media type %q: it is not a container image", fault.Clip(string(d.MediaType)))
 	}
 	if d.Size < 0 || d.Size > limits.Config {
 		return bad(ins.Digest, "its config is %d bytes long; %d are allowed", d.Size, limits.Config)
@@ -278,10 +278,10 @@ func (ins *Inspection) parseConfig(raw []byte) error {
 	}
 	if c.OS != "linux" || c.Architecture != runtime.GOARCH {
 		return fault.New(fault.Unprocessable, "image %s is for %s; this node runs linux/%s",
-			ins.Digest, clip(c.OS+"/"+c.Architecture), runtime.GOARCH)
+			ins.Digest, fault.Clip(c.OS+"/"+c.Architecture), runtime.GOARCH)
 	}
 	if c.RootFS.Type != "layers" || len(c.RootFS.DiffIDs) != len(ins.layers) {
-		return bad(ins.Digest, "its config lists %d layers of type %q, the manifest %d", len(c.RootFS.DiffIDs), clip(c.RootFS.Type), len(ins.layers))
+		return bad(ins.Digest, "its config lists %d layers of type %q, the manifest %d", len(c.RootFS.DiffIDs), fault.Clip(c.RootFS.Type), len(ins.layers))
 	}
 	for _, id := range c.RootFS.DiffIDs {
 		if _, err := key.ParseDigest(id); err != nil {

@@ -77,7 +77,7 @@ type httpsOnly struct{ next http.RoundTripper }
 // RoundTrip implements http.RoundTripper.
 func (h httpsOnly) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.URL.Scheme != "https" && !isLoopback(req.URL.Hostname()) {
-		return nil, fmt.Errorf("plain HTTP to %s is refused; registries must offer HTTPS", clip(req.URL.Host))
+		return nil, fmt.Errorf("plain HTTP to %s is refused; registries must offer HTTPS", fault.Clip(req.URL.Host))
 	}
 	return h.next.RoundTrip(req)
 }
@@ -98,7 +98,7 @@ func isLoopback(host string) bool {
 func (r *Remote) Resolve(ctx context.Context, ref string) (machine.ImageRef, []byte, error) {
 	parsed, err := name.ParseReference(ref)
 	if err != nil {
-		return machine.ImageRef{}, nil, fault.Wrap(fault.Invalid, err, "%q is not an image reference such as nginx:1.27 or ghcr.io/owner/name@sha256:…", clip(ref))
+		return machine.ImageRef{}, nil, fault.Wrap(fault.Invalid, err, "%q is not an image reference such as nginx:1.27 or ghcr.io/owner/name@sha256:…", fault.Clip(ref))
 	}
 	s := r.source(parsed.Context())
 	out := machine.ImageRef{Registry: parsed.Context().RegistryStr(), Repository: parsed.Context().RepositoryStr()}
@@ -127,7 +127,7 @@ func (r *Remote) Resolve(ctx context.Context, ref string) (machine.ImageRef, []b
 func (r *Remote) Source(ref machine.ImageRef) (Source, error) {
 	repo, err := name.NewRepository(ref.Registry + "/" + ref.Repository)
 	if err != nil {
-		return nil, fault.Wrap(fault.Invalid, err, "%q is not a repository", clip(ref.Registry+"/"+ref.Repository))
+		return nil, fault.Wrap(fault.Invalid, err, "%q is not a repository", fault.Clip(ref.Registry+"/"+ref.Repository))
 	}
 	return r.source(repo), nil
 }
@@ -207,16 +207,16 @@ func remoteError(ref string, err error) error {
 	if errors.As(err, &te) {
 		switch te.StatusCode {
 		case http.StatusNotFound:
-			return fault.Wrap(fault.NotFound, err, "there is no image %s", clip(ref))
+			return fault.Wrap(fault.NotFound, err, "there is no image %s", fault.Clip(ref))
 		case http.StatusUnauthorized, http.StatusForbidden:
 			// Registries answer so for what does not exist, too.
-			return fault.Wrap(fault.Denied, err, "image %s does not exist, or its registry wants credentials", clip(ref))
+			return fault.Wrap(fault.Denied, err, "image %s does not exist, or its registry wants credentials", fault.Clip(ref))
 		case http.StatusTooManyRequests:
-			return fault.Wrap(fault.Unavailable, err, "the registry of %s says that it is asked too often; try again later", clip(ref))
+			return fault.Wrap(fault.Unavailable, err, "the registry of %s says that it is asked too often; try again later", fault.Clip(ref))
 		}
 	}
 	if errors.Is(err, errPrivate) {
-		return fault.Wrap(fault.Denied, err, "the registry of %s is not on a public address", clip(ref))
+		return fault.Wrap(fault.Denied, err, "the registry of %s is not on a public address", fault.Clip(ref))
 	}
-	return fault.Wrap(fault.Unavailable, err, "the registry of %s cannot be reached", clip(ref))
+	return fault.Wrap(fault.Unavailable, err, "the registry of %s cannot be reached", fault.Clip(ref))
 }

@@ -64,7 +64,7 @@ func (b *steadyBody) Read(p []byte) (int, error) {
 		b.waited, b.got = 0, 0
 	}
 	if err != nil && err != io.EOF && errors.Is(context.Cause(b.ctx), errSlow) {
-		return n, fault.Wrap(fault.Unavailable, errSlow, "the registry %s sends too slowly (nothing for %v, or less than %d KiB/s for %v)", clip(b.host), stallLimit, minRate>>10, rateWindow)
+		return n, fault.Wrap(fault.Unavailable, errSlow, "the registry %s sends too slowly (nothing for %v, or less than %d KiB/s for %v)", fault.Clip(b.host), stallLimit, minRate>>10, rateWindow)
 	}
 	return n, err
 }

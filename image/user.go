@@ -37,7 +37,7 @@ func resolveUser(passwd, group []byte, spec string) (uid, gid uint32, groups []u
 	case numeric:
 		uid = n
 	default:
-		return 0, 0, nil, "", fault.New(fault.Unprocessable, "user %q is not in the image's /etc/passwd", clip(name))
+		return 0, 0, nil, "", fault.New(fault.Unprocessable, "user %q is not in the image's /etc/passwd", fault.Clip(name))
 	}
 	if hasGroup && groupName != "" {
 		gid, err = findGroup(group, groupName)
@@ -98,7 +98,7 @@ func findGroup(group []byte, want string) (uint32, error) {
 	if gid, ok := parseID(want); ok {
 		return gid, nil
 	}
-	return 0, fault.New(fault.Unprocessable, "group %q is not in the image's /etc/group", clip(want))
+	return 0, fault.New(fault.Unprocessable, "group %q is not in the image's /etc/group", fault.Clip(want))
 }
 
 // maxGroups is how many supplementary groups a process gets.
@@ -126,12 +126,4 @@ func groupsOf(group []byte, name string, gid uint32) []uint32 {
 func parseID(s string) (uint32, bool) {
 	n, err := strconv.ParseUint(s, 10, 32)
 	return uint32(n), err == nil && n <= maxID
-}
-
-// clip bounds a hostile string for a message.
-func clip(s string) string {
-	if len(s) > 120 {
-		return s[:120] + "…"
-	}
-	return s
 }

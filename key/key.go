@@ -55,7 +55,7 @@ func NewInstanceID() InstanceID {
 // ParseMachineID checks s.
 func ParseMachineID(s string) (MachineID, error) {
 	if !machineRE.MatchString(s) {
-		return "", fault.New(fault.Invalid, "machine id %q is not 14 hexadecimal digits", clip(s))
+		return "", fault.New(fault.Invalid, "machine id %q is not 14 hexadecimal digits", fault.Clip(s))
 	}
 	return MachineID(s), nil
 }
@@ -63,7 +63,7 @@ func ParseMachineID(s string) (MachineID, error) {
 // ParseInstanceID checks s.
 func ParseInstanceID(s string) (InstanceID, error) {
 	if _, err := ulid.ParseStrict(s); err != nil {
-		return "", fault.New(fault.Invalid, "instance id %q is not a ULID", clip(s))
+		return "", fault.New(fault.Invalid, "instance id %q is not a ULID", fault.Clip(s))
 	}
 	return InstanceID(s), nil
 }
@@ -71,7 +71,7 @@ func ParseInstanceID(s string) (InstanceID, error) {
 // ParseAppName checks s: a DNS label of at most 63 characters that is not reserved.
 func ParseAppName(s string) (AppName, error) {
 	if !labelRE.MatchString(s) {
-		return "", fault.New(fault.Unprocessable, "app name %q must be 1 to 63 lower-case letters, digits and dashes, and start and end with a letter or digit", clip(s))
+		return "", fault.New(fault.Unprocessable, "app name %q must be 1 to 63 lower-case letters, digits and dashes, and start and end with a letter or digit", fault.Clip(s))
 	}
 	if reserved[AppName(s)] {
 		return "", fault.New(fault.Unprocessable, "app name %q is reserved", s)
@@ -82,7 +82,7 @@ func ParseAppName(s string) (AppName, error) {
 // ParseNode checks s: a DNS label.
 func ParseNode(s string) (Node, error) {
 	if !labelRE.MatchString(s) {
-		return "", fault.New(fault.Invalid, "node name %q is not a DNS label", clip(s))
+		return "", fault.New(fault.Invalid, "node name %q is not a DNS label", fault.Clip(s))
 	}
 	return Node(s), nil
 }
@@ -90,21 +90,13 @@ func ParseNode(s string) (Node, error) {
 // ParseDigest checks s.
 func ParseDigest(s string) (Digest, error) {
 	if !digestRE.MatchString(s) {
-		return "", fault.New(fault.Invalid, "digest %q is not sha256: and 64 hexadecimal digits", clip(s))
+		return "", fault.New(fault.Invalid, "digest %q is not sha256: and 64 hexadecimal digits", fault.Clip(s))
 	}
 	return Digest(s), nil
 }
 
 // Hex returns the digest without its algorithm, fit for a file name.
 func (d Digest) Hex() string { return strings.TrimPrefix(string(d), "sha256:") }
-
-// clip bounds a hostile string for an error message.
-func clip(s string) string {
-	if len(s) > 80 {
-		return s[:80] + "…"
-	}
-	return s
-}
 
 // UserID names a person: "u_" and 16 lower-case hexadecimal digits. It is never given
 // to another.
@@ -134,7 +126,7 @@ var (
 // ParseUserID checks s.
 func ParseUserID(s string) (UserID, error) {
 	if !userRE.MatchString(s) {
-		return "", fault.New(fault.Invalid, "user id %q is not u_ and 16 hexadecimal digits", clip(s))
+		return "", fault.New(fault.Invalid, "user id %q is not u_ and 16 hexadecimal digits", fault.Clip(s))
 	}
 	return UserID(s), nil
 }
@@ -142,7 +134,7 @@ func ParseUserID(s string) (UserID, error) {
 // ParseTokenID checks s.
 func ParseTokenID(s string) (TokenID, error) {
 	if !tokenRE.MatchString(s) {
-		return "", fault.New(fault.Invalid, "token id %q is not t_ and 16 hexadecimal digits", clip(s))
+		return "", fault.New(fault.Invalid, "token id %q is not t_ and 16 hexadecimal digits", fault.Clip(s))
 	}
 	return TokenID(s), nil
 }
@@ -150,7 +142,7 @@ func ParseTokenID(s string) (TokenID, error) {
 // ParseUserName checks a user's name: a handle or an e-mail address, in lower case.
 func ParseUserName(s string) (string, error) {
 	if !userNameRE.MatchString(s) {
-		return "", fault.New(fault.Invalid, "user name %q must be 1 to 128 of a-z, 0-9 and . _ + @ -, and begin and end with a letter or digit", clip(s))
+		return "", fault.New(fault.Invalid, "user name %q must be 1 to 128 of a-z, 0-9 and . _ + @ -, and begin and end with a letter or digit", fault.Clip(s))
 	}
 	return s, nil
 }
@@ -158,7 +150,7 @@ func ParseUserName(s string) (string, error) {
 // ParseOrg checks the slug of an organization: a DNS label.
 func ParseOrg(s string) (string, error) {
 	if !labelRE.MatchString(s) {
-		return "", fault.New(fault.Invalid, "organization %q must be 1 to 63 of a-z, 0-9 and -, and begin and end with a letter or digit", clip(s))
+		return "", fault.New(fault.Invalid, "organization %q must be 1 to 63 of a-z, 0-9 and -, and begin and end with a letter or digit", fault.Clip(s))
 	}
 	return s, nil
 }

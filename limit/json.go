@@ -51,7 +51,7 @@ func (j JSON) Check(b []byte) error {
 			}
 			own := names[open[n-1].first:]
 			if twice := duplicate(own); twice != nil {
-				return fault.New(fault.Invalid, "the JSON has the name %q twice in the object that ends at byte %d", clip(twice), i)
+				return fault.New(fault.Invalid, "the JSON has the name %q twice in the object that ends at byte %d", fault.Clip(string(twice)), i)
 			}
 			names, open = names[:open[n-1].first], open[:n-1]
 		case ',':
@@ -127,5 +127,3 @@ func duplicate(names [][]byte) []byte {
 	}
 	return nil
 }
-
-func clip(b []byte) []byte { return b[:min(len(b), 80)] }

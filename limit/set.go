@@ -42,7 +42,7 @@ func ParseSet(text string) (Set, error) {
 		name, value, _ := strings.Cut(word, "=")
 		r := set.fields()[name]
 		if r == nil || seen[name] {
-			return Set{}, fault.New(fault.Invalid, "%q is not one of token, object, read, deletion, public, failure and guess, or stands twice", clip([]byte(word)))
+			return Set{}, fault.New(fault.Invalid, "%q is not one of token, object, read, deletion, public, failure and guess, or stands twice", fault.Clip(word))
 		}
 		seen[name] = true
 		if value == "off" && name != "public" && name != "failure" && name != "guess" {
@@ -53,7 +53,7 @@ func ParseSet(text string) (Set, error) {
 		n, err1 := strconv.ParseFloat(rate, 64)
 		b, err2 := strconv.Atoi(burst)
 		if err1 != nil || err2 != nil || !(n >= 0.01 && n <= 1e6) || b < 1 || b > 1e6 {
-			return Set{}, fault.New(fault.Invalid, "%q is not a name and a rate such as token=1000/3000 (a second / at once, each at most 1000000), or token=off for token, object, read and deletion", clip([]byte(word)))
+			return Set{}, fault.New(fault.Invalid, "%q is not a name and a rate such as token=1000/3000 (a second / at once, each at most 1000000), or token=off for token, object, read and deletion", fault.Clip(word))
 		}
 		*r = Rate{n, b}
 	}

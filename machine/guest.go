@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"bulkhead/fault"
 )
 
 // Kinds of processor share.
@@ -41,7 +43,7 @@ func preset(size string) (Guest, error) {
 			}
 		}
 	}
-	return Guest{}, fmt.Errorf("is %q; use shared-cpu-1x, -2x, -4x, -6x or -8x, or performance-1x to performance-16x, or give guest instead", clip(size))
+	return Guest{}, fmt.Errorf("is %q; use shared-cpu-1x, -2x, -4x, -6x or -8x, or performance-1x to performance-16x, or give guest instead", fault.Clip(size))
 }
 
 // presetName is the name of the preset of n processors of a kind.

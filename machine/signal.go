@@ -28,7 +28,7 @@ const rtMin, rtMax = 34, 64
 // ParseSignal reads a signal as people and images write it: "SIGTERM", "TERM",
 // "term", "15", "SIGRTMIN+3".
 func ParseSignal(s string) (int, error) {
-	bad := fault.New(fault.Invalid, "signal %q is not known; use a name such as SIGTERM or a number from 1 to 64", clip(s))
+	bad := fault.New(fault.Invalid, "signal %q is not known; use a name such as SIGTERM or a number from 1 to 64", fault.Clip(s))
 	if n, err := strconv.Atoi(s); err == nil {
 		if n < 1 || n > rtMax {
 			return 0, bad
@@ -68,12 +68,4 @@ func (c *Config) Stop(image string) (signal int, timeout time.Duration) {
 		timeout = min(max(time.Duration(*t), 0), MaxStopTimeout)
 	}
 	return signal, timeout
-}
-
-// clip bounds a hostile string for an error message.
-func clip(s string) string {
-	if len(s) > 80 {
-		return s[:80] + "…"
-	}
-	return s
 }

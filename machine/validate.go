@@ -94,7 +94,7 @@ func (v *validator) image(s string) {
 	case s == "":
 		v.bad("config.image", "is missing; name the image to run, such as registry.example.com/app:tag")
 	case len(s) > 512 || strings.ContainsAny(s, " \t\r\n\x00"):
-		v.bad("config.image", "%q is not an image reference of at most 512 characters without spaces", clip(s))
+		v.bad("config.image", "%q is not an image reference of at most 512 characters without spaces", fault.Clip(s))
 	}
 }
 
@@ -104,7 +104,7 @@ func (v *validator) env(at string, env map[string]string) {
 		value := env[name]
 		total += len(name) + len(value) + 2
 		if !envNameRE.MatchString(name) {
-			v.bad(at, "has the name %q; a name is a letter or underscore, then letters, digits, underscores, dots and dashes", clip(name))
+			v.bad(at, "has the name %q; a name is a letter or underscore, then letters, digits, underscores, dots and dashes", fault.Clip(name))
 		}
 		if strings.ContainsRune(value, 0) {
 			v.bad(at+"."+name, "has a zero byte, which no environment can hold")
@@ -157,7 +157,7 @@ func (v *validator) guest(c *Config) {
 		return
 	}
 	if g.CPUKind != "" && g.CPUKind != CPUShared && g.CPUKind != CPUPerformance {
-		v.bad("config.guest.cpu_kind", "is %q; it is %q or %q", clip(g.CPUKind), CPUShared, CPUPerformance)
+		v.bad("config.guest.cpu_kind", "is %q; it is %q or %q", fault.Clip(g.CPUKind), CPUShared, CPUPerformance)
 	}
 	if g.CPUs < 0 || g.CPUs > MaxCPUs {
 		v.bad("config.guest.cpus", "is %d; it must be 1 to %d", g.CPUs, MaxCPUs)
@@ -186,10 +186,10 @@ func (v *validator) metadata(m map[string]string) {
 	}
 	for _, k := range sortedKeys(m) {
 		if k == "" || len(k) > 128 || !printable(k) {
-			v.bad("config.metadata", "has the key %q; a key is 1 to 128 printable characters", clip(k))
+			v.bad("config.metadata", "has the key %q; a key is 1 to 128 printable characters", fault.Clip(k))
 		}
 		if len(m[k]) > 4096 || !utf8.ValidString(m[k]) {
-			v.bad("config.metadata."+clip(k), "is not valid UTF-8 of at most 4096 bytes")
+			v.bad("config.metadata."+fault.Clip(k), "is not valid UTF-8 of at most 4096 bytes")
 		}
 	}
 }
@@ -218,7 +218,7 @@ func (v *validator) files(files []File) {
 			v.bad(at+".mode", "is %#o; it must be at most 07777", f.Mode)
 		}
 		if j, dup := seen[f.GuestPath]; dup {
-			v.bad(at+".guest_path", "%q is that of config.files[%d] too", clip(f.GuestPath), j)
+			v.bad(at+".guest_path", "%q is that of config.files[%d] too", fault.Clip(f.GuestPath), j)
 		}
 		seen[f.GuestPath] = i
 	}
@@ -228,7 +228,7 @@ func (v *validator) files(files []File) {
 	for p := range seen {
 		for d := path.Dir(p); d != "/" && d != "."; d = path.Dir(d) {
 			if j, ok := seen[d]; ok {
-				v.bad(fmt.Sprintf("config.files[%d].guest_path", j), "%q is a file, and config.files[%d] needs it to be a directory", clip(d), seen[p])
+				v.bad(fmt.Sprintf("config.files[%d].guest_path", j), "%q is a file, and config.files[%d] needs it to be a directory", fault.Clip(d), seen[p])
 			}
 		}
 	}
@@ -237,7 +237,7 @@ func (v *validator) files(files []File) {
 // guestPath checks the path of a file inside a Machine.
 func (v *validator) guestPath(at, p string) {
 	if !path.IsAbs(p) || path.Clean(p) != p || p == "/" || len(p) > 1024 || strings.ContainsRune(p, 0) {
-		v.bad(at, "is %q; it must be an absolute path of at most 1024 bytes without \"..\" or a slash at its end", clip(p))
+		v.bad(at, "is %q; it must be an absolute path of at most 1024 bytes without \"..\" or a slash at its end", fault.Clip(p))
 	}
 	for _, part := range strings.Split(p, "/") {
 		if len(part) > 255 {
@@ -253,7 +253,7 @@ func (v *validator) restart(r *Restart) {
 	switch r.Policy {
 	case "", RestartNo, RestartOnFailure, RestartAlways:
 	default:
-		v.bad("config.restart.policy", "is %q; it is %q, %q or %q", clip(r.Policy), RestartNo, RestartOnFailure, RestartAlways)
+		v.bad("config.restart.policy", "is %q; it is %q, %q or %q", fault.Clip(r.Policy), RestartNo, RestartOnFailure, RestartAlways)
 	}
 	if r.MaxRetries < 0 || r.MaxRetries > MaxMaxRetries {
 		v.bad("config.restart.max_retries", "is %d; it must be 0 (which means %d) to %d", r.MaxRetries, DefaultMaxRetries, MaxMaxRetries)
@@ -287,7 +287,7 @@ func (v *validator) dns(d *DNS) {
 	}
 	for i, s := range d.Nameservers {
 		if a, err := netip.ParseAddr(s); err != nil || a.Zone() != "" {
-			v.bad(fmt.Sprintf("config.dns.nameservers[%d]", i), "%q is not an IP address", clip(s))
+			v.bad(fmt.Sprintf("config.dns.nameservers[%d]", i), "%q is not an IP address", fault.Clip(s))
 		}
 	}
 	if len(d.Searches) > maxSearches {
@@ -298,7 +298,7 @@ func (v *validator) dns(d *DNS) {
 	}
 	for i, o := range d.Options {
 		if !optionRE.MatchString(o.Name) || o.Value != "" && !optionRE.MatchString("v"+o.Value) {
-			v.bad(fmt.Sprintf("config.dns.options[%d]", i), "%q is not a resolver option such as ndots", clip(o.Name))
+			v.bad(fmt.Sprintf("config.dns.options[%d]", i), "%q is not a resolver option such as ndots", fault.Clip(o.Name))
 		}
 	}
 	if len(d.Options) > 16 {
@@ -306,7 +306,7 @@ func (v *validator) dns(d *DNS) {
 	}
 	v.refuse(len(d.DNSForwardRules) > 0, "config.dns.dns_forward_rules", "has no resolver of its own to forward with")
 	if d.Hostname != "" && !hostnameRE.MatchString(d.Hostname) {
-		v.bad("config.dns.hostname", "%q is not a host name of at most 63 letters, digits and dashes", clip(d.Hostname))
+		v.bad("config.dns.hostname", "%q is not a host name of at most 63 letters, digits and dashes", fault.Clip(d.Hostname))
 	}
 	if d.HostnameFQDN != "" {
 		v.domain("config.dns.hostname_fqdn", d.HostnameFQDN)
@@ -320,7 +320,7 @@ func (v *validator) domain(at, s string) {
 		ok = ok && (hostnameRE.MatchString(label) || strings.HasPrefix(label, "_") && hostnameRE.MatchString(label[1:]))
 	}
 	if !ok {
-		v.bad(at, "%q is not a domain name", clip(s))
+		v.bad(at, "%q is not a domain name", fault.Clip(s))
 	}
 }
 
@@ -335,7 +335,7 @@ func (v *validator) processes(ps []Process) {
 		v.args(at+".cmd", p.Cmd)
 		v.env(at+".env", p.Env)
 		if len(p.User) > 255 || !printable(p.User) {
-			v.bad(at+".user", "%q is not a user name or id", clip(p.User))
+			v.bad(at+".user", "%q is not a user name or id", fault.Clip(p.User))
 		}
 		v.secrets(at+".secrets", p.Secrets)
 		v.refuse(len(p.EnvFrom) > 0, at+".env_from", "fills no variables from fields")
@@ -353,10 +353,10 @@ func (v *validator) secrets(at string, all []Secret) {
 	}
 	for i, s := range all {
 		if !secretNameRE.MatchString(s.EnvVar) || strings.HasPrefix(s.EnvVar, "FLY_") || strings.HasPrefix(s.EnvVar, "BULKHEAD_") {
-			v.bad(fmt.Sprintf("%s[%d].env_var", at, i), "%q is not the name of an environment variable that a secret may become", clip(s.EnvVar))
+			v.bad(fmt.Sprintf("%s[%d].env_var", at, i), "%q is not the name of an environment variable that a secret may become", fault.Clip(s.EnvVar))
 		}
 		if s.Name != "" && !secretNameRE.MatchString(s.Name) {
-			v.bad(fmt.Sprintf("%s[%d].name", at, i), "%q is not the name of a secret", clip(s.Name))
+			v.bad(fmt.Sprintf("%s[%d].name", at, i), "%q is not the name of a secret", fault.Clip(s.Name))
 		}
 	}
 }

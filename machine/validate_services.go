@@ -1,6 +1,10 @@
 package machine
 
-import "fmt"
+import (
+	"fmt"
+
+	"bulkhead/fault"
+)
 
 // Ports at which the edge listens for the public. They are conventions: what
 // bulkheadd was told to listen on may be other numbers.
@@ -26,7 +30,7 @@ func (v *validator) service(at string, s *Service) {
 	case "udp":
 		v.bad(at+".protocol", "is \"udp\", but this version of Bulkhead exposes HTTP over TCP alone; use \"tcp\"")
 	default:
-		v.bad(at+".protocol", "is %q; it is \"tcp\"", clip(s.Protocol))
+		v.bad(at+".protocol", "is %q; it is \"tcp\"", fault.Clip(s.Protocol))
 	}
 	v.port(at+".internal_port", s.InternalPort)
 	if len(s.Ports) > MaxServices {
@@ -68,7 +72,7 @@ func (v *validator) publicPort(at string, p *Port) {
 			http = true
 		case "tls":
 		default:
-			v.bad(fmt.Sprintf("%s.handlers[%d]", at, i), "is %q; this version of Bulkhead has the handlers \"http\" and \"tls\"", clip(h))
+			v.bad(fmt.Sprintf("%s.handlers[%d]", at, i), "is %q; this version of Bulkhead has the handlers \"http\" and \"tls\"", fault.Clip(h))
 		}
 	}
 	if !http {
@@ -87,7 +91,7 @@ func (v *validator) publicPort(at string, p *Port) {
 
 func (v *validator) concurrency(at string, c *Concurrency) {
 	if c.Type != "" && c.Type != "connections" && c.Type != "requests" {
-		v.bad(at+".type", "is %q; it is \"connections\" or \"requests\"", clip(c.Type))
+		v.bad(at+".type", "is %q; it is \"connections\" or \"requests\"", fault.Clip(c.Type))
 	}
 	const most = 1_000_000
 	if c.SoftLimit < 0 || c.SoftLimit > most {

@@ -73,6 +73,8 @@ func damaged(where, what string) error {
 	return fault.New(fault.Internal, "the cluster key in %s is damaged: %s; restore it from the copy that you keep apart from the data directory. Nothing was changed", where, what)
 }
 
+// clip bounds what may be half a secret, or what a key service says, for a message: it repeats less
+// than fault.Clip does.
 func clip(s string) string {
 	if len(s) > 40 {
 		return s[:40] + "…"

@@ -11,6 +11,8 @@ import (
 
 	"github.com/coreos/go-oidc/v3/oidc"
 	"github.com/go-jose/go-jose/v4"
+
+	"bulkhead/fault"
 )
 
 // Bounds of what a provider says about a person.
@@ -42,7 +44,7 @@ func (p *Provider) check(ctx context.Context, raw, nonce string) (*oidc.IDToken,
 	if _, err := jose.ParseSignedCompact(raw, algs); err != nil {
 		var alg *jose.ErrUnexpectedSignatureAlgorithm
 		if errors.As(err, &alg) {
-			return nil, nil, Refuse(BadAlgorithm, err, "the ID token is signed with %q; accepted are %s", clip(string(alg.Got)), strings.Join(Algorithms, ", "))
+			return nil, nil, Refuse(BadAlgorithm, err, "the ID token is signed with %q; accepted are %s", fault.Clip(string(alg.Got)), strings.Join(Algorithms, ", "))
 		}
 		return nil, nil, Refuse(BadResponse, err, "the ID token is malformed")
 	}
@@ -58,12 +60,12 @@ func (p *Provider) check(ctx context.Context, raw, nonce string) (*oidc.IDToken,
 		return nil, nil, Refuse(BadResponse, err, "the ID token's claims are not an object")
 	}
 	if id.Issuer != p.cfg.Issuer {
-		return nil, nil, Refuse(BadIssuer, nil, "the ID token is issued by %q, not by %q", clip(id.Issuer), p.cfg.Issuer)
+		return nil, nil, Refuse(BadIssuer, nil, "the ID token is issued by %q, not by %q", fault.Clip(id.Issuer), p.cfg.Issuer)
 	}
 	var azp string
 	json.Unmarshal(claims["azp"], &azp)
 	if !slices.Contains(id.Audience, p.cfg.ClientID) || azp != "" && azp != p.cfg.ClientID || len(id.Audience) > 1 && azp == "" {
-		return nil, nil, Refuse(BadAudience, nil, "the ID token is for %q, not for client %q", clip(strings.Join(id.Audience, " ")), p.cfg.ClientID)
+		return nil, nil, Refuse(BadAudience, nil, "the ID token is for %q, not for client %q", fault.Clip(strings.Join(id.Audience, " ")), p.cfg.ClientID)
 	}
 	now := time.Now()
 	if id.Expiry.Before(now.Add(-skew)) {

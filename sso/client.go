@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"bulkhead/fault"
 	"bulkhead/privnet"
 )
 
@@ -129,19 +130,11 @@ func contains(ps []netip.Prefix, a netip.Addr) bool {
 func fetchFailure(ctx context.Context, err error, what, where string) error {
 	switch {
 	case errors.Is(err, errPrivate), errors.Is(err, errPlain):
-		return Refuse(BadAddress, err, "%s of the identity provider, %s, may not be reached: it must be HTTPS at a public address, or one that the operator lists in sso_private_issuers", what, clip(where))
+		return Refuse(BadAddress, err, "%s of the identity provider, %s, may not be reached: it must be HTTPS at a public address, or one that the operator lists in sso_private_issuers", what, fault.Clip(where))
 	case errors.Is(err, errLarge):
-		return Refuse(Unreachable, err, "%s of the identity provider, %s, sends more than %d bytes", what, clip(where), maxAnswer)
+		return Refuse(Unreachable, err, "%s of the identity provider, %s, sends more than %d bytes", what, fault.Clip(where), maxAnswer)
 	case ctx.Err() != nil:
-		return Refuse(Unreachable, err, "%s of the identity provider, %s, took too long", what, clip(where))
+		return Refuse(Unreachable, err, "%s of the identity provider, %s, took too long", what, fault.Clip(where))
 	}
-	return Refuse(Unreachable, err, "%s of the identity provider, %s, does not give a usable answer; the server's log says more", what, clip(where))
-}
-
-// clip bounds a hostile string for a message.
-func clip(s string) string {
-	if len(s) > 120 {
-		return s[:120] + "…"
-	}
-	return s
+	return Refuse(Unreachable, err, "%s of the identity provider, %s, does not give a usable answer; the server's log says more", what, fault.Clip(where))
 }

@@ -25,7 +25,7 @@ var Roles = []string{"owner", "admin", "deployer", "viewer", "auditor"}
 func (p Policy) Check() error {
 	for i, d := range p.Domains {
 		if d == "" || len(d) > 253 || strings.ToLower(d) != d || strings.ContainsAny(d, "@/ *") || !strings.Contains(d, ".") {
-			return fault.New(fault.Invalid, "domains[%d] is %q; it is an e-mail domain in lower case, such as example.com, and matches no subdomains", i, clip(d))
+			return fault.New(fault.Invalid, "domains[%d] is %q; it is an e-mail domain in lower case, such as example.com, and matches no subdomains", i, fault.Clip(d))
 		}
 	}
 	if len(p.Domains) > 100 || len(p.Groups) > 100 {
@@ -33,14 +33,14 @@ func (p Policy) Check() error {
 	}
 	for g, r := range p.Groups {
 		if g == "" || len(g) > 200 {
-			return fault.New(fault.Invalid, "groups has the key %q; it is a group's name as the provider sends it, at most 200 bytes", clip(g))
+			return fault.New(fault.Invalid, "groups has the key %q; it is a group's name as the provider sends it, at most 200 bytes", fault.Clip(g))
 		}
 		if !slices.Contains(Roles, r) {
-			return fault.New(fault.Invalid, "groups[%q] is %q; roles are %s", clip(g), clip(r), strings.Join(Roles, ", "))
+			return fault.New(fault.Invalid, "groups[%q] is %q; roles are %s", fault.Clip(g), fault.Clip(r), strings.Join(Roles, ", "))
 		}
 	}
 	if p.Role != "" && !slices.Contains(Roles, p.Role) {
-		return fault.New(fault.Invalid, "role is %q; roles are %s", clip(p.Role), strings.Join(Roles, ", "))
+		return fault.New(fault.Invalid, "role is %q; roles are %s", fault.Clip(p.Role), strings.Join(Roles, ", "))
 	}
 	if len(p.Groups) == 0 && p.Role == "" {
 		return fault.New(fault.Invalid, "neither groups nor role is set: nobody could sign in; set role to what everybody gets, or groups to who gets what")

@@ -26,6 +26,8 @@ import (
 
 	"github.com/coreos/go-oidc/v3/oidc"
 	"golang.org/x/oauth2"
+
+	"bulkhead/fault"
 )
 
 // Algorithms are the signatures that are accepted, whatever the provider announces:
@@ -59,10 +61,10 @@ type Provider struct {
 func Discover(ctx context.Context, hc *http.Client, cfg Config) (*Provider, error) {
 	u, err := url.Parse(cfg.Issuer)
 	if err != nil || u.RawQuery != "" || u.Fragment != "" {
-		return nil, Refuse(BadAddress, err, "issuer %q is not an address without query and fragment", clip(cfg.Issuer))
+		return nil, Refuse(BadAddress, err, "issuer %q is not an address without query and fragment", fault.Clip(cfg.Issuer))
 	}
 	if err := checkURL(u, cfg.Allow); err != nil {
-		return nil, Refuse(BadAddress, err, "issuer %q cannot be used: it must be an HTTPS address, without a user and a password in it", clip(u.Redacted()))
+		return nil, Refuse(BadAddress, err, "issuer %q cannot be used: it must be an HTTPS address, without a user and a password in it", fault.Clip(u.Redacted()))
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
@@ -70,7 +72,7 @@ func Discover(ctx context.Context, hc *http.Client, cfg Config) (*Provider, erro
 	if err != nil {
 		var mismatch *oidc.IssuerMismatchError
 		if errors.As(err, &mismatch) {
-			return nil, Refuse(BadIssuer, err, "the identity provider at %s says that its issuer is %q; write that into the organization's settings if it is right", clip(cfg.Issuer), clip(mismatch.Discovered))
+			return nil, Refuse(BadIssuer, err, "the identity provider at %s says that its issuer is %q; write that into the organization's settings if it is right", fault.Clip(cfg.Issuer), fault.Clip(mismatch.Discovered))
 		}
 		return nil, fetchFailure(ctx, err, "the metadata", cfg.Issuer)
 	}
@@ -85,7 +87,7 @@ func Discover(ctx context.Context, hc *http.Client, cfg Config) (*Provider, erro
 		return nil, fetchFailure(ctx, err, "the metadata", cfg.Issuer)
 	}
 	if len(meta.PKCE) > 0 && !slices.Contains(meta.PKCE, "S256") {
-		return nil, Refuse(BadResponse, nil, "the identity provider at %s does not offer PKCE with S256", clip(cfg.Issuer))
+		return nil, Refuse(BadResponse, nil, "the identity provider at %s does not offer PKCE with S256", fault.Clip(cfg.Issuer))
 	}
 	for what, where := range map[string]string{"the authorization endpoint": op.Endpoint().AuthURL, "the token endpoint": op.Endpoint().TokenURL, "the key set": meta.JWKS, "the userinfo endpoint": meta.UserInfo} {
 		if where == "" && what == "the userinfo endpoint" {
@@ -96,7 +98,7 @@ func Discover(ctx context.Context, hc *http.Client, cfg Config) (*Provider, erro
 			err = checkURL(u, cfg.Allow)
 		}
 		if err != nil {
-			return nil, Refuse(BadAddress, err, "%s of the identity provider, %q, is not an HTTPS address", what, clip(where))
+			return nil, Refuse(BadAddress, err, "%s of the identity provider, %q, is not an HTTPS address", what, fault.Clip(where))
 		}
 	}
 	return newProvider(cfg, hc, op, meta.JWKS, meta.UserInfo, meta.Auth, meta.Iss), nil
@@ -158,10 +160,10 @@ func (p *Provider) Redeem(ctx context.Context, redirect string, a Attempt, q url
 		return nil, Refuse(BadState, nil, "this answer belongs to no sign-in of this browser; begin again")
 	}
 	if iss := q.Get("iss"); iss != p.cfg.Issuer && (iss != "" || p.sendsIss) {
-		return nil, Refuse(MixedUp, nil, "the answer comes from %q, and the sign-in was begun with %q", clip(iss), p.cfg.Issuer)
+		return nil, Refuse(MixedUp, nil, "the answer comes from %q, and the sign-in was begun with %q", fault.Clip(iss), p.cfg.Issuer)
 	}
 	if e := q.Get("error"); e != "" {
-		return nil, Refuse(RefusedByIDP, nil, "the identity provider refused the sign-in: %s %s", clip(e), clip(q.Get("error_description")))
+		return nil, Refuse(RefusedByIDP, nil, "the identity provider refused the sign-in: %s %s", fault.Clip(e), fault.Clip(q.Get("error_description")))
 	}
 	code := q.Get("code")
 	if code == "" || len(code) > 4096 {
@@ -175,7 +177,7 @@ func (p *Provider) Redeem(ctx context.Context, redirect string, a Attempt, q url
 	if err != nil {
 		var re *oauth2.RetrieveError
 		if errors.As(err, &re) && re.Response != nil && re.Response.StatusCode < 500 {
-			return nil, Refuse(RefusedByIDP, err, "the identity provider does not accept the code: %s", clip(re.ErrorCode))
+			return nil, Refuse(RefusedByIDP, err, "the identity provider does not accept the code: %s", fault.Clip(re.ErrorCode))
 		}
 		return nil, fetchFailure(ctx, err, "the token endpoint", c.Endpoint.TokenURL)
 	}

@@ -46,7 +46,7 @@ func Place(r Request, nodes []Node) (key.Node, error) {
 	case len(nodes) == 0 || len(inRegion) > 0 && len(connected) == 0:
 		return "", fault.New(fault.Unavailable, "no worker is connected that could take the machine; try again in a moment")
 	case len(inRegion) == 0:
-		return "", fault.New(fault.Invalid, "region %q is not one of this cluster's; GET /v1/platform/regions lists them", clip(r.Region))
+		return "", fault.New(fault.Invalid, "region %q is not one of this cluster's; GET /v1/platform/regions lists them", fault.Clip(r.Region))
 	}
 	best := -1
 	for i, n := range connected {
@@ -82,12 +82,4 @@ func better(a, b Node) bool {
 		return fa > fb
 	}
 	return a.Name < b.Name
-}
-
-// clip bounds a hostile string for an error message.
-func clip(s string) string {
-	if len(s) > 80 {
-		return s[:80] + "…"
-	}
-	return s
 }

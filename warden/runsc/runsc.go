@@ -223,6 +223,7 @@ func started(s string, now time.Time) time.Time {
 	return time.Time{}
 }
 
+// clip bounds what a process says of itself: a value that is shown, not a word in a message.
 func clip(s string) string {
 	if len(s) > 200 {
 		return s[:200] + "…"
