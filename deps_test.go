@@ -46,7 +46,7 @@ const layers = `
 	# Ports' adapters.
 	store/etcd, store/fake, store/storetest: store
 	warden/wire
-	warden/router, warden/cgroup, warden/runsc, warden/client: warden/wire warden/cgroup
+	warden/router, warden/cgroup, warden/runsc, warden/started, warden/client: warden/wire warden/cgroup
 
 	# Roles never import each other: they meet in api, in the warden's client, and in
 	# the router namespace that the warden makes and the supervisor starts the edge in.

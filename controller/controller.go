@@ -66,6 +66,9 @@ type Config struct {
 	// AckLimit is how long a call waits for the worker to take up a change before it
 	// answers anyway; 5 s.
 	AckLimit time.Duration
+	// GrantTick is how often a session looks whether its node's grants are to be made
+	// anew; default a minute.
+	GrantTick time.Duration
 	// RouteGrace is how long after a start a worker that has not reported keeps its
 	// apps' routes from being changed; 30 s.
 	RouteGrace time.Duration
@@ -140,6 +143,9 @@ type Controller struct {
 func New(cfg Config) *Controller {
 	if cfg.AckLimit == 0 {
 		cfg.AckLimit = 5 * time.Second
+	}
+	if cfg.GrantTick == 0 {
+		cfg.GrantTick = time.Minute
 	}
 	if cfg.BodyLimit == 0 {
 		cfg.BodyLimit = bodyLimit

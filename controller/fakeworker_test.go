@@ -1,6 +1,7 @@
 package controller_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -38,6 +39,7 @@ type fakeWorker struct {
 	signals  []int32
 	deaf     bool // takes assignments without acting on them
 	memory   int64
+	renewed  int    // grants that came for a generation that was known under another
 	refused  int    // how often Sync said that the node was removed
 	reserve  func() // if set, called in the middle of each Reserve
 
@@ -149,6 +151,12 @@ func (w *fakeWorker) assign(a *internalpb.Assignment) {
 		w.slots++
 		m = &fakeMachine{slot: w.slots, state: machine.Created, obs: &internalpb.Observation{MachineId: a.MachineId}}
 		w.machines[id] = m
+	}
+	if m.a != nil && a.Generation == m.a.Generation && !w.deaf {
+		if !bytes.Equal(a.Grant, m.a.Grant) {
+			w.renewed++
+		}
+		m.a = a // under the same grant, or a younger one
 	}
 	if m.a != nil && a.Generation <= m.a.Generation || w.deaf {
 		return

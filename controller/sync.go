@@ -149,12 +149,14 @@ func (m *sessions) drop(ctx context.Context, n key.Node, cause error) error {
 	}
 }
 
-// session is one worker's Sync. Four goroutines share it: one receives, one
-// follows the store, one sends, one notes that the node is there; todo is what the sender has yet to say.
+// session is one worker's Sync. Five goroutines share it: one receives, one
+// follows the store, one sends, one notes that the node is there, one has its grants made
+// anew; todo is what the sender has yet to say.
 type session struct {
 	c      *Controller
 	node   key.Node
 	stream grpc.BidiStreamingServer[internalpb.FromWorker, internalpb.ToWorker]
+	signed time.Time // the end of the grants that were sent last; see renewGrants
 
 	mu   sync.Mutex
 	todo map[key.MachineID]bool // true: forget it; false: send its assignment
@@ -163,6 +165,7 @@ type session struct {
 
 // run takes the hello, answers with the snapshot, and serves until the stream ends.
 func (s *session) run(ctx context.Context, hello *internalpb.Hello) error {
+	s.signed = grant.End(s.node, now())
 	mine, rev, err := s.assignments(ctx)
 	if err != nil {
 		return err
@@ -192,6 +195,7 @@ func (s *session) run(ctx context.Context, hello *internalpb.Hello) error {
 	wg.Go(func() { cancel(s.follow(ctx, rev)) })
 	wg.Go(func() { cancel(s.send(ctx)) })
 	wg.Go(func() { cancel(s.stillThere(ctx)) })
+	wg.Go(func() { cancel(s.renewGrants(ctx)) })
 	s.c.receivers.Go(func() { cancel(s.receive(ctx)) }) // ends with the stream, which ends when run returns
 	<-ctx.Done()
 	return context.Cause(ctx)
@@ -436,12 +440,7 @@ func (c *Controller) assignment(ctx context.Context, r *record.Machine) (*intern
 	if err != nil {
 		return nil, err
 	}
-	g, l := r.Config.EffectiveGuest(), r.Config.EffectiveLimits()
-	encoded, sig, err := grant.Sign(c.grantKey, grant.Grant{
-		Machine: r.ID, Instance: r.Instance, Node: r.Node, Network: r.Network,
-		CPUs: g.CPUs, CPUQuota: l.CPUPercent, MemoryMB: g.MemoryMB, MaxPIDs: hostPIDs(l.Processes), DiskMB: l.DiskMB,
-		Processes: l.Processes, OpenFiles: l.OpenFiles, Inodes: l.Inodes, NetworkMbps: l.NetworkMbps, PacketsPerSecond: l.PacketsPerSecond,
-	})
+	encoded, sig, err := c.signGrant(r)
 	if err != nil {
 		return nil, err
 	}

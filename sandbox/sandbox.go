@@ -133,7 +133,9 @@ type Process struct {
 type Runtime interface {
 	// Start makes the Machine's network, cgroup and sandbox and starts its process.
 	// When it returns an error, nothing of them is left. Conflict when the Machine has
-	// a sandbox already, running or ended: Remove it first.
+	// a sandbox already, running or ended: Remove it first. Unavailable when the grant
+	// has ended (grant.StatusEnded) or ends farther away than any (StatusAhead); Denied
+	// when one of a newer generation was used on this node (StatusReplaced).
 	Start(ctx context.Context, spec Spec) (Sandbox, error)
 	// Attach finds a sandbox started earlier, also by an earlier worker or warden.
 	Attach(ctx context.Context, id key.MachineID) (Sandbox, error)

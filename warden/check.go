@@ -44,6 +44,9 @@ func (s *Server) checkSpec(spec *sandbox.Spec) (grant.Grant, error) {
 	if err := checkGrant(g, spec); err != nil {
 		return grant.Grant{}, err
 	}
+	if err := g.Usable(s.config.Now()); err != nil {
+		return grant.Grant{}, err
+	}
 	return g.Complete(), checkProcess(spec)
 }
 

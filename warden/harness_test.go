@@ -97,7 +97,7 @@ func newWorld(t testing.TB) *world {
 	log := slog.New(slog.NewTextHandler(testLog{t}, nil))
 	w := &world{t: t, dir: dir, key: priv, config: Config{
 		Node: "node-1", Host: 1, Tag: fmt.Sprintf("t%d", tags.Add(1)+uint32(os.Getpid()%90)*10),
-		RunDir: filepath.Join(dir, "run"), MachineDir: filepath.Join(dir, "machines"), ImageDir: filepath.Join(dir, "images"), LibDir: libDir,
+		RunDir: filepath.Join(dir, "run"), MachineDir: filepath.Join(dir, "machines"), ImageDir: filepath.Join(dir, "images"), LibDir: libDir, DataDir: dir,
 		WorkerUID: workerUID, GrantKey: pub, Log: log,
 	}}
 	for _, d := range []string{w.config.RunDir, w.config.ImageDir} {
@@ -168,7 +168,7 @@ func (w *world) startProcess() *exec.Cmd {
 		w.t.Fatal(err)
 	}
 	b, err := json.Marshal(role.Config{
-		Role: role.Warden, Node: w.config.Node, Host: w.config.Host, Tag: w.config.Tag, RunDir: w.config.RunDir, LibDir: libDir,
+		Role: role.Warden, Node: w.config.Node, Host: w.config.Host, Tag: w.config.Tag, DataDir: w.config.DataDir, RunDir: w.config.RunDir, LibDir: libDir,
 		UIDs: map[string]uint32{role.Worker: w.config.WorkerUID}, GrantKeyFile: keyFile, ImageDir: w.config.ImageDir, MachineDir: w.config.MachineDir,
 	})
 	if err != nil {
@@ -226,6 +226,29 @@ func (w *world) grant(s sandbox.Spec, g grant.Grant) sandbox.Spec {
 	g.Machine, g.Instance = s.Machine, s.Instance
 	if g.Node == "" {
 		g.Node = w.config.Node
+	}
+	if g.Generation == 0 {
+		g.Generation = 1
+	}
+	if g.Ends == 0 {
+		g.Ends = grant.End(g.Node, time.Now()).Unix()
+	}
+	var err error
+	if s.Grant, s.GrantSignature, err = grant.Sign(w.key, g); err != nil {
+		w.t.Fatal(err)
+	}
+	return s
+}
+
+// regrant signs a grant for s of a generation and an end; the zero time is none, as in
+// grants of older versions.
+func (w *world) regrant(s sandbox.Spec, generation int64, ends time.Time) sandbox.Spec {
+	g := grant.Grant{
+		Machine: s.Machine, Instance: s.Instance, Node: w.config.Node, Network: 7, Generation: generation,
+		CPUs: 1, MemoryMB: 128, MaxPIDs: 1024, DiskMB: 512,
+	}
+	if !ends.IsZero() {
+		g.Ends = ends.Unix()
 	}
 	var err error
 	if s.Grant, s.GrantSignature, err = grant.Sign(w.key, g); err != nil {

@@ -36,6 +36,8 @@ import (
 //	                  from under a running Machine
 //	<MachineDir>/.spare-<id>/
 //	    empty; there only while the disk is low, see removeDisk
+//	<DataDir>/
+//	    started       which generation of each Machine was started last; see package started
 func (s *Server) runDir(id key.MachineID) string {
 	return filepath.Join(s.config.RunDir, "machines", string(id))
 }
@@ -56,6 +58,7 @@ const (
 	configFile  = "config.json"
 	upperFile   = "upper.tar"
 	imageFile   = "image.erofs"
+	startedFile = "started"
 )
 
 // record is what a warden must know of a Machine that it did not start itself.

@@ -1,11 +1,14 @@
 package warden
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"bulkhead/fault"
+	"bulkhead/grant"
 	"bulkhead/key"
 	"bulkhead/warden/client"
 	"bulkhead/warden/wire"
@@ -14,9 +17,13 @@ import (
 // counters count what the warden was asked. They are few and fixed: the list of
 // operations is closed, and an unknown one counts as "other".
 type counters struct {
-	mu sync.Mutex
-	m  map[client.Op]*client.OpCount
+	mu     sync.Mutex
+	m      map[client.Op]*client.OpCount
+	grants [3]int64 // of grantWords
 }
+
+// grantWords are the reasons for which a grant that is good otherwise is refused.
+var grantWords = [3]string{grant.StatusEnded, grant.StatusAhead, grant.StatusReplaced}
 
 // add counts one operation by how it ended.
 func (c *counters) add(op client.Op, err error) {
@@ -33,6 +40,12 @@ func (c *counters) add(op client.Op, err error) {
 		n = &client.OpCount{}
 		c.m[op] = n
 	}
+	var why *fault.Error
+	if op == client.OpStart && errors.As(err, &why) {
+		if i := slices.Index(grantWords[:], why.Status); i >= 0 {
+			c.grants[i]++
+		}
+	}
 	switch fault.KindOf(err) {
 	case "":
 		n.OK++
@@ -45,8 +58,11 @@ func (c *counters) add(op client.Op, err error) {
 
 // metrics is the answer to OpMetrics.
 func (s *Server) metrics() *client.Metrics {
-	out := &client.Metrics{Operations: map[client.Op]client.OpCount{}}
+	out := &client.Metrics{Operations: map[client.Op]client.OpCount{}, Grants: map[string]int64{}}
 	s.counters.mu.Lock()
+	for i, n := range s.counters.grants {
+		out.Grants[grantWords[i]] = n
+	}
 	for op, n := range s.counters.m {
 		out.Operations[op] = *n
 	}

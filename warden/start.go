@@ -47,6 +47,12 @@ func (s *Server) start(ctx context.Context, spec *sandbox.Spec, secrets *os.File
 		return nil, err
 	}
 	defer unlock()
+	if err := s.started.Check(spec.Machine, g.Generation); err != nil {
+		if fault.Is(err, fault.Denied) { // an honest worker has none
+			s.log.Warn("a grant that was replaced was shown", "machine", spec.Machine, "err", err)
+		}
+		return nil, err
+	}
 	st := &starter{server: s, spec: spec, secrets: secrets, grant: g, record: record{Machine: spec.Machine, Instance: spec.Instance, Slot: spec.Slot, Network: g.Network, NetworkMbps: g.NetworkMbps, PacketsPerSecond: g.PacketsPerSecond}}
 	if st.machine, err = s.reserve(st.record); err != nil {
 		return nil, err
@@ -115,6 +121,8 @@ func (st *starter) closeFiles() { closeFiles(st.open) }
 func (st *starter) run(ctx context.Context) error {
 	s, id := st.server, st.spec.Machine
 	s.log.Debug("trace", "step", "asked", "machine", id)
+	remembered := st.remember()
+	defer func() { <-remembered }()
 	if err := st.makeDirs(); err != nil {
 		return fault.System(err, "the machine's directories cannot be made in %s and %s", s.config.RunDir, s.config.MachineDir)
 	}
@@ -157,11 +165,26 @@ func (st *starter) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// Died before: the next warden undoes the start, whether it is remembered or not.
+	if err := <-remembered; err != nil {
+		return err
+	}
 	st.record.Started = true
 	if err := failpoint.Write("warden/start/started", func() error { return s.writeRecord(st.record) }); err != nil {
 		return err
 	}
 	return s.adopt(st.machine, st.record)
+}
+
+// remember writes down, beside the start, which generation it is of: no sandbox is kept
+// of which that is not on disk. The channel holds the error, and is then closed.
+func (st *starter) remember() <-chan error {
+	done := make(chan error, 1)
+	go func() {
+		defer close(done)
+		done <- st.server.started.Raise(st.spec.Machine, st.grant.Generation, time.Unix(st.grant.Ends, 0))
+	}()
+	return done
 }
 
 // limits turns a grant, which is complete, into a cgroup's limits.

@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -35,6 +36,7 @@ import (
 	"bulkhead/warden/cgroup"
 	"bulkhead/warden/client"
 	"bulkhead/warden/router"
+	"bulkhead/warden/started"
 )
 
 // Config is what a warden needs to know.
@@ -47,10 +49,12 @@ type Config struct {
 	MachineDir string // on the same file system as ImageDir
 	ImageDir   string // the worker's sealed images
 	LibDir     string // bulkhead-shim and bulkhead-sandbox
+	DataDir    string // the warden's own, on disk: what it has started; see package started
 
 	WorkerUID uint32            // the only user that may call, and the owner of images
 	GrantKey  ed25519.PublicKey // the controller's
 	Log       *slog.Logger
+	Now       func() time.Time // the clock that grants are held against; tests replace it
 }
 
 // FromRole makes a Config of what bulkheadd says; it reads the grant key.
@@ -68,7 +72,7 @@ func FromRole(c role.Config, log *slog.Logger) (Config, error) {
 	}
 	return Config{
 		Node: c.Node, Host: c.Host, Tag: c.Tag,
-		RunDir: c.RunDir, MachineDir: c.MachineDir, ImageDir: c.ImageDir, LibDir: c.LibDir,
+		RunDir: c.RunDir, MachineDir: c.MachineDir, ImageDir: c.ImageDir, LibDir: c.LibDir, DataDir: c.DataDir,
 		WorkerUID: uid, GrantKey: k, Log: log,
 	}, nil
 }
@@ -81,10 +85,11 @@ const requestTimeout = 10 * time.Second
 type Server struct {
 	counters counters
 
-	config Config
-	log    *slog.Logger
-	groups *cgroup.Tree
-	router *router.Router
+	config  Config
+	log     *slog.Logger
+	groups  *cgroup.Tree
+	router  *router.Router
+	started *started.Register
 
 	mu       sync.Mutex // guards what follows; never held during an operation
 	machines map[key.MachineID]*machine
@@ -100,8 +105,11 @@ func New(c Config) *Server {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
 	return &Server{
-		config: c, log: c.Log,
+		config: c, log: c.Log, started: started.Open(filepath.Join(c.DataDir, startedFile), c.Now),
 		machines: map[key.MachineID]*machine{},
 		slots:    map[privnet.Slot]key.MachineID{},
 		locks:    map[key.MachineID]*machineLock{},
@@ -123,6 +131,9 @@ func (s *Server) Open(ctx context.Context) (err error) {
 	}
 	if s.groups, err = cgroup.Detect(groupName(s.config.Tag)); err != nil {
 		return err
+	}
+	if err := s.started.Load(); err != nil {
+		s.log.Error("no machine starts", "err", err) // each start says so; all else goes on
 	}
 	return s.recover(ctx)
 }

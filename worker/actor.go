@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -50,6 +51,8 @@ type actor struct {
 
 	mu     sync.Mutex
 	inbox  *internalpb.Assignment // the newest one not yet accepted
+	young  *internalpb.Assignment // of the generation that is known, under a grant that is not; not yet taken over
+	grant  []byte                 // the newest one heard of
 	cancel context.CancelCauseFunc
 	forget bool
 	news   []machine.LimitEvent // limits met that no event tells of
@@ -62,19 +65,27 @@ type actor struct {
 func newActor(w *Worker, e entry) *actor {
 	return &actor{
 		w: w, id: e.rec.Machine, log: w.log.With("machine", e.rec.Machine),
-		rec: e.rec, asg: e.asg, newest: e.asg.GetGeneration(), wake: make(chan struct{}, 1), over: make(chan struct{}),
+		rec: e.rec, asg: e.asg, newest: e.asg.GetGeneration(), grant: e.asg.GetGrant(), wake: make(chan struct{}, 1), over: make(chan struct{}),
 	}
 }
 
 // offer hands the actor an assignment; a stale one is ignored. A step that the new
-// one makes pointless is cut short.
+// one makes pointless is cut short. One that was heard before may bring another grant,
+// which cuts nothing short.
 func (a *actor) offer(asg *internalpb.Assignment) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if asg.GetGeneration() <= a.newest {
+	if asg.GetGeneration() < a.newest {
 		return
 	}
-	a.newest = asg.GetGeneration()
+	if asg.GetGeneration() == a.newest {
+		if !bytes.Equal(asg.GetGrant(), a.grant) {
+			a.young, a.grant = asg, asg.GetGrant()
+			a.poke()
+		}
+		return
+	}
+	a.newest, a.grant = asg.GetGeneration(), asg.GetGrant()
 	a.inbox = asg
 	if a.cancel != nil {
 		a.cancel(errSuperseded)
@@ -112,6 +123,10 @@ func (a *actor) run(ctx context.Context) {
 	defer a.detach()
 	for ctx.Err() == nil {
 		if err := a.accept(); err != nil {
+			a.pause(ctx, err)
+			continue
+		}
+		if err := a.renew(); err != nil {
 			a.pause(ctx, err)
 			continue
 		}

@@ -255,6 +255,11 @@ func (e entry) check(id string, slots *bbolt.Bucket) error {
 
 // write is one transaction between its two crash points.
 func (j *journal) write(name string, fn func(tx *bbolt.Tx) error) error {
+	return j.writeBy(j.db.Update, name, fn)
+}
+
+// writeBy is write with one of bbolt's ways to make a transaction.
+func (j *journal) writeBy(by func(func(*bbolt.Tx) error) error, name string, fn func(tx *bbolt.Tx) error) error {
 	if err := j.point("before " + name); err != nil {
 		return err
 	}
@@ -262,7 +267,7 @@ func (j *journal) write(name string, fn func(tx *bbolt.Tx) error) error {
 		return j.point("after " + name)
 	}
 	err := failpoint.Write("worker/journal/"+strings.ReplaceAll(name, " ", "-"), func() error {
-		return j.db.Update(func(tx *bbolt.Tx) error {
+		return by(func(tx *bbolt.Tx) error {
 			j.hold(tx.Size())
 			return fn(tx)
 		})

@@ -74,6 +74,7 @@ var (
 	wardenUp         = prometheus.NewDesc("bulkhead_role_up", "Whether the role answered when its metrics were asked for.", nil, wardenRole)
 	wardenMachines   = prometheus.NewDesc("bulkhead_warden_machines", "Machines that have a sandbox, running or ended.", nil, wardenRole)
 	wardenOperations = prometheus.NewDesc("bulkhead_warden_operations_total", "Operations that the warden was asked for, by how they ended.", []string{"operation", "result"}, wardenRole)
+	wardenGrants     = prometheus.NewDesc("bulkhead_warden_grants_refused_total", "Starts that the warden refused for their grant's sake, by reason: it has ended, it ends farther away than any, or a newer one was used.", []string{"reason"}, wardenRole)
 )
 
 // wardenCollector asks the warden when it is asked itself, also for what Machines use.
@@ -87,6 +88,7 @@ func (c wardenCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- wardenUp
 	ch <- wardenMachines
 	ch <- wardenOperations
+	ch <- wardenGrants
 	for _, m := range machineMetrics {
 		ch <- m.desc
 	}
@@ -106,6 +108,9 @@ func (c wardenCollector) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(wardenUp, prometheus.GaugeValue, 1)
 	c.w.collectUsage(ch, m.Usage)
 	ch <- prometheus.MustNewConstMetric(wardenMachines, prometheus.GaugeValue, float64(m.Machines))
+	for reason, n := range m.Grants {
+		ch <- prometheus.MustNewConstMetric(wardenGrants, prometheus.CounterValue, float64(n), reason)
+	}
 	for op, n := range m.Operations {
 		for result, count := range map[string]int64{"ok": n.OK, "refused": n.Refused, "failed": n.Failed} {
 			ch <- prometheus.MustNewConstMetric(wardenOperations, prometheus.CounterValue, float64(count), string(op), result)

@@ -37,13 +37,16 @@ var neverPassed = map[place]string{
 	"worker/journal/take-up":  "a version that comes between two steps of a first start: TestKilledAtEveryStep",
 	"router/remove-link":      "a link goes by itself, most often, with the Machine's namespace",
 	"worker/journal/rebuild":  "a journal that is new or was lost: TestCrashFirstStart, TestRebuildIsKilledAtEveryStep",
+	"worker/journal/renew":    "a node that was away for a day, or reaches the controller that long: TestRenewalIsKilledAtEveryStep",
+	"warden/started/create":   "a first start alone: TestCrashFirstStart",
+	"warden/started/grow":     "more than 63 Machines: TestFileGrows",
 	"worker/journal/limit":    "a Machine that hits a limit: TestLimits",
 	"worker/journal/complain": "what is in the way of a step, if it stays long enough",
 }
 
 var (
 	placeRE = regexp.MustCompile(`"((?:worker|warden|router|cgroup|image|registry|store|pki|secret)/[a-z/-]+)"( *\+)?`)
-	entryRE = regexp.MustCompile(`(?:a\.update|a\.commit|j\.write)\("([a-z ]+)"`)
+	entryRE = regexp.MustCompile(`(?:a\.update|a\.commit|j\.write|j\.writeBy)\((?:j\.db\.Batch, )?"([a-z ]+)"`)
 )
 
 // placesInSource finds the places of all programs, and where they stand.

@@ -198,7 +198,7 @@ func TestCrashFirstStart(t *testing.T) {
 }
 
 // onlyFirst are places that only a first start passes.
-var onlyFirst = []string{"worker/journal/rebuild", "router/namespace", "router/uplink-link", "store/txn/org"}
+var onlyFirst = []string{"worker/journal/rebuild", "router/namespace", "router/uplink-link", "store/txn/org", "warden/started/create"}
 
 // crash is one case: a place in an operation and what happens there.
 type crash struct {

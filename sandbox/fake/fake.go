@@ -70,6 +70,8 @@ type Host struct {
 	// GrantKey checks each Spec's grant for Node, when it is set.
 	GrantKey ed25519.PublicKey
 	Node     key.Node
+	// Now is the clock that grants are held against; time.Now when nil.
+	Now func() time.Time
 	// Before, when it is set, is called before an operation ("start", "attach",
 	// "signal", "exec", "processes", "remove", "list") takes effect; its error is the
 	// operation's, which then has no effect.
@@ -83,12 +85,13 @@ type Host struct {
 	programs map[string]Program
 	boxes    map[key.MachineID]*box
 	starts   map[key.MachineID]int
+	newest   map[key.MachineID]int64 // generations started
 	faults   []string
 }
 
 // NewHost returns an empty Host that knows the program "sleep".
 func NewHost() *Host {
-	return &Host{programs: map[string]Program{"sleep": Sleep}, boxes: map[key.MachineID]*box{}, starts: map[key.MachineID]int{}}
+	return &Host{programs: map[string]Program{"sleep": Sleep}, boxes: map[key.MachineID]*box{}, starts: map[key.MachineID]int{}, newest: map[key.MachineID]int64{}}
 }
 
 // Install makes a program known by a name, the last part of Args[0].
@@ -307,6 +310,19 @@ func (h *Host) check(s sandbox.Spec) error {
 	if g.Machine != s.Machine || g.Instance != s.Instance {
 		return fault.New(fault.Denied, "the grant is for machine %s, version %s", g.Machine, g.Instance)
 	}
+	now := time.Now
+	if h.Now != nil {
+		now = h.Now
+	}
+	if err := g.Usable(now()); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if g.Generation < h.newest[s.Machine] {
+		return fault.New(fault.Denied, "the grant of machine %s was replaced", s.Machine).WithStatus(grant.StatusReplaced)
+	}
+	h.newest[s.Machine] = g.Generation
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"bulkhead/fault"
 	"bulkhead/grant"
@@ -13,8 +14,8 @@ import (
 	"bulkhead/sandbox/sandboxtest"
 )
 
-// world is a Host that knows the suite's program, and good specs for it.
-func world(t *testing.T) (*Host, func(args ...string) sandbox.Spec) {
+// world is a Host that knows the suite's program, good specs for it, and what grants them.
+func world(t *testing.T) (*Host, func(args ...string) sandbox.Spec, sandboxtest.Grant) {
 	pub, priv, err := ed25519.GenerateKey(nil)
 	if err != nil {
 		t.Fatal(err)
@@ -28,30 +29,36 @@ func world(t *testing.T) (*Host, func(args ...string) sandbox.Spec) {
 	})
 	var slot atomic.Uint32
 	t.Cleanup(h.PowerCut)
+	regrant := func(s sandbox.Spec, generation int64, ends time.Time) sandbox.Spec {
+		g := grant.Grant{Machine: s.Machine, Instance: s.Instance, Node: "n1", Network: 1, Generation: generation, CPUs: 1, MemoryMB: 128, MaxPIDs: 64}
+		if !ends.IsZero() {
+			g.Ends = ends.Unix()
+		}
+		s.Grant, s.GrantSignature, err = grant.Sign(priv, g)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
 	return h, func(args ...string) sandbox.Spec {
 		s := sandbox.Spec{
 			Machine: key.NewMachineID(), Instance: key.NewInstanceID(), Slot: privnet.Slot(slot.Add(1)),
 			Image: "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
 			Args:  append([]string{"/testapp"}, args...), Env: []string{"PATH=/"}, Cwd: "/", Hostname: "m",
 		}
-		s.Grant, s.GrantSignature, err = grant.Sign(priv, grant.Grant{Machine: s.Machine, Instance: s.Instance, Node: "n1", Network: 1, CPUs: 1, MemoryMB: 128, MaxPIDs: 64})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s
-	}
+		return regrant(s, 1, grant.End("n1", time.Now()))
+	}, regrant
 }
 
 func TestSuite(t *testing.T) {
-	sandboxtest.Run(t, func(t *testing.T) (sandbox.Runtime, func(...string) sandbox.Spec) {
-		h, spec := world(t)
-		return h, spec
+	sandboxtest.Run(t, func(t *testing.T) (sandbox.Runtime, func(...string) sandbox.Spec, sandboxtest.Grant) {
+		return world(t)
 	})
 }
 
 // TestHooks: a failure before has no effect, one after a start is undone.
 func TestHooks(t *testing.T) {
-	h, spec := world(t)
+	h, spec, _ := world(t)
 	s := spec("sleep")
 	h.After = func(op string, _ key.MachineID) error {
 		if op == "start" {

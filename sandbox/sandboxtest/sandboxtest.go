@@ -22,11 +22,14 @@ import (
 // Timeout bounds every wait of the suite.
 const Timeout = 60 * time.Second
 
-// Run runs the suite. open returns a runtime, and a function that returns a good
+// Grant signs another grant for a spec, of a generation and an end; the zero time is none.
+type Grant func(s sandbox.Spec, generation int64, ends time.Time) sandbox.Spec
+
+// Run runs the suite. open returns a runtime, a function that returns a good
 // spec of a fresh Machine: a new id, a free slot, a valid grant, and as Args the
-// test program and args. open is called once for each clause and cleans up with
-// t.Cleanup.
-func Run(t *testing.T, open func(t *testing.T) (sandbox.Runtime, func(args ...string) sandbox.Spec)) {
+// test program and args, and what signs other grants. open is called once for each
+// clause and cleans up with t.Cleanup.
+func Run(t *testing.T, open func(t *testing.T) (sandbox.Runtime, func(args ...string) sandbox.Spec, Grant)) {
 	for _, c := range []struct {
 		name string
 		test func(t *testing.T, s *suite)
@@ -42,6 +45,7 @@ func Run(t *testing.T, open func(t *testing.T) (sandbox.Runtime, func(args ...st
 		{"WaitGivesUp", testWaitGivesUp},
 		{"StartTwice", testStartTwice},
 		{"StartRefused", testStartRefused},
+		{"StartByGrant", testStartByGrant},
 		{"StartCancelled", testStartCancelled},
 		{"SlotTaken", testSlotTaken},
 		{"Attach", testAttach},
@@ -58,20 +62,21 @@ func Run(t *testing.T, open func(t *testing.T) (sandbox.Runtime, func(args ...st
 		{"Concurrent", testConcurrent},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			rt, spec := open(t)
+			rt, spec, regrant := open(t)
 			ctx, cancel := context.WithTimeout(context.Background(), Timeout)
 			defer cancel()
-			c.test(t, &suite{t: t, ctx: ctx, rt: rt, spec: spec})
+			c.test(t, &suite{t: t, ctx: ctx, rt: rt, spec: spec, grant: regrant})
 		})
 	}
 }
 
 // suite is one clause's surroundings.
 type suite struct {
-	t    *testing.T
-	ctx  context.Context
-	rt   sandbox.Runtime
-	spec func(args ...string) sandbox.Spec
+	t     *testing.T
+	ctx   context.Context
+	rt    sandbox.Runtime
+	spec  func(args ...string) sandbox.Spec
+	grant Grant
 }
 
 // start starts a Machine and removes it at the end.

@@ -3,12 +3,14 @@ package sandboxtest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"strings"
 	"testing"
 	"time"
 
 	"bulkhead/fault"
+	"bulkhead/grant"
 	"bulkhead/key"
 	"bulkhead/sandbox"
 )
@@ -68,6 +70,51 @@ func testStartRefused(t *testing.T, s *suite) {
 	}
 	// The control: unchanged, the same spec starts.
 	if e := s.wait(s.start(s.spec("exit", "0"))); e.Code != 0 {
+		t.Errorf("exit is %+v", e)
+	}
+}
+
+// testStartByGrant: a grant that has ended, has no end, or has one that no grant has yet,
+// starts nothing now; one that was replaced never does again.
+func testStartByGrant(t *testing.T, s *suite) {
+	now := time.Now()
+	good := now.Add(grant.Life)
+	spec := s.spec("exit", "0")
+	for _, c := range []struct {
+		name       string
+		generation int64
+		ends       time.Time
+		want       fault.Kind
+		status     string
+	}{
+		{"ended", 1, now.Add(-time.Second), fault.Unavailable, grant.StatusEnded},
+		{"without an end", 1, time.Time{}, fault.Unavailable, grant.StatusEnded},
+		{"far ahead", 1, now.Add(grant.Life + grant.Period + grant.Skew + time.Minute), fault.Unavailable, grant.StatusAhead},
+		{"the last moment", 1, now.Add(30 * time.Second), "", ""},
+		{"a newer version", 7, good, "", ""},
+		{"the version before", 6, good, fault.Denied, grant.StatusReplaced},
+		{"the version before, younger", 6, good.Add(grant.Period), fault.Denied, grant.StatusReplaced},
+		{"the first version", 1, good, fault.Denied, grant.StatusReplaced},
+		{"the newest again, under the youngest grant there may be", 7, now.Add(grant.Life + grant.Period), "", ""},
+	} {
+		g := s.grant(spec, c.generation, c.ends)
+		sb, err := s.rt.Start(s.ctx, g)
+		var f *fault.Error
+		if errors.As(err, &f); fault.KindOf(err) != c.want || c.want != "" && f.Status != c.status {
+			t.Errorf("%s: %v, want %q and %q", c.name, err, c.want, c.status)
+		}
+		if err != nil {
+			s.gone(spec.Machine)
+			continue
+		}
+		s.wait(sb)
+		sb.Close()
+		if err := s.rt.Remove(s.ctx, spec.Machine); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Another Machine's generations are its own.
+	if e := s.wait(s.start(s.grant(s.spec("exit", "0"), 2, good))); e.Code != 0 {
 		t.Errorf("exit is %+v", e)
 	}
 }

@@ -57,8 +57,10 @@ func Known(op Op) bool { return slices.Contains(Ops, op) }
 // Metrics is what the warden counts.
 type Metrics struct {
 	Operations map[Op]OpCount `json:"operations"`
-	Machines   int            `json:"machines"` // with a sandbox, running or ended
-	Usage      []Usage        `json:"usage,omitempty"`
+	// Grants counts starts that were refused for their grant's sake, by the error's status.
+	Grants   map[string]int64 `json:"grants,omitempty"`
+	Machines int              `json:"machines"` // with a sandbox, running or ended
+	Usage    []Usage          `json:"usage,omitempty"`
 }
 
 // Usage is what a Machine with a sandbox has used, since its start, and its limits as
