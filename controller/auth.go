@@ -112,6 +112,9 @@ func (c *Controller) authorizeRegistry(ctx context.Context, text, repo string, p
 	if r != nil {
 		r.who = who
 	}
+	if err == nil {
+		known(ctx)
+	}
 	if err != nil || repo == "" {
 		return err
 	}

@@ -74,6 +74,8 @@ type Config struct {
 	RouteGrace time.Duration
 	// BodyLimit is how long a caller may take to send a request's body; 30 s.
 	BodyLimit time.Duration
+	// Conns bound the connections to the public listener.
+	Conns ConnLimits
 	// TombstoneLife is how long a destroyed Machine is shown; a day.
 	TombstoneLife time.Duration
 }
@@ -109,6 +111,7 @@ type Controller struct {
 	ledger   *ledger
 	metrics  *metrics
 	rates    *rates
+	gate     *gate
 	sessions sessions
 	revoked  revocations
 
@@ -195,6 +198,7 @@ func (c *Controller) Open(ctx context.Context) (err error) {
 		return err
 	}
 	c.rates = newRates(set, c.metrics.registry)
+	c.gate = newGate(c.cfg.Conns, c.metrics.registry)
 	if c.party, err = passkey.New("api."+rc.Domain, strings.TrimSuffix(c.publicURL("/"), "/")); err != nil {
 		return err
 	}
@@ -338,7 +342,7 @@ func (c *Controller) Serve(ctx context.Context, ls map[string]net.Listener, read
 	}
 	api := c.apiServer()
 	if l := ls[role.SocketAPI]; l != nil {
-		run(role.SocketAPI, func() error { return api.ServeTLS(proxyListener(l), "", "") })
+		run(role.SocketAPI, func() error { return api.ServeTLS(c.gate.listener(proxyListener(l)), "", "") })
 	}
 	select {
 	case <-loaded:

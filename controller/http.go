@@ -181,7 +181,7 @@ func (c *Controller) outer(next http.Handler, public bool) http.Handler {
 					writeError(rec, log, fault.New(fault.Internal, "internal error; the request id finds it in the server's log"))
 				}
 			}
-			rc.SetReadDeadline(time.Now().Add(leftoverLimit))
+			rc.SetReadDeadline(time.Now().Add(c.gate.limits.Leftover))
 			took := time.Since(start)
 			c.metrics.request(req.Method, rec.code, took)
 			c.refused(r, rec.code)
@@ -204,8 +204,14 @@ func (c *Controller) outer(next http.Handler, public bool) http.Handler {
 			if fault.Is(err, fault.Unauthenticated) {
 				rec.Header().Set("WWW-Authenticate", `Bearer realm="bulkhead"`)
 			}
+			if who.Kind == "" && fault.Is(err, fault.TooMany) {
+				rec.Header().Set("Connection", "close") // with HTTP/2, too: it ends after what is under way
+			}
 			writeError(rec, log, err)
 			return
+		}
+		if !public {
+			known(req.Context())
 		}
 		who.From = r.from()
 		r.who = who

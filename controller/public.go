@@ -64,6 +64,8 @@ func (c *Controller) handlePublic(e publicEndpoint) http.Handler {
 		code, body, err := 0, any(nil), c.rates.allowPublic(req)
 		if err == nil {
 			code, body, err = c.watched(r, e)
+		} else {
+			w.Header().Set("Connection", "close") // with HTTP/2, too: it ends after what is under way
 		}
 		if req.Context().Err() != nil && err != nil {
 			return // the client is gone

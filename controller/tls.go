@@ -118,6 +118,8 @@ const (
 	headerLimit      = 10 * time.Second // a request's header, and the handshake before it
 	idleLimit        = 2 * time.Minute
 	maxStreams       = 250
+	maxFrame         = 16 << 10 // the least that HTTP/2 knows: a connection holds one
+	maxAhead         = 1 << 20  // what a client may send of bodies that nobody reads yet
 )
 
 // proxyListener takes the PROXY v2 header that the edge puts before each connection:
@@ -144,11 +146,15 @@ func (c *Controller) apiServer() *http.Server {
 	return &http.Server{
 		Handler:           c.byHost(),
 		TLSConfig:         c.cert.config(),
-		ReadHeaderTimeout: headerLimit,
-		IdleTimeout:       idleLimit,
+		ReadHeaderTimeout: c.gate.limits.Header,
+		IdleTimeout:       c.gate.limits.Idle,
 		MaxHeaderBytes:    maxHeaderBytes,
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams, SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second},
-		ErrorLog:          quietHTTPLog(c.log),
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: maxStreams, MaxReadFrameSize: maxFrame, MaxReceiveBufferPerConnection: maxAhead,
+			SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second, WriteByteTimeout: answerLimit,
+		},
+		ConnContext: withGate,
+		ErrorLog:    quietHTTPLog(c.log),
 	}
 }
 
@@ -157,6 +163,12 @@ func (c *Controller) apiServer() *http.Server {
 func (c *Controller) byHost() http.Handler {
 	api, registry, domain := c.serveAPI(), c.registryHandler(), c.cfg.Role.Domain
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		countRequest(r)
+		if r.ProtoMajor == 1 && (r.ProtoMinor == 0 || len(r.TransferEncoding) > 0) {
+			// A Content-Length beside it, which net/http drops unseen, may have told a
+			// proxy in front of another end: nothing may follow (RFC 9112 section 6.1).
+			w.Header().Set("Connection", "close")
+		}
 		host := strings.ToLower(r.Host)
 		if h, _, err := net.SplitHostPort(host); err == nil {
 			host = h
@@ -183,6 +195,7 @@ func (c *Controller) registryHandler() http.Handler {
 			c.auditedRegistry(rw, rec, req)
 			done()
 		}
+		http.NewResponseController(rec).SetReadDeadline(time.Now().Add(c.gate.limits.Leftover)) // what of a body nobody wants
 		took := time.Since(start)
 		c.metrics.request(r.Method, rec.code, took)
 		c.log.Info("registry request", "method", r.Method, "path", fault.Clip(r.URL.Path), "code", rec.code,
