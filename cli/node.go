@@ -23,7 +23,8 @@ func (s *session) nodeListCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List the nodes", Args: exactly(),
 		Long: `List the nodes, with when each was last there. "unknown" is one that has not
-reported since the controller started, "removed" one that is refused.`,
+reported since the controller started, "joined" one that has an identity and never
+reported, "removed" one that is refused.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			api, err := s.client()
 			if err != nil {

@@ -13,7 +13,7 @@ import (
 type Node struct {
 	Name         key.Node `json:"name"`
 	Region       string   `json:"region"`
-	State        string   `json:"state"` // connected, unreachable, unknown, removed
+	State        string   `json:"state"` // connected, unreachable, unknown, joined, removed
 	FirstSeen    string   `json:"first_seen,omitempty"`
 	LastSeen     string   `json:"last_seen,omitempty"`
 	Machines     int      `json:"machines"`

@@ -199,6 +199,39 @@ func TestJoin(t *testing.T) {
 	}
 }
 
+// TestJoinedIsRemoved: a node that joined and was never heard of again, and one that has an
+// edge alone, is seen by the operator, and can be removed: who holds its identity is cut off.
+func TestJoinedIsRemoved(t *testing.T) {
+	e := newEnvWithoutWorker(t)
+	door, ctx := e.frontDoor(), bounded(t)
+	for n, as := range map[key.Node]string{"n7": role.Edge, "n8": role.Worker} {
+		w, err := e.joinAs(door, filepath.Join(t.TempDir(), "identity.pem"), e.joinToken(config{"role": as}), n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := e.nodes()[n].State; got != "joined" {
+			t.Errorf("%s is %q, want joined", n, got)
+		}
+		s, err := internalpb.NewMembershipClient(w.conn).WatchRevoked(ctx, &internalpb.WatchRevokedRequest{})
+		if err == nil {
+			_, err = s.Recv()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.want(200, "DELETE", "/v1/platform/nodes/"+string(n), nil, nil)
+		if _, err := s.Recv(); err == nil {
+			t.Errorf("a stream of %s is open", n)
+		}
+		if got := e.nodes()[n].State; got != "removed" {
+			t.Errorf("%s is %q, want removed", n, got)
+		}
+		if _, err := internalpb.NewMembershipClient(w.conn).Renew(ctx, &internalpb.RenewRequest{CsrDer: request(t)}); !refusedForGood(err) {
+			t.Errorf("%s renews: %v", n, err)
+		}
+	}
+}
+
 func request(t *testing.T) []byte {
 	t.Helper()
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -52,6 +52,7 @@ type Node struct {
 // States of a Node beside those of a Machine's host.
 const (
 	nodeConnected   = "connected"
+	nodeJoined      = "joined" // has an identity, and its worker has never reported
 	nodeRemoved     = "removed"
 	nodeReadmitting = "readmitting" // removed, and let in when it comes back empty
 )
@@ -171,6 +172,10 @@ func (c *Controller) nodes(ctx context.Context) (map[key.Node]*Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	members, _, err := record.List[joined](ctx, c.store, prefixJoined)
+	if err != nil {
+		return nil, err
+	}
 	out := map[key.Node]*Node{}
 	of := func(n key.Node) *Node {
 		if out[n] == nil {
@@ -178,8 +183,12 @@ func (c *Controller) nodes(ctx context.Context) (map[key.Node]*Node, error) {
 		}
 		return out[n]
 	}
+	for _, m := range members { // also one that has an identity and was never heard of again
+		of(m.Node).State = nodeJoined
+	}
 	for _, h := range hosts {
 		n := of(h.Node)
+		n.State = hostUnknown
 		n.FirstSeen, n.LastSeen = stamp(h.FirstSeen), stamp(h.LastSeen)
 	}
 	for name, st := range c.view.allNodes() {

@@ -2,8 +2,10 @@ package world
 
 import (
 	"encoding/json"
+	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -12,7 +14,10 @@ import (
 // platform as it found it.
 func TestIdentity(t *testing.T) {
 	unlimitedCores(t)
-	w := Start(t)
+	far := newFarHost(t)
+	// Later flags count. The API has to answer on loopback, for the CLI, and over the cable.
+	cluster := net.JoinHostPort(far.Host, strconv.Itoa(freePort(t)))
+	w := Start(t, "--https-addr", ":"+strconv.Itoa(freePort(t)), "--cluster-addr", cluster)
 	for _, part := range []struct {
 		name string
 		run  func(*testing.T, *World)
@@ -23,6 +28,8 @@ func TestIdentity(t *testing.T) {
 		{"Tokens", identityTokens},
 		{"Audit", identityAudit},
 		{"Workload", identityWorkload},
+		{"Sockets", identitySockets},
+		{"Join", func(t *testing.T, w *World) { identityJoin(t, w, far) }},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(t, w.In(t)) })
 	}

@@ -43,7 +43,8 @@ test and tried; a row, a role or a right that is added is red until it is said t
 
 gRPC over mutual TLS 1.3; the caller is known by its certificate (` + "`docs/cluster-identity.md`" + `). A cell that is empty is refused, and so is every role that has no column.
 ` + "`TestPolicyIsEnforced`" + ` makes every call of every cell, and ` + "`TestNoOtherCertificateCalls`" + ` makes each with thirteen certificates that are not good: of another authority or cluster,
-expired, not yet valid, for servers only, of an app, with two identities or none, revoked. A method without a row fails ` + "`TestEveryMethodHasAPolicy`" + `.
+expired, not yet valid, for servers only, of an app, with two identities or none, revoked. A method without a row fails ` + "`TestEveryMethodHasAPolicy`" + `. The refused cells are tried once
+more on the sockets of a running platform (` + "`TestIdentity`" + `).
 
 | Call | Kind |`)
 	heads(&b, everyRole)
@@ -70,7 +71,7 @@ those in the roles' group or in root's, nobody, the users of Machines, and root 
 | ` + "`admin.sock` | the controller | 0600, root's | `controller/admin.go` | `TestAdminCells`" + ` |
 
 Each of these tests opens the file to all, so that the listener alone decides, makes every call as eleven kinds of callers, and has a seeded row that is seen red.
-A call or role without cells fails ` + "`TestEveryLocalCallHasCells`" + `.
+` + "`TestIdentity`" + ` does it over the files and with the users of a running platform. A call or role without cells fails ` + "`TestEveryLocalCallHasCells`" + `.
 
 | Socket | Call |`)
 	callers := []string{local.Root, role.Controller, role.Worker, role.Edge, "everybody else"}
