@@ -85,9 +85,16 @@ func TestLargeConfigs(t *testing.T) {
 	}
 	e.refused(400, "at most 640 are kept", "POST", "/v1/apps/web/machines", config{"config": conf(120 << 10)}) // six times that in JSON
 	m := e.launch("web", conf(100<<10))
-	for range 30 {
-		e.want(200, "POST", "/v1/apps/web/machines/"+m.ID+"/restart", nil, nil)
+	// As many and as large events as are kept.
+	e.worker.mu.Lock()
+	for range 50 {
+		b := []byte(`{"type":"` + strings.Repeat("<", 4000) + `"}`)
+		o := e.worker.machines[m.ID].obs
+		o.Events = append(o.Events, b)
 	}
+	e.worker.mu.Unlock()
+	e.want(200, "POST", "/v1/apps/web/machines/"+m.ID+"/restart", nil, nil)
+	e.eventually("the events are known", func() bool { return len(e.machine("web", m.ID).Events) == 50 })
 	e.want(200, "DELETE", "/v1/apps/web/machines/"+m.ID+"?force=true", nil, nil)
 	e.wait("web", m.ID, "destroyed")
 }

@@ -29,6 +29,10 @@ type Opener struct {
 // maxSealed bounds a sealed file, in bytes.
 const maxSealed = 64 << 10
 
+// scryptWork is what opening a passphrase's file costs, as a power of two: a second or so,
+// and 256 MiB. It is less in tests alone.
+var scryptWork = 18
+
 func (s Sealer) recipients() ([]age.Recipient, error) {
 	switch {
 	case len(s.Recipients) > 0 && s.PassphraseFile != "":
@@ -39,7 +43,11 @@ func (s Sealer) recipients() ([]age.Recipient, error) {
 			return nil, err
 		}
 		r, err := age.NewScryptRecipient(pass)
-		return []age.Recipient{r}, err
+		if err != nil {
+			return nil, err
+		}
+		r.SetWorkFactor(scryptWork)
+		return []age.Recipient{r}, nil
 	}
 	var out []age.Recipient
 	for _, text := range s.Recipients {
