@@ -7,6 +7,7 @@ import (
 
 	"bulkhead/api/internalpb"
 	"bulkhead/controller"
+	"bulkhead/key"
 	"bulkhead/role"
 )
 
@@ -89,7 +90,7 @@ func TestLargeConfigs(t *testing.T) {
 	e.worker.mu.Lock()
 	for range 50 {
 		b := []byte(`{"type":"` + strings.Repeat("<", 4000) + `"}`)
-		o := e.worker.machines[m.ID].obs
+		o := e.worker.machines[key.MachineID(m.ID)].obs
 		o.Events = append(o.Events, b)
 	}
 	e.worker.mu.Unlock()
