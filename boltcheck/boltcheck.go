@@ -156,7 +156,7 @@ func (c *checker) run() error {
 			return err
 		}
 	}
-	return c.tree(c.root, 0)
+	return c.tree(c.root, 0, span{top: true})
 }
 
 // page reads a page with what overflows of it, and marks it as used.
@@ -219,8 +219,16 @@ func (c *checker) free() error {
 // maxDepth is far more than any tree has.
 const maxDepth = 64
 
+// span is what a page may hold: the keys from from on and before to, where there are
+// bounds. bbolt searches by them: a key beyond them is there and not found. Right below
+// top there are buckets alone.
+type span struct {
+	top      bool
+	from, to []byte
+}
+
 // tree checks a page, and those below it.
-func (c *checker) tree(id uint64, depth int) error {
+func (c *checker) tree(id uint64, depth int, in span) error {
 	if depth > maxDepth {
 		return damage("page %d lies too deep", id)
 	}
@@ -228,16 +236,16 @@ func (c *checker) tree(id uint64, depth int) error {
 	if err != nil {
 		return err
 	}
-	return c.elements(b, fmt.Sprintf("page %d", id), depth)
+	return c.elements(b, fmt.Sprintf("page %d", id), depth, in)
 }
 
 // elements checks what is on a page, or in a bucket that lies within another's page.
-func (c *checker) elements(b []byte, name string, depth int) error {
+func (c *checker) elements(b []byte, name string, depth int, in span) error {
 	flags, n := order.Uint16(b[8:]), int(order.Uint16(b[10:]))
 	if flags != flagBranch && flags != flagLeaf || headerSize+n*elemSize > len(b) {
 		return damage("%s is no part of a tree", name)
 	}
-	var last []byte
+	keys := make([][]byte, n)
 	for i := range n {
 		at := headerSize + i*elemSize
 		e := b[at : at+elemSize]
@@ -252,18 +260,41 @@ func (c *checker) elements(b []byte, name string, depth int) error {
 			return damage("%s: an entry goes beyond its end", name)
 		}
 		k, v := b[start:start+ksize], b[start+ksize:start+ksize+vsize]
-		if i > 0 && bytes.Compare(last, k) >= 0 {
+		if i > 0 && bytes.Compare(keys[i-1], k) >= 0 {
 			return damage("%s: its keys are not in order", name)
 		}
-		last = k
-		var err error
-		switch {
-		case flags == flagBranch:
-			err = c.tree(order.Uint64(e[8:]), depth+1)
-		case order.Uint32(e)&leafBucket != 0:
-			err = c.bucket(v, name, depth)
+		if in.from != nil && bytes.Compare(k, in.from) < 0 || in.to != nil && bytes.Compare(k, in.to) >= 0 {
+			return damage("%s: a key is not where it is looked for", name)
 		}
-		if err != nil {
+		if keys[i] = k; flags == flagBranch {
+			continue
+		}
+		switch what := order.Uint32(e); {
+		case what > leafBucket:
+			return damage("%s: an entry is neither a value nor a bucket", name)
+		case what == leafBucket:
+			if err := c.bucket(v, name, depth); err != nil {
+				return err
+			}
+		case in.top:
+			return damage("%s: a value lies among the buckets", name)
+		}
+	}
+	if flags == flagBranch {
+		return c.below(b, keys, depth, in)
+	}
+	return nil
+}
+
+// below checks the pages below a branch: each holds the keys from its own on and before
+// the next one's.
+func (c *checker) below(b []byte, keys [][]byte, depth int, in span) error {
+	for i, k := range keys {
+		to := in.to
+		if i+1 < len(keys) {
+			to = keys[i+1]
+		}
+		if err := c.tree(order.Uint64(b[headerSize+i*elemSize+8:]), depth+1, span{in.top, k, to}); err != nil {
 			return err
 		}
 	}
@@ -277,7 +308,7 @@ func (c *checker) bucket(v []byte, name string, depth int) error {
 		return damage("%s: a bucket is cut short", name)
 	}
 	if root := order.Uint64(v); root != 0 {
-		return c.tree(root, depth+1)
+		return c.tree(root, depth+1, span{})
 	}
 	if len(v) < 16+headerSize {
 		return damage("%s: a bucket is cut short", name)
@@ -285,5 +316,5 @@ func (c *checker) bucket(v []byte, name string, depth int) error {
 	if order.Uint16(v[16+8:]) != flagLeaf {
 		return damage("%s: a bucket's only page is none of entries", name)
 	}
-	return c.elements(v[16:], name, depth+1)
+	return c.elements(v[16:], name, depth+1, span{})
 }

@@ -2,11 +2,13 @@ package boltcheck_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -105,10 +107,24 @@ func overwrite(t *testing.T, path string, b []byte) {
 // TestEveryPage damages each page in several ways: damage is found, or bbolt reads the
 // file to its end. What a power cut leaves is never called damage.
 func TestEveryPage(t *testing.T) {
+	seed := rand.Uint64()
+	if s := os.Getenv("BULKHEAD_SEED"); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatalf("BULKHEAD_SEED: %v", err)
+		}
+	}
+	t.Logf("BULKHEAD_SEED=%d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0))
 	found, harmless := 0, 0
-	for name, opt := range map[string]*bbolt.Options{
-		"free pages written": {}, "free pages not written": {NoFreelistSync: true, FreelistType: bbolt.FreelistMapType}, "large pages": {PageSize: 16384},
+	for _, o := range []struct {
+		name string
+		opt  *bbolt.Options
+	}{
+		{"free pages written", &bbolt.Options{}}, {"free pages not written", &bbolt.Options{NoFreelistSync: true, FreelistType: bbolt.FreelistMapType}},
+		{"large pages", &bbolt.Options{PageSize: 16384}},
 	} {
+		name, opt := o.name, o.opt
 		path := fill(t, opt)
 		if err := boltcheck.File(path, time.Second); err != nil {
 			t.Fatalf("%s: a sound file: %v", name, err)
@@ -119,14 +135,17 @@ func TestEveryPage(t *testing.T) {
 		}
 		size := max(opt.PageSize, 4096)
 		for at := 0; at+size <= len(sound); at += size {
-			for how, harm := range map[string]func(p []byte){
-				"zeros":        func(p []byte) { clear(p) },
-				"half zeros":   func(p []byte) { clear(p[size/2:]) },
-				"its header":   func(p []byte) { p[rand.N(16)] ^= 1 << rand.N(8) },
-				"its elements": func(p []byte) { p[16+rand.N(12)] ^= 1 << rand.N(8) },
+			for _, h := range []struct {
+				how  string
+				harm func(p []byte)
+			}{
+				{"zeros", func(p []byte) { clear(p) }},
+				{"half zeros", func(p []byte) { clear(p[size/2:]) }},
+				{"its header", func(p []byte) { p[rnd.IntN(16)] ^= 1 << rnd.IntN(8) }},
+				{"its elements", func(p []byte) { p[16+rnd.IntN(12)] ^= 1 << rnd.IntN(8) }},
 			} {
-				b := bytes.Clone(sound)
-				harm(b[at : at+size])
+				how, b := h.how, bytes.Clone(sound)
+				h.harm(b[at : at+size])
 				overwrite(t, path, b)
 				err := boltcheck.File(path, time.Second)
 				if err != nil {
@@ -159,6 +178,50 @@ func TestEveryPage(t *testing.T) {
 	if found < 50 || harmless < 10 {
 		t.Error("too few cases: nothing was tried")
 	}
+}
+
+// TestEntriesThatMislead changes what bbolt finds its way by, and what it takes an entry
+// for: a bucket that becomes a value, a key of a branch. It would find nothing where
+// something is, which its callers do not expect of it.
+func TestEntriesThatMislead(t *testing.T) {
+	path := fill(t, &bbolt.Options{})
+	sound, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const size, branch, leaf = 4096, 0x01, 0x02
+	found := map[string]int{}
+	try := func(what string, at int, harm func(b []byte)) {
+		b := bytes.Clone(sound)
+		harm(b[at:])
+		overwrite(t, path, b)
+		if err := boltcheck.File(path, time.Second); err != nil {
+			found[what]++
+		} else if err := read(path); err != nil {
+			t.Errorf("%s at %d: called sound, and bbolt says %v", what, at, err)
+		}
+	}
+	for page := 2 * size; page+size <= len(sound); page += size {
+		flags, n := sound[page+8], int(sound[page+10])
+		for i := range n {
+			at := page + 16 + 16*i
+			switch flags {
+			case branch: // its key
+				key := at + int(binary.NativeEndian.Uint32(sound[at:]))
+				try("a larger key", key, func(b []byte) { b[0] = 0xff })
+				try("a smaller key", key, func(b []byte) { b[0] = 0 })
+			case leaf:
+				try("neither value nor bucket", at, func(b []byte) { b[0] |= 2 })
+				try("what is a bucket", at, func(b []byte) { b[0] ^= 1 })
+			}
+		}
+	}
+	for _, what := range []string{"a larger key", "neither value nor bucket", "what is a bucket"} {
+		if found[what] == 0 {
+			t.Errorf("%s was never found", what)
+		}
+	}
+	t.Log(found)
 }
 
 // TestNothingThere: bbolt makes a new file of one that is empty or not there.
