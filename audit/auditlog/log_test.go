@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"bulkhead/audit"
 	"bulkhead/audit/auditlog"
 	"bulkhead/notice"
@@ -267,4 +269,46 @@ func TestPages(t *testing.T) {
 		t.Error(err)
 	}
 	<-ctx.Done()
+}
+
+// TestReadOnlyUnderABatch mounts the log's disk read-only while records are on their way
+// into the tree: it stays writable until they are there, since what writes them panics.
+func TestReadOnlyUnderABatch(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "audit")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("bulkhead-test", dir, "tmpfs", 0, "size=16m,mode=0700"); err != nil {
+		t.Fatalf("mount a tmpfs: %v; this test needs root", err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	l := auditlog.Start(config(t, dir))
+	fill(t, l, 1)
+	checkpoint(t, l, 1)
+	busy, rounds := 0, 0
+	for ; rounds < 10 || busy == 0 && rounds < 300; rounds++ {
+		fill(t, l, 1)
+		time.Sleep(time.Duration(rounds%10) * 5 * time.Millisecond) // some way into the batch
+		for ctx := bounded(t); ; time.Sleep(time.Millisecond) {
+			err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, "size=16m")
+			if err == nil {
+				break
+			}
+			if busy++; ctx.Err() != nil {
+				t.Fatalf("round %d: %v", rounds, err)
+			}
+		}
+		time.Sleep(120 * time.Millisecond) // what is under way would end now
+		if err := unix.Mount("", dir, "", unix.MS_REMOUNT, "size=16m"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	checkpoint(t, l, uint64(rounds+1))
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if busy == 0 {
+		t.Error("the disk was never held: nothing was tried")
+	}
+	t.Logf("%d times read-only, put off %d times", rounds, busy)
 }

@@ -105,19 +105,25 @@ func readLeaves(dir string, i, size uint64) ([][]byte, error) {
 
 // writable says whether tessera could take its locks. It panics when it cannot, in a
 // goroutine of its own, which nothing can catch: so it is asked nothing before this
-// says yes.
-func writable(dir string) error {
+// says yes. The file is open for writing and keeps it so: nobody mounts the disk
+// read-only until it is closed. (A file system that turns read-only by itself, for an
+// error of the disk, can still end the controller, which refuses changes when it is back.)
+func writable(dir string) (*os.File, error) {
+	var open *os.File
 	for _, name := range []string{"treeState.lock", "publish.lock"} {
 		path := filepath.Join(dir, audit.LogDir, ".state", name)
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
-		if err != nil {
-			return err
+		if open != nil {
+			err = errors.Join(err, open.Close())
 		}
-		if err := f.Close(); err != nil {
-			return err
+		if open = f; err != nil {
+			return nil, errors.Join(err, f.Close())
 		}
 	}
-	return unix.Access(filepath.Join(dir, audit.LogDir, ".state"), unix.W_OK)
+	if err := unix.Access(filepath.Join(dir, audit.LogDir, ".state"), unix.W_OK); err != nil {
+		return nil, errors.Join(err, open.Close())
+	}
+	return open, nil
 }
 
 // openTree opens the tree, or begins it.
@@ -126,9 +132,11 @@ func openTree(cfg *Config) (t *tree, err error) {
 	if err := makeDir(state); err != nil {
 		return nil, err
 	}
-	if err := writable(cfg.Dir); err != nil {
+	held, err := writable(cfg.Dir)
+	if err != nil {
 		return nil, err
 	}
+	defer held.Close()
 	size, err := treeSize(cfg.Dir)
 	if err != nil {
 		return nil, err
@@ -177,9 +185,11 @@ func withWitnesses(opts *tessera.AppendOptions, cfg *Config) error {
 // returns when they are integrated and synced. They are at most a bundle, and tessera
 // takes them as one batch, so that all are in or none.
 func (t *tree) add(ctx context.Context, leaves [][]byte) error {
-	if err := writable(t.dir); err != nil {
+	held, err := writable(t.dir)
+	if err != nil {
 		return err
 	}
+	defer held.Close() // when tessera has answered
 	return failpoint.Write("audit/leaves", func() error {
 		futures := make([]tessera.IndexFuture, len(leaves))
 		for i, l := range leaves {
