@@ -22,7 +22,7 @@ type GCResult struct {
 	Uploads   int   // expired uploads
 }
 
-// GC removes what nothing refers to: expired uploads; manifests without a tag, as
+// GC removes what nothing refers to: expired uploads, and files of those that have ended; manifests without a tag, as
 // far as Config.InUse allows; blobs of a repository that none of its manifests
 // refers to; and content that no repository has. What was pushed, mounted or asked
 // for by HEAD less than grace ago stays, so that a client has that long from its
@@ -65,6 +65,9 @@ type collection struct {
 
 func (c *collection) run(ctx context.Context) (err error) {
 	if c.res.Uploads, err = c.r.expireUploads(ctx); err != nil {
+		return err
+	}
+	if err := c.r.sweepUploads(); err != nil {
 		return err
 	}
 	if c.r.cfg.InUse != nil {

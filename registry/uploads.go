@@ -320,11 +320,18 @@ func (r *Registry) publishUpload(req *http.Request, u *upload, d key.Digest) err
 	return r.linkBlob(u.repo, d)
 }
 
-// dropUpload forgets the upload and removes its files. The caller holds u.mu.
+// dropUpload forgets the upload and removes its files. What the disk refuses to remove, twice,
+// stays until the next collection (sweepUploads). The caller holds u.mu.
 func (r *Registry) dropUpload(u *upload) error {
 	u.gone = true
 	// The .json first: data alone is removed at the next open.
-	err := errors.Join(r.disk.remove(metaPath(u.id)), r.disk.remove(dataPath(u.id)), r.disk.syncDir("uploads"))
+	remove := func() error {
+		return errors.Join(r.disk.remove(metaPath(u.id)), r.disk.remove(dataPath(u.id)), r.disk.syncDir("uploads"))
+	}
+	err := remove()
+	if err != nil {
+		err = remove()
+	}
 	r.uploadsMu.Lock()
 	delete(r.uploads, u.id)
 	r.uploadsMu.Unlock()
@@ -356,4 +363,31 @@ func (r *Registry) expireUploads(ctx context.Context) (int, error) {
 		n++
 	}
 	return n, nil
+}
+
+// sweepUploads removes the files of uploads that there are not any more, which could not be
+// removed when they ended. An upload is counted before it has files.
+func (r *Registry) sweepUploads() error {
+	names, err := r.disk.names("uploads")
+	if err != nil {
+		return err
+	}
+	removed := false
+	for _, name := range names {
+		id, _, _ := strings.Cut(name, ".")
+		r.uploadsMu.Lock()
+		known := r.uploads[id] != nil
+		r.uploadsMu.Unlock()
+		if known {
+			continue
+		}
+		if err := r.disk.remove("uploads/" + name); err != nil {
+			return err
+		}
+		removed = true
+	}
+	if !removed {
+		return nil
+	}
+	return r.disk.syncDir("uploads")
 }

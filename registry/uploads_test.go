@@ -280,3 +280,29 @@ func TestParallelPush(t *testing.T) {
 		c.do("GET", fmt.Sprintf("/v2/r%d/manifests/latest", i), nil).want(200)
 	}
 }
+
+// TestUploadThatCouldNotBeRemoved: what the disk refuses to remove when an upload ends is
+// removed by the next collection, beside an upload that is under way and stays.
+func TestUploadThatCouldNotBeRemoved(t *testing.T) {
+	dir := t.TempDir()
+	c, s := open(t, registry.Config{Dir: dir})
+	at, other := c.start("x"), c.start("x")
+	meta := filepath.Join(dir, "uploads", at[strings.LastIndex(at, "/")+1:]+".json")
+	check(t, os.Remove(meta)) // a directory with something in it cannot be removed
+	check(t, os.MkdirAll(filepath.Join(meta, "in the way"), 0o700))
+	c.do("DELETE", at, nil).want(500)
+	c.do("GET", at, nil).want(404)
+	if _, err := os.Stat(meta); err != nil {
+		t.Fatalf("it was removed after all: %v", err)
+	}
+	check(t, os.Remove(filepath.Join(meta, "in the way")))
+	_, err := s.GC(context.Background(), time.Hour)
+	check(t, err)
+	if left := files(t, dir, "uploads"); len(left) != 2 || !strings.Contains(left[0], other[strings.LastIndex(other, "/")+1:]) {
+		t.Errorf("left are %v, want the two of %s", left, other)
+	}
+	if _, err := os.Stat(meta); err == nil {
+		t.Error("it is still there after a collection")
+	}
+	c.do("GET", other, nil).want(204)
+}
