@@ -121,6 +121,10 @@ bench-wake: setup programs ## how long a request to a sleeping app waits for its
 bench-token: ## what verifying a token costs a request
 	$(GO) test ./token -run '^$$' -bench Verify -count 5
 
+.PHONY: bench-audit
+bench-audit: ## the audit log with a million records: appends, pages, start, verification (500 MB below TMPDIR)
+	BULKHEAD_AUDIT_RECORDS=1000000 $(GO) test ./audit/auditlog -run '^$$' -bench Large -benchtime 1x -timeout 60m
+
 .PHONY: bench-recovery
 bench-recovery: setup programs ## how long fifty machines take to run again after a power cut
 	$(GO) test ./world -run '^$$' -bench 'Recovery$$' -benchtime 5x

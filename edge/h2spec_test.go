@@ -5,11 +5,8 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
-	"encoding/xml"
 	"io"
 	"net"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,6 +15,7 @@ import (
 	"golang.org/x/net/http2"
 
 	"bulkhead/edge"
+	"bulkhead/internal/h2spec"
 	"bulkhead/pki"
 )
 
@@ -34,23 +32,17 @@ var h2specKnown = map[string]string{
 func TestH2spec(t *testing.T) {
 	w := newWorld(t, edge.Limits{})
 	w.route("web", web(at(hello(t, "hello, this is a body of more than a few bytes")))...)
-	program := filepath.Join(w.dir, "h2spec")
-	build := exec.Command("go", "build", "-o", program, ".")
-	build.Dir = filepath.Join("testdata", "h2spec")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	suite := h2spec.Build(t, filepath.Join("testdata", "h2spec"))
 	run := func(addr string, sections ...string) (passed int, failed []string) {
 		_, port, err := net.SplitHostPort(addr)
 		if err != nil {
 			t.Fatal(err)
 		}
-		report := filepath.Join(t.TempDir(), "report.xml")
-		out, err := exec.Command(program, append([]string{"web." + domain, port, report}, sections...)...).CombinedOutput()
+		passed, failed, err = suite.Run(filepath.Join(t.TempDir(), "report.xml"), "web."+domain, port, sections...)
 		if err != nil {
-			t.Fatalf("%v\n%s", err, out)
+			t.Fatal(err)
 		}
-		return readReport(t, report)
+		return passed, failed
 	}
 	passed, failed := run(w.secure)
 	t.Logf("%d passed, %d failed", passed, len(failed))
@@ -70,39 +62,6 @@ func TestH2spec(t *testing.T) {
 	if _, failed := run(withoutResets(t, w), "http2/5.1.1"); len(failed) == 0 {
 		t.Error("control: a server that resets no stream passes")
 	}
-}
-
-// readReport reads h2spec's JUnit report.
-func readReport(t *testing.T, path string) (passed int, failed []string) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var report struct {
-		Suites []struct {
-			Cases []struct {
-				Package string    `xml:"package,attr"`
-				Class   string    `xml:"classname,attr"`
-				Failure *struct{} `xml:"failure"`
-				Error   *struct{} `xml:"error"`
-				Skipped *struct{} `xml:"skipped"`
-			} `xml:"testcase"`
-		} `xml:"testsuite"`
-	}
-	if err := xml.Unmarshal(b, &report); err != nil {
-		t.Fatal(err)
-	}
-	for _, s := range report.Suites {
-		for _, c := range s.Cases {
-			switch {
-			case c.Failure != nil || c.Error != nil:
-				failed = append(failed, c.Package+": "+c.Class)
-			case c.Skipped == nil:
-				passed++
-			}
-		}
-	}
-	return passed, failed
 }
 
 // withoutResets is a TLS proxy before the edge that drops RST_STREAM and GOAWAY on

@@ -4,6 +4,8 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -43,7 +45,7 @@ func BenchmarkAppendMany(b *testing.B) {
 }
 
 // BenchmarkLarge appends to, lists from, reopens and verifies a log of many records:
-// BULKHEAD_AUDIT_RECORDS of them, 100,000 if it is not set.
+// BULKHEAD_AUDIT_RECORDS of them, 100,000 if it is not set ("make bench-audit": a million).
 func BenchmarkLarge(b *testing.B) {
 	for b.Loop() { // once is enough, and it forgets what was reported before it
 	}
@@ -64,28 +66,62 @@ func BenchmarkLarge(b *testing.B) {
 			}
 		})
 	}
-	start := time.Now()
+	began := time.Now()
 	wg.Wait()
-	b.ReportMetric(float64(n)/time.Since(start).Seconds(), "records/s")
+	appended := time.Since(began)
+	b.ReportMetric(float64(n)/appended.Seconds(), "records/s")
 	var cp *audit.Checkpoint
-	for deadline := time.Now().Add(5 * time.Minute); cp == nil || cp.Size < uint64(n/256*256); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(15 * time.Minute); cp == nil || cp.Size < uint64(n/256*256); time.Sleep(50 * time.Millisecond) {
 		if cp = checkpoint(b, l, 0); time.Now().After(deadline) {
 			b.Fatalf("the tree is at %d", cp.Size)
 		}
 	}
-	b.ReportMetric(time.Since(start).Seconds(), "s-until-signed")
+	b.ReportMetric(time.Since(began).Seconds(), "s-until-signed")
 	took := func(name string, f func()) {
 		start := time.Now()
 		f()
 		b.ReportMetric(float64(time.Since(start).Microseconds())/1000, name)
 	}
-	took("ms-append", func() { l.Append(context.Background(), example) })
-	took("ms-page", func() {
-		if p, err := l.List(context.Background(), auditlog.Query{Org: "acme", Limit: 100}); err != nil || len(p.Entries) != 100 {
-			b.Error(err)
+	waits := make([]time.Duration, 2000)
+	for i := range waits {
+		start := time.Now()
+		if err := l.Append(context.Background(), example); err != nil {
+			b.Fatal(err)
+		}
+		waits[i] = time.Since(start)
+	}
+	slices.Sort(waits)
+	b.ReportMetric(float64(waits[len(waits)/2].Microseconds())/1000, "ms-append-p50")
+	b.ReportMetric(float64(waits[len(waits)*99/100].Microseconds())/1000, "ms-append-p99")
+	list := func(q auditlog.Query) *auditlog.Page {
+		q.Org = "acme"
+		p, err := l.List(context.Background(), q)
+		if err != nil {
+			b.Fatal(err)
+		}
+		return p
+	}
+	full := func(name string, q auditlog.Query) {
+		q.Limit = 100
+		took(name, func() {
+			if n := len(list(q).Entries); n != 100 {
+				b.Errorf("%s: %d records", name, n)
+			}
+		})
+	}
+	full("ms-page", auditlog.Query{})
+	full("ms-page-oldest", auditlog.Query{Up: true})
+	full("ms-page-by-time", auditlog.Query{Until: began.Add(appended / 2)})
+	full("ms-page-by-user", auditlog.Query{User: "ann"})
+	full("ms-page-from-middle", auditlog.Query{From: uint64(n / 2)})
+	took("ms-page-of-nobody", func() { list(auditlog.Query{User: "nobody"}) })
+	took("ms-all-pages-of-nobody", func() {
+		for q := (auditlog.Query{User: "nobody"}); ; {
+			if q.From = list(q).Next; q.From == 0 {
+				return
+			}
 		}
 	})
-	took("ms-page-of-nobody", func() { l.List(context.Background(), auditlog.Query{Org: "acme", User: "nobody"}) })
 	took("ms-close", func() { l.Close() })
 	took("ms-open", func() { l = auditlog.Start(cfg) })
 	if err := l.Close(); err != nil {
@@ -99,9 +135,38 @@ func BenchmarkLarge(b *testing.B) {
 		return err
 	})
 	b.ReportMetric(float64(size)/float64(n), "bytes/record")
+	b.ReportMetric(float64(size)/(1<<20), "MiB-on-disk")
+	stop := heapPeak()
 	took("ms-verify", func() {
 		if r := verify(b, dir, cfg.Key, cp); len(r.Problems) > 0 {
 			b.Error(r.Problems)
 		}
 	})
+	b.ReportMetric(float64(stop())/(1<<20), "MiB-verify-peak")
+}
+
+// heapPeak samples the memory of the process until what it returns is called, which
+// returns the most that was in use beyond what was at first.
+func heapPeak() (stop func() uint64) {
+	runtime.GC()
+	read := func() uint64 {
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapInuse
+	}
+	before := read()
+	done, out := make(chan struct{}), make(chan uint64)
+	go func() {
+		most := uint64(0)
+		for {
+			most = max(most, read())
+			select {
+			case <-done:
+				out <- most - min(most, before)
+				return
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	}()
+	return func() uint64 { close(done); return <-out }
 }

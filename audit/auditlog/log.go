@@ -26,6 +26,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -167,6 +168,9 @@ func (l *Log) Ready() error {
 func refusal(err error) error {
 	if err == nil || fault.Is(err, fault.Full) {
 		return err
+	}
+	if errors.Is(err, syscall.EIO) || errors.Is(err, syscall.EROFS) {
+		return fault.Wrap(fault.Unavailable, err, "the audit log cannot be written: its disk fails, or is mounted read-only (the server's log has the error); nothing is changed without a record, and what can be read can be read; mend the disk and mount it anew, then it goes on, after a restart at the latest").WithStatus("audit_unavailable")
 	}
 	return fault.Wrap(fault.Unavailable, err, "the audit log cannot be written, and nothing is changed without a record; what can be read can be read, and it goes on by itself when the log can be written again").WithStatus("audit_unavailable")
 }

@@ -17,9 +17,6 @@ import (
 const (
 	PageLimit = 500  // records
 	scanLimit = 2000 // records that are looked at
-	// clockSlack is how far before a record's own time it may stand: none by rule, this
-	// by caution.
-	clockSlack = time.Minute
 )
 
 // Query says which records of an organization are wanted. Empty fields ask for nothing.
@@ -95,7 +92,7 @@ func (l *Log) List(ctx context.Context, q Query) (*Page, error) {
 		if q.matches(&rec) {
 			p.Entries = append(p.Entries, e)
 		}
-		if !q.Up && rec.Time.Before(q.Since.Add(-clockSlack)) || q.Up && !q.Until.IsZero() && rec.Time.After(q.Until.Add(clockSlack)) {
+		if !q.Up && rec.Time.Before(q.Since) || q.Up && !q.Until.IsZero() && rec.Time.After(q.Until) {
 			return p, ctx.Err()
 		}
 		if q.Up {
@@ -111,16 +108,16 @@ func (l *Log) List(ctx context.Context, q Query) (*Page, error) {
 }
 
 // begin is the number to begin with: what is outside the times asked for is skipped by
-// halving.
+// halving, since no record has an earlier time than the one before it (Log.put).
 func (q *Query) begin(r *reader, last uint64) (uint64, error) {
 	seq := q.From
 	if seq == 0 && !q.Up || seq > last && !q.Up {
 		seq = last
 	}
-	edge := q.Until.Add(clockSlack)
+	edge := q.Until
 	if q.Up {
 		seq = max(seq, 1)
-		edge = q.Since.Add(-clockSlack)
+		edge = q.Since
 	}
 	if q.Up && q.Since.IsZero() || !q.Up && q.Until.IsZero() {
 		return seq, nil
