@@ -43,9 +43,9 @@ func TestWorkerThatLostItsJournal(t *testing.T) {
 	e := newEnv(t)
 	e.app("web")
 	big := image()
-	big["env"] = config{"BIG": strings.Repeat("x", 620<<10)}
+	big["env"] = config{"BIG": strings.Repeat("x", 250<<10)}
 	var ids []string
-	for range 16 { // 9.7 MiB
+	for range 40 { // 9.8 MiB
 		ids = append(ids, e.create("web", config{"config": big}).ID)
 	}
 	for _, id := range ids {
