@@ -37,6 +37,9 @@ func (c *Controller) whoCalls(req *http.Request) (access.Caller, error) {
 	case <-req.Context().Done():
 		return access.Caller{}, req.Context().Err()
 	}
+	if err := c.voice(req.Context(), conn.node, conn.app, conn.machine); err != nil { // it may have lost it since it connected
+		return access.Caller{}, err
+	}
 	return access.Caller{Kind: access.ByMachine, Name: "machine " + string(conn.machine), App: conn.app, Machine: conn.machine}, nil
 }
 

@@ -305,3 +305,30 @@ func (c *Controller) ForgetJoinTokens(ctx context.Context) {
 func (c *Controller) AdminCalls() []string {
 	return slices.Sorted(maps.Keys(c.adminRoutes()))
 }
+
+// BelieveWorkers is a fault for tests to find: a worker may speak for every Machine that is
+// its node's, whatever is wanted of it.
+func (c *Controller) BelieveWorkers() {
+	b := *c.machines.bounds.Load()
+	b.rule = func(r *record.Machine, _ *seen, node key.Node) error {
+		if r == nil || r.Node != node || r.Gone != nil {
+			return fault.New(fault.Denied, "not its own")
+		}
+		return nil
+	}
+	c.machines.bounds.Store(&b)
+}
+
+// MachineTimes shortens what a Machine's connection may take; 0 leaves it.
+func (c *Controller) MachineTimes(first, wait, life, end time.Duration) {
+	m := *c.machines.bounds.Load()
+	for p, d := range map[*time.Duration]time.Duration{&m.first: first, &m.wait: wait, &m.life: life, &m.end: end} {
+		if d > 0 {
+			*p = d
+		}
+	}
+	c.machines.bounds.Store(&m)
+}
+
+// MachineNodeConns is how many connections the Machines of a node may have.
+const MachineNodeConns = machineNodeConns

@@ -257,6 +257,7 @@ func copyObservation(o *internalpb.Observation) *internalpb.Observation {
 	return &internalpb.Observation{
 		MachineId: o.MachineId, Seq: o.Seq, Generation: o.Generation, InstanceId: o.InstanceId, State: o.State, PrivateIp: o.PrivateIp,
 		Events: append([][]byte{}, o.Events...), UpdatedAtMs: o.UpdatedAtMs, Error: o.Error, StartNonce: o.StartNonce, RestartNonce: o.RestartNonce,
+		Local: o.Local, Wish: o.Wish,
 	}
 }
 

@@ -203,6 +203,9 @@ func (c *Controller) claimsOf(ctx context.Context, name key.AppName, id key.Mach
 	if rec.Gone != nil || rec.Desired == machine.WantDestroyed {
 		return workload.Claims{}, "", fault.New(fault.Conflict, "machine %s is being destroyed", id)
 	}
+	if err := c.awaitNewest(ctx, rec); err != nil {
+		return workload.Claims{}, "", err
+	}
 	a, o := c.directory.App(name), c.directory.Org(rec.Org)
 	if a == nil || o == nil {
 		return workload.Claims{}, "", noApp(string(name))

@@ -205,8 +205,12 @@ func (g *apiGate) call(ctx context.Context, first []byte) (grpc.BidiStreamingCli
 func refusal(err error) []byte {
 	code, text, msg := 503, "Service Unavailable", "the controller cannot be reached; the machine runs on, try again"
 	var f *fault.Error
-	if errors.As(err, &f) && f.Kind == fault.TooMany {
+	switch {
+	case !errors.As(err, &f):
+	case f.Kind == fault.TooMany:
 		code, text, msg = 429, "Too Many Requests", f.Msg
+	case f.Kind == fault.Denied:
+		code, text, msg = 403, "Forbidden", "this machine is to be stopped or destroyed; no call is taken in its name"
 	}
 	body := fmt.Sprintf("{\"error\":%q,\"status\":\"unknown\"}\n", msg)
 	return []byte("HTTP/1.1 " + strconv.Itoa(code) + " " + text + "\r\nContent-Type: application/json\r\nRetry-After: 2\r\nConnection: close\r\nContent-Length: " +
