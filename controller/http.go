@@ -129,6 +129,12 @@ type endpoint struct {
 	h       handler
 }
 
+// secretKinds are what values of secrets or keys come in calls and answers about.
+var secretKinds = map[access.Kind]bool{access.Secret: true, access.SecretKey: true, access.SecretKeyUse: true, access.SSO: true}
+
+// holdsSecrets says that values of secrets or keys may be in a call or its answer.
+func (e endpoint) holdsSecrets() bool { return e.act != access.Read && secretKinds[e.what] }
+
 // serveAPI is the API's whole way in: id, log, panic, token, then the route.
 func (c *Controller) serveAPI() http.Handler {
 	mux := http.NewServeMux()
@@ -249,6 +255,10 @@ func (c *Controller) handle(e endpoint) http.Handler {
 			defer done()
 			open.watch(r.who, r.on)
 			r.Request = req.WithContext(ctx)
+		}
+		if e.holdsSecrets() {
+			// What a connection has carried lies in its buffers for as long as it lasts.
+			w.Header().Set("Connection", "close")
 		}
 		code, body, err := c.audited(r, e)
 		if req.Context().Err() != nil && err != nil && !errors.Is(err, errSlowBody) {

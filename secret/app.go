@@ -44,8 +44,10 @@ func (k AppKey) Digest(name string, value []byte) string {
 	return hex.EncodeToString(m.Sum(nil)[:8])
 }
 
-// Clear wipes the key. What the runtime has copied of it is beyond reach.
+// Clear wipes the key, and has what it sealed and opened forgotten, with the copies that
+// the runtime has made.
 func (k AppKey) Clear() {
 	clear(k.enc)
 	clear(k.digest)
+	Forget()
 }

@@ -134,6 +134,14 @@ func (h opened) environment(cfg *machine.Config) ([]string, error) {
 	return out, nil
 }
 
+// startEnds is the end of a start, which has let the values go that it had.
+func (a *actor) startEnds(release func()) {
+	release()
+	if a.rec.HasSecrets {
+		secret.Forget()
+	}
+}
+
 // dropSecrets forgets the Machine's secrets once it is stopped for good: when neither
 // its restart policy nor traffic may start it without a new word of a user's, which
 // comes from the controller, and so do its secrets then.
@@ -146,6 +154,9 @@ func (a *actor) dropSecrets() {
 		}
 	}
 	a.w.vault.drop(a.id)
+	if a.rec.HasSecrets {
+		secret.Forget()
+	}
 }
 
 // heldEnvironment is what the running Machine was started with, for commands in it.

@@ -14,6 +14,7 @@ import (
 	"bulkhead/logs"
 	"bulkhead/machine"
 	"bulkhead/sandbox"
+	"bulkhead/secret"
 )
 
 // Bounds of the service's calls.
@@ -161,6 +162,9 @@ func (s *service) Exec(ctx context.Context, req *internalpb.ExecRequest) (*inter
 	spec, err := s.w.execSpec(id, k)
 	if err != nil {
 		return nil, err
+	}
+	if len(spec.Secrets) > 0 {
+		defer secret.Forget()
 	}
 	spec.Args, spec.Stdin, spec.Timeout = req.GetCommand(), req.GetStdin(), timeout
 	ctx, cancel := context.WithTimeout(ctx, timeout+callTimeout)

@@ -150,7 +150,7 @@ func (a *actor) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer release()
+	defer a.startEnds(release)
 	call, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	began := time.Now()

@@ -2,6 +2,7 @@ package world
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -20,6 +21,7 @@ import (
 
 	"bulkhead/coredump"
 	"bulkhead/fixture"
+	"bulkhead/secret"
 )
 
 // identityDumps crashes every kind of process of a platform whose bulkheadd was started
@@ -27,10 +29,10 @@ import (
 // is left behind and that the traces which Go's runtime writes into the log do not hold the
 // value. Its control is a process without protection, whose core the same search finds.
 func identityDumps(t *testing.T, w *World) {
-	value := planted("dumped")
+	value, unread := planted("dumped"), planted("unread")
 	w.CreateApp("crash", "")
 	defer w.MustCLI("apps", "destroy", "crash", "--yes")
-	w.Must("POST", "/apps/crash/secrets", map[string]any{"values": map[string]any{"TOKEN": value}}, nil)
+	w.Must("POST", "/apps/crash/secrets", map[string]any{"values": map[string]any{"TOKEN": value, "UNREAD": unread}}, nil)
 	m := w.Run("crash", Config{"image": w.Push("crash", fixture.StaticGo(t)), "services": HTTPService(8080), "restart": map[string]any{"policy": "always"}})
 	answers := func() {
 		t.Helper()
@@ -41,6 +43,7 @@ func identityDumps(t *testing.T, w *World) {
 			return ""
 		})
 	}
+	memories(t, w, unread) // before the app is asked, and prints it
 	answers()
 	notDumped(t, w)
 	before, lines := strayCores(w), strings.Count(w.Log(), "goroutine ")
@@ -81,6 +84,54 @@ func identityDumps(t *testing.T, w *World) {
 		}
 	}
 	t.Logf("8 crashes of roles and 2 of a machine; %d files and %d bytes of log searched; the control's core: %v", files, len(log), control)
+}
+
+// memories looks for values of each kind in the memory of every process of the platform
+// while the Machine runs: who holds one that docs/secrets.md does not name fails. That the
+// sandbox and the controller hold theirs is the control: the search can see.
+func memories(t *testing.T, w *World, unread string) {
+	t.Helper()
+	signing := planted("signing")
+	w.Must("POST", "/apps/crash/secretkeys/signing", map[string]any{"type": "hs256", "value": []byte(signing)}, nil)
+	w.Must("POST", "/apps/crash/secretkeys/signing/sign", map[string]any{"plaintext": []byte("a message")}, nil)
+	file, err := os.ReadFile(filepath.Join(w.DataDir, "cluster-key", "cluster.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := secret.ParseKeys(file, "cluster.key")
+	if err != nil || len(keys) != 1 {
+		t.Fatalf("%d cluster keys, %v", len(keys), err)
+	}
+	fields := bytes.Fields(file)
+	clusterKey, err := base64.StdEncoding.DecodeString(string(fields[len(fields)-1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	heldBy(t, w, forms(unread), "bulkhead-sandbox")
+	heldBy(t, w, forms(signing))
+	heldBy(t, w, [][]byte{clusterKey}, "bulkhead-controller")
+	heldBy(t, w, [][]byte{[]byte(w.Ready.Token)}, "?bulkhead-controller")
+}
+
+// heldBy fails unless soon these programs' processes, and no others of the platform, have one
+// of some values, which are forms of one, in memory. One with "?" before it may have it.
+func heldBy(t *testing.T, w *World, values [][]byte, want ...string) {
+	t.Helper()
+	must := slices.DeleteFunc(slices.Clone(want), func(s string) bool { return s[0] == '?' })
+	w.Eventually(60*time.Second, func() string {
+		got := []string{}
+		for _, p := range w.Processes() {
+			exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", p.PID))
+			found, err := InMemory(p.PID, values)
+			if kind := filepath.Base(exe); err == nil && len(found) > 0 && !slices.Contains(got, kind) && !slices.Contains(want, "?"+kind) {
+				got = append(got, kind)
+			}
+		}
+		if slices.Sort(got); !slices.Equal(got, must) {
+			return fmt.Sprintf("%.12q… is in the memory of %v, want %v", values[0], got, want)
+		}
+		return ""
+	})
 }
 
 // crash sends every process of some programs a signal, at once, and waits until all run

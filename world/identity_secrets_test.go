@@ -116,15 +116,10 @@ func identitySecrets(t *testing.T, w *World) {
 	w.Must("POST", "/apps/vault/machines/"+m.ID+"/stop", nil, nil)
 	w.Wait("vault", m.ID, "stopped", 30*time.Second)
 	everywhere(t, w, first, second, unseen)
+	// What is freed is overwritten soon (secret.Forget), but in the edge, through which the app
+	// has printed it.
+	heldBy(t, w, forms(unseen), "?bulkhead-edge")
 	for _, role := range []string{"controller", "worker", "warden"} {
-		// Nothing has printed this one. The warden never had it; of the others, Go's runtime
-		// promises nothing about memory that is free (docs/secrets.md).
-		if inMemory(t, w.Role(role), unseen) {
-			if role == "warden" {
-				t.Error("the warden has read a secret")
-			}
-			t.Logf("the %s has a value of a stopped machine in memory that was not used again", role)
-		}
 		for _, p := range []string{"environ", "cmdline"} {
 			b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/%s", w.Role(role), p))
 			if bytes.Contains(b, []byte(second)) {
@@ -248,33 +243,4 @@ func lookAt(t *testing.T, pid int, value string) {
 			t.Errorf("/proc/%d/%s holds a secret", pid, p)
 		}
 	}
-}
-
-// inMemory reads a process's memory.
-func inMemory(t *testing.T, pid int, value string) bool {
-	t.Helper()
-	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer mem.Close()
-	buf := make([]byte, 4<<20)
-	for line := range strings.Lines(string(maps)) {
-		var from, to uint64
-		var perm string
-		if _, err := fmt.Sscanf(line, "%x-%x %s", &from, &to, &perm); err != nil || !strings.HasPrefix(perm, "rw") {
-			continue
-		}
-		for at := from; at < to; at += uint64(len(buf)) - 4096 {
-			n, _ := mem.ReadAt(buf[:min(uint64(len(buf)), to-at)], int64(at))
-			if bytes.Contains(buf[:max(n, 0)], []byte(value)) {
-				return true
-			}
-		}
-	}
-	return false
 }
