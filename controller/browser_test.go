@@ -98,7 +98,17 @@ type tab struct {
 func (b *tab) do(steps ...chromedp.Action[chromedp.Void]) {
 	b.t.Helper()
 	for _, step := range steps {
-		if _, err := within(b, step); err != nil {
+		_, err := within(b, step)
+		// The browser looks at all interfaces of the machine, and gives up loading a page when
+		// one of them comes or goes, such as those of another test's Machines.
+		for range 20 {
+			if err == nil || !strings.Contains(err.Error(), "net::ERR_NETWORK_CHANGED") {
+				break
+			}
+			b.t.Log("the machine's network changed; the page is loaded again")
+			_, err = within(b, step)
+		}
+		if err != nil {
 			at, _ := within(b, chromedp.Location())
 			page, _ := within(b, chromedp.OuterHTML(chromedp.CSS("html")))
 			b.t.Fatalf("%v, on %s: %s", err, at, page)

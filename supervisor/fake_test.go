@@ -332,6 +332,6 @@ func fakeBulkheadd(arg string) {
 // fastTiming is as default, for roles that start at once. Back-off is not shortened
 // where its growth is the thing tested.
 var fastTiming = timing{
-	ready: 10 * time.Second, attempts: 3, min: 20 * time.Millisecond, max: 160 * time.Millisecond,
-	healthy: time.Hour, stop: 3 * time.Second, platform: 10 * time.Second,
+	ready: 40 * time.Second, attempts: 3, min: 20 * time.Millisecond, max: 160 * time.Millisecond,
+	healthy: time.Hour, stop: 10 * time.Second, platform: 40 * time.Second,
 }

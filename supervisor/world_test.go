@@ -159,7 +159,7 @@ func (n *node) begin(tm timing) *running {
 
 // await returns nil when the ready file is there and the token marked as given.
 func (r *running) await() error {
-	for end := time.Now().Add(40 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(90 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		select {
 		case err := <-r.ended:
 			r.ended <- err

@@ -5,9 +5,12 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -132,6 +135,10 @@ func whole(s *etcd.Store) string {
 func TestTornLog(t *testing.T) {
 	c := beforeCut(t)
 	seed := rand.Uint64()
+	if v, err := strconv.ParseUint(os.Getenv("BULKHEAD_SEED"), 10, 64); err == nil {
+		seed = v
+	}
+	t.Logf("seed %d (BULKHEAD_SEED)", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
 	within := func() int { return c.acked + 1 + r.IntN(c.end-c.acked-2) }
 	garbage := func(b []byte) {
@@ -162,7 +169,8 @@ func TestTornLog(t *testing.T) {
 			return log, db
 		}
 	}
-	for name, damage := range cases {
+	for _, name := range slices.Sorted(maps.Keys(cases)) { // in the order of the seed
+		damage := cases[name]
 		s, _, said, err := c.opened(t, damage)
 		if err != nil {
 			t.Errorf("seed %d, %s: %v\n%s", seed, name, err, said)
