@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -86,14 +87,34 @@ func lacks(p probe, err error) error {
 	return fmt.Errorf("this host cannot run Bulkhead: it refuses %s: %w; %s", p.name, err, p.remedy)
 }
 
-// probeCgroups makes a Machine's groups with limits and removes them.
+// probePrefix starts the names of cgroups that are made to see whether that works.
+const probePrefix = "bulkhead-probe-"
+
+// probeCgroups makes a Machine's groups with limits and removes them, and those that an
+// earlier probe left because it was killed.
 func probeCgroups(ctx context.Context) error {
-	t, err := cgroup.Detect(fmt.Sprintf("bulkhead-probe-%d", os.Getpid()))
+	t, err := cgroup.Detect(probePrefix + strconv.Itoa(os.Getpid()))
 	if err != nil {
 		return err
 	}
 	err = t.Create("probe", cgroup.Limits{MemoryBytes: 64 << 20, CPUQuota: 100, MaxPIDs: 64})
+	removeDeadProbes(ctx, t)
 	return errors.Join(err, t.Destroy(context.WithoutCancel(ctx)))
+}
+
+// removeDeadProbes removes what probes have left that are older than any goes on. What cannot
+// be removed harms nobody, and is no reason not to start.
+func removeDeadProbes(ctx context.Context, beside *cgroup.Tree) {
+	names, _ := beside.Beside(probePrefix, time.Now().Add(-2*probeLimit))
+	for _, name := range names {
+		pid, err := strconv.Atoi(strings.TrimPrefix(name, probePrefix))
+		if err != nil || unix.Kill(pid, 0) == nil {
+			continue
+		}
+		if dead, err := cgroup.Detect(name); err == nil {
+			dead.Destroy(ctx)
+		}
+	}
 }
 
 // found is what ProbeHost says of a step that failed.

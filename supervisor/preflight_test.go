@@ -3,8 +3,11 @@ package supervisor
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -38,6 +41,46 @@ func TestPreflight(t *testing.T) {
 	defer tree.Destroy(context.Background())
 	if left, _ := tree.List(); len(left) > 0 {
 		t.Errorf("left: %v", left)
+	}
+}
+
+// TestDeadProbesAreRemoved: the cgroups of a probe that was killed do not stay for ever;
+// those of one that may still go on do.
+func TestDeadProbesAreRemoved(t *testing.T) {
+	gone := exec.Command("true")
+	if err := gone.Run(); err != nil {
+		t.Fatal(err)
+	}
+	old := time.Now().Add(-time.Hour)
+	for name, c := range map[string]struct {
+		pid  int
+		at   time.Time
+		left bool
+	}{
+		"killed long ago": {gone.Process.Pid, old, false},
+		"alive":           {os.Getppid(), old, true},
+		"just now":        {1 << 22, time.Now(), true}, // no pid is that high
+	} {
+		tree, err := cgroup.Detect(probePrefix + strconv.Itoa(c.pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tree.Destroy(context.Background())
+		if err := tree.Create("probe", cgroup.Limits{MemoryBytes: 64 << 20, CPUQuota: 100, MaxPIDs: 64}); err != nil {
+			t.Fatal(err)
+		}
+		dirs, _ := filepath.Glob("/sys/fs/cgroup/*/" + probePrefix + strconv.Itoa(c.pid))
+		for _, dir := range append(dirs, "/sys/fs/cgroup/"+probePrefix+strconv.Itoa(c.pid)) {
+			if err := os.Chtimes(dir, c.at, c.at); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				t.Fatal(err)
+			}
+		}
+		if err := probeCgroups(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if left, err := tree.List(); err != nil || (len(left) > 0) != c.left {
+			t.Errorf("%s: left are %v, %v", name, left, err)
+		}
 	}
 }
 

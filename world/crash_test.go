@@ -142,6 +142,7 @@ func TestCrashFirstStart(t *testing.T) {
 	start := time.Now()
 	seed, r := crashSeed()
 	var places []string
+	missed := 0
 	first := func(t *testing.T, armed map[string]failpoint.Mode) {
 		d := &dying{points: pointsDir(t), seen: map[string]bool{}}
 		for p, m := range armed {
@@ -150,23 +151,42 @@ func TestCrashFirstStart(t *testing.T) {
 			}
 		}
 		d.w = world.StartFrom(t, filepath.Join(world.Root(), "build", "failpoints"), []string{failpoint.Env + "=" + d.points})
-		if left := d.names("armed"); len(left) > 0 {
+		// What is done in the background may come when everything is ready, or not at all.
+		for end := time.Now().Add(10 * time.Second); len(d.names("armed")) > 0 && time.Now().Before(end); {
+			time.Sleep(50 * time.Millisecond)
+		}
+		if left := d.names("armed"); len(left) > 0 && !slices.ContainsFunc(left, func(p string) bool { return !inBackground(p) }) {
+			t.Logf("not reached: %v", left)
+			missed++
+		} else if len(left) > 0 {
 			t.Errorf("not reached: %v", left)
 		}
-		d.w.CreateApp("first", "")
-		for _, line := range census(t, d.w).Held {
-			if strings.HasPrefix(line, "temporary file") {
-				t.Errorf("left behind: %s", line)
+		d.w.Eventually(time.Minute, func() string { // a role may just be on its way back
+			resp, err := d.w.Client().Get(d.w.Ready.APIURL + "/v1/platform/regions")
+			if err != nil {
+				return err.Error()
 			}
-		}
+			resp.Body.Close()
+			return ""
+		})
+		d.w.CreateApp("first", "")
+		d.w.Eventually(time.Minute, func() string { // one may just be written
+			for _, line := range census(t, d.w).Held {
+				if strings.HasPrefix(line, "temporary file") {
+					return "left behind: " + line
+				}
+			}
+			return ""
+		})
 		if places == nil {
 			places = d.everSeen()
 		}
 	}
 	t.Run("without a fault", func(t *testing.T) { first(t, nil) })
-	// bulkheadd itself asks for the first token, and ends without it: it is started again.
+	// bulkheadd itself asks for the first token, and tries what the host can do, and ends
+	// without it: it is started again.
 	places = slices.DeleteFunc(places, func(p string) bool {
-		return p == "store/txn/audit" || p == "audit/records" || strings.Contains(p, "claim") || p == "store/txn/token" || strings.HasPrefix(p, "store/txn/app")
+		return p == "store/txn/audit" || strings.HasPrefix(p, "audit/") || strings.HasPrefix(p, "cgroup/") || strings.Contains(p, "claim") || p == "store/txn/token" || strings.HasPrefix(p, "store/txn/app")
 	})
 	cases, modes := 0, failpoint.Modes()
 	var starts []map[string]failpoint.Mode
@@ -194,8 +214,11 @@ func TestCrashFirstStart(t *testing.T) {
 		// A short name: the store's sockets lie below a directory that is named after it.
 		t.Run(strconv.Itoa(i+1), func(t *testing.T) { t.Log(armed); first(t, armed) })
 	}
-	t.Logf("crash: a first start, %d places, %d cases of %d, seed %d, in %v", len(places), cases, len(places)*len(modes), seed, time.Since(start).Round(time.Second))
+	t.Logf("crash: a first start, %d places, %d cases of %d (%d did not reach theirs), seed %d, in %v", len(places), cases, len(places)*len(modes), missed, seed, time.Since(start).Round(time.Second))
 }
+
+// inBackground reports whether a place is passed by what nobody waits for.
+func inBackground(p string) bool { return p == "store/txn/-audit" || p == "store/txn/issuer" }
 
 // onlyFirst are places that only a first start passes.
 var onlyFirst = []string{"worker/journal/rebuild", "router/namespace", "router/uplink-link", "store/txn/org", "warden/started/create"}

@@ -408,6 +408,27 @@ func (t *Tree) List() ([]string, error) {
 	return names, nil
 }
 
+// Beside returns the names of other trees that start with prefix and have not changed since
+// before: of use to find what a process that was killed has left.
+func (t *Tree) Beside(prefix string, before time.Time) ([]string, error) {
+	var names []string
+	for _, dir := range t.roots {
+		entries, err := os.ReadDir(filepath.Dir(dir))
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			if !e.IsDir() || !strings.HasPrefix(e.Name(), prefix) || e.Name() == filepath.Base(dir) || slices.Contains(names, e.Name()) {
+				continue
+			}
+			if info, err := e.Info(); err == nil && info.ModTime().Before(before) {
+				names = append(names, e.Name())
+			}
+		}
+	}
+	return names, nil
+}
+
 // Destroy removes every Machine's groups, with their processes, and the
 // installation's own directories.
 func (t *Tree) Destroy(ctx context.Context) error {
