@@ -23,7 +23,7 @@ func (s *session) orgsCommand() *cobra.Command {
   deployer  apps, Machines, their secrets and commands in them
   viewer    sees apps, Machines and their output
   auditor   sees who did and may do what, and no app's output`)
-	c.AddCommand(s.orgListCommand(), s.orgCreateCommand(), s.orgDeleteCommand(), s.orgMembersCommand(), s.orgInviteCommand(),
+	c.AddCommand(s.domainsCommand(), s.orgListCommand(), s.orgCreateCommand(), s.orgDeleteCommand(), s.orgMembersCommand(), s.orgInviteCommand(),
 		s.orgInvitationsCommand(), s.orgUninviteCommand(), s.orgJoinCommand(), s.orgRoleCommand(), s.orgRemoveCommand(), s.orgSSOCommand())
 	return c
 }

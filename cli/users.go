@@ -39,9 +39,9 @@ func (s *session) usersCommand() *cobra.Command {
 					if u.Operator {
 						mark = "yes"
 					}
-					rows = append(rows, []string{u.Name, string(u.ID), u.Email, mark, u.CreatedAt})
+					rows = append(rows, []string{u.Name, string(u.ID), u.Email, u.Org, mark, u.CreatedAt})
 				}
-				table(w, []string{"NAME", "ID", "EMAIL", "OPERATOR", "SINCE"}, rows)
+				table(w, []string{"NAME", "ID", "EMAIL", "SSO OF", "OPERATOR", "SINCE"}, rows)
 			})
 		}),
 	}, &cobra.Command{

@@ -19,6 +19,7 @@ type User struct {
 	ID        key.UserID `json:"id"`
 	Name      string     `json:"name"`
 	Email     string     `json:"email,omitempty"`
+	Org       string     `json:"sso_organization,omitempty"` // whose identity provider vouched for the user
 	Operator  bool       `json:"operator"`
 	CreatedAt string     `json:"created_at"`
 }
@@ -195,4 +196,33 @@ func (c *Client) AcceptInvitation(ctx context.Context, token string) (Member, er
 	var out Member
 	err := c.do(ctx, call{method: http.MethodPost, path: []string{"invitations", "accept"}, in: map[string]string{"token": token}, out: &out})
 	return out, err
+}
+
+// Domain is an e-mail domain, and the organization that vouches for its addresses.
+type Domain struct {
+	Domain string `json:"domain"`
+	Org    string `json:"organization"`
+	By     string `json:"granted_by"`
+	At     string `json:"granted_at"`
+}
+
+// Domains lists the e-mail domains that were granted.
+func (c *Client) Domains(ctx context.Context) ([]Domain, error) {
+	var out struct {
+		Domains []Domain `json:"domains"`
+	}
+	err := c.do(ctx, call{method: http.MethodGet, path: []string{"platform", "domains"}, out: &out})
+	return out.Domains, err
+}
+
+// GrantDomain has an organization vouch for the addresses of a domain.
+func (c *Client) GrantDomain(ctx context.Context, domain, org string) (Domain, error) {
+	var out Domain
+	err := c.do(ctx, call{method: http.MethodPut, path: []string{"platform", "domains", domain}, in: map[string]string{"organization": org}, out: &out})
+	return out, err
+}
+
+// WithdrawDomain ends that.
+func (c *Client) WithdrawDomain(ctx context.Context, domain string) error {
+	return c.do(ctx, call{method: http.MethodDelete, path: []string{"platform", "domains", domain}})
 }

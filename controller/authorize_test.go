@@ -58,7 +58,8 @@ var mayCall = map[string]string{
 	"POST /v1/tokens/oidc": "M", "GET /v1/platform/issuer": "P", "POST /v1/platform/issuer/rotate": "P",
 	"GET /v1/platform/nodes": "P", "DELETE /v1/platform/nodes/{node}": "P", "POST /v1/platform/nodes/{node}/readmit": "P",
 	"POST /v1/platform/join_tokens": "P",
-	"GET /v1/platform/regions":      "*M", "POST /v1/platform/placements": "*M",
+	"GET /v1/platform/domains":      "P", "PUT /v1/platform/domains/{domain}": "P", "DELETE /v1/platform/domains/{domain}": "P",
+	"GET /v1/platform/regions": "*M", "POST /v1/platform/placements": "*M",
 }
 
 // rowOf finds an endpoint's row; /m stands for a Machine's path.

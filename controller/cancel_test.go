@@ -128,15 +128,18 @@ func cuts() map[string]cut {
 
 		"GET " + m + "/memory": reads(M + "/memory"),
 
-		"POST /v1/claim":              {path: "/v1/claim", body: config{"name": "x"}}, // refused: the caller is somebody already
-		"GET /v1/user":                reads("/v1/user"),
-		"POST /v1/invitations/accept": {path: "/v1/invitations/accept", body: config{"token": "bh_c_0000000000000000.x"}},
-		"GET /v1/users":               reads("/v1/users"),
-		"PATCH /v1/users/{user}":      {path: "/v1/users/admin", body: config{"operator": true}, changes: true},
-		"DELETE /v1/users/{user}":     changes("/v1/users/admin", nil), // refused: the last operator
-		"GET /v1/orgs":                reads("/v1/orgs"),
-		"POST /v1/orgs":               {path: "/v1/orgs", body: config{"slug": "cut"}, changes: true, undo: func(e *env, _ string) { e.do("DELETE", "/v1/orgs/cut", nil) }},
-		"GET /v1/orgs/{org}":          reads("/v1/orgs/personal"),
+		"POST /v1/claim":                       {path: "/v1/claim", body: config{"name": "x"}}, // refused: the caller is somebody already
+		"GET /v1/user":                         reads("/v1/user"),
+		"POST /v1/invitations/accept":          {path: "/v1/invitations/accept", body: config{"token": "bh_c_0000000000000000.x"}},
+		"GET /v1/users":                        reads("/v1/users"),
+		"GET /v1/platform/domains":             reads("/v1/platform/domains"),
+		"PUT /v1/platform/domains/{domain}":    {path: "/v1/platform/domains/example.com", body: config{"organization": "personal"}, changes: true, undo: func(e *env, _ string) { e.do("DELETE", "/v1/platform/domains/example.com", nil) }},
+		"DELETE /v1/platform/domains/{domain}": changes("/v1/platform/domains/none.example", nil),
+		"PATCH /v1/users/{user}":               {path: "/v1/users/admin", body: config{"operator": true}, changes: true},
+		"DELETE /v1/users/{user}":              changes("/v1/users/admin", nil), // refused: the last operator
+		"GET /v1/orgs":                         reads("/v1/orgs"),
+		"POST /v1/orgs":                        {path: "/v1/orgs", body: config{"slug": "cut"}, changes: true, undo: func(e *env, _ string) { e.do("DELETE", "/v1/orgs/cut", nil) }},
+		"GET /v1/orgs/{org}":                   reads("/v1/orgs/personal"),
 		"DELETE /v1/orgs/{org}": {path: "/v1/orgs/cut", changes: true, prepare: func(e *env, _ string) {
 			e.want(201, "POST", "/v1/orgs", config{"slug": "cut"}, nil)
 		}, undo: func(e *env, _ string) { e.do("DELETE", "/v1/orgs/cut", nil) }},

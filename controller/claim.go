@@ -158,6 +158,9 @@ func (c *Controller) userToBe(ctx context.Context, t *txn, name string, cl *reco
 		return nil, err
 	}
 	if taken == nil {
+		if err := c.mayName(ctx, t, cl, name); err != nil {
+			return nil, err
+		}
 		return c.newUser(ctx, t, record.User{Name: name, Operator: cl.Operator})
 	}
 	if cl.ID != installationClaim {

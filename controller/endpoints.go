@@ -116,6 +116,9 @@ func (c *Controller) endpoints() []endpoint {
 		{"DELETE /v1/platform/nodes/{node}", access.Delete, access.Cluster, c.removeNode},
 		{"POST /v1/platform/join_tokens", access.Create, access.Cluster, c.makeJoinToken},
 		{"POST /v1/platform/nodes/{node}/readmit", access.Create, access.Cluster, c.readmitNode},
+		{"GET /v1/platform/domains", access.Read, access.Cluster, c.listDomains},
+		{"PUT /v1/platform/domains/{domain}", access.Write, access.Cluster, c.grantDomain},
+		{"DELETE /v1/platform/domains/{domain}", access.Delete, access.Cluster, c.withdrawDomain},
 		{"GET /v1/platform/regions", access.Read, access.Platform, c.regions},
 		{"POST /v1/platform/placements", access.Read, access.Platform, c.placements},
 	}

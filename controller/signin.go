@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"bulkhead/controller/record"
@@ -151,11 +152,14 @@ func (c *Controller) admitPerson(ctx context.Context, t *txn, conf *record.SSO, 
 	if known != nil && c.directory.User(known.User) != nil {
 		uid = known.User
 	} else {
-		name, err := c.nameFor(ctx, id)
+		if err := c.roomForUser(conf.Org); err != nil {
+			return "", err
+		}
+		name, email, err := c.nameFor(ctx, t, conf.Org, id)
 		if err != nil {
 			return "", err
 		}
-		u, err := c.newUser(ctx, t, record.User{Name: name, Email: id.Email, Issuer: id.Issuer})
+		u, err := c.newUser(ctx, t, record.User{Name: name, Email: email, Issuer: id.Issuer, Org: conf.Org})
 		if err != nil {
 			return "", err
 		}
@@ -213,13 +217,24 @@ func (c *Controller) expel(ctx context.Context, conf *record.SSO, id *sso.Identi
 	})
 }
 
-// nameFor is a free name for a new user: the e-mail address when nobody has it, and
-// otherwise one that cannot be taken for somebody else.
-func (c *Controller) nameFor(ctx context.Context, id *sso.Identity) (string, error) {
+// nameFor is a free name for a new user, and the address if the organization vouches for
+// its domain: then it is the name, if nobody has it. What another organization says is
+// marked as its word: ann@example.com@acme. Otherwise it is a name that cannot be taken
+// for somebody else.
+func (c *Controller) nameFor(ctx context.Context, t *txn, org string, id *sso.Identity) (name, email string, err error) {
 	sum := sha256.Sum256([]byte(id.Issuer + "\x00" + id.Subject))
 	names := []string{"sso-" + hex.EncodeToString(sum[:8])}
-	if id.EmailVerified {
-		names = slices.Insert(names, 0, id.Email)
+	if id.EmailVerified && strings.Count(id.Email, "@") == 1 {
+		ok, err := c.vouches(ctx, t, org, id.Email)
+		if err != nil {
+			return "", "", err
+		}
+		if ok {
+			email = id.Email
+			names = slices.Insert(names, 0, id.Email)
+		} else {
+			names = slices.Insert(names, 0, id.Email+"@"+org)
+		}
 	}
 	for _, name := range names {
 		if _, err := key.ParseUserName(name); err != nil {
@@ -227,13 +242,13 @@ func (c *Controller) nameFor(ctx context.Context, id *sso.Identity) (string, err
 		}
 		taken, _, err := record.Get[record.UserName](ctx, c.store, record.UserNameKey(name))
 		if err != nil {
-			return "", err
+			return "", "", err
 		}
 		if taken == nil {
-			return name, nil
+			return name, email, nil
 		}
 	}
-	return "", fault.New(fault.Unprocessable, "there is another user of your name; ask an operator to remove or rename it").WithStatus("name_taken")
+	return "", "", fault.New(fault.Unprocessable, "there is another user of your name; ask an operator to remove or rename it").WithStatus("name_taken")
 }
 
 // endBrowser has a transaction end the session that the browser had: it gets another.

@@ -178,7 +178,8 @@ func (e *env) cliLogin(v *visitor, idp *ssotest.IDP, org, subject string) contro
 	return c.poll(200)
 }
 
-// realSSO configures an organization for the real provider.
+// realSSO configures an organization for the real provider, and has it vouch for the domain of
+// its accounts, unless another does.
 func (e *env) realSSO(idp *ssotest.IDP, org string, change config) {
 	e.t.Helper()
 	body := config{
@@ -189,4 +190,7 @@ func (e *env) realSSO(idp *ssotest.IDP, org string, change config) {
 		body[k] = v
 	}
 	e.want(200, "PUT", "/v1/orgs/"+org+"/sso", body, nil)
+	if a := e.do("PUT", "/v1/platform/domains/example.com", config{"organization": org}); a.code != 200 && a.code != 409 {
+		e.t.Fatalf("grant: %d %s", a.code, a.body)
+	}
 }

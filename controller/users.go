@@ -16,12 +16,13 @@ type User struct {
 	ID        key.UserID `json:"id"`
 	Name      string     `json:"name"`
 	Email     string     `json:"email,omitempty"`
+	Org       string     `json:"sso_organization,omitempty"` // whose identity provider vouched for the user
 	Operator  bool       `json:"operator"`
 	CreatedAt string     `json:"created_at"`
 }
 
 func userBody(u *record.User) User {
-	return User{ID: u.ID, Name: u.Name, Email: u.Email, Operator: u.Operator, CreatedAt: stamp(u.CreatedAt)}
+	return User{ID: u.ID, Name: u.Name, Email: u.Email, Org: u.Org, Operator: u.Operator, CreatedAt: stamp(u.CreatedAt)}
 }
 
 // Self is who the caller is.

@@ -85,6 +85,9 @@ type Config struct {
 	// RateLimits are the API's, as limit.ParseSet reads them; empty for the defaults.
 	RateLimits string `json:"rate_limits,omitempty"`
 
+	// SSOUsers is how many users one organization's identity provider may make; 0: 5000.
+	SSOUsers int `json:"sso_users,omitempty"`
+
 	// Sockets maps a socket's name to its path, for callers.
 	Sockets map[string]string `json:"sockets"`
 	// UIDs maps a role to the user it runs as.
@@ -233,4 +236,12 @@ func logLevel() slog.Level {
 		return slog.LevelDebug
 	}
 	return slog.LevelInfo
+}
+
+// MaxSSOUsers is SSOUsers, or what it is when nobody says.
+func (c Config) MaxSSOUsers() int {
+	if c.SSOUsers == 0 {
+		return 5000
+	}
+	return c.SSOUsers
 }

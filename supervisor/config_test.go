@@ -75,6 +75,7 @@ func TestComplete(t *testing.T) {
 		{"data directory with a colon", Config{DataDir: "/srv/a:b"}, "data_dir"},
 		{"run directory too long", Config{RunDir: long}, "has 85 bytes"},
 		{"private issuers are no networks", Config{SSOPrivateIssuers: "10.0.0.0/8, idp"}, "sso_private_issuers: \"idp\" must be a network"},
+		{"no number of users", Config{SSOUsers: "many"}, "sso_users \"many\" must be a number"},
 		{"a rate that there is not", Config{RateLimits: "tokens=1/1"}, "rate_limits: \"tokens=1/1\" is not one of"},
 		{"a rate without a burst", Config{RateLimits: "token=1"}, "such as token=1000/3000"},
 		{"no limit for strangers", Config{RateLimits: "failure=off"}, "or token=off for token, object, read and deletion"},

@@ -27,6 +27,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -341,6 +342,7 @@ func (s *Supervisor) newRunner(name string) (*runner, error) {
 	switch name {
 	case role.Controller:
 		rc.RateLimits = c.RateLimits
+		rc.SSOUsers, _ = strconv.Atoi(c.SSOUsers) // checked; 0 for the default
 		rc.GrantKeyFile = in.path(grantKey)
 		f, err := s.clusterKey(&rc)
 		if err != nil {

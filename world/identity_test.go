@@ -68,7 +68,7 @@ func identityPeople(t *testing.T, w *World) {
 	run("carol", "", carol...)
 	run("carol", "does not accept this token", carol...)
 	dave := line("shop=deployer")
-	run("dave", "", append(dave, "--as", "dave@example.com")...)
+	run("dave", "", append(dave, "--as", "dave.example")...)
 
 	if got := run("dave", "", "apps", "list"); strings.Contains(got, "blog") || !strings.Contains(got, "shop") {
 		t.Errorf("dave, who has to do with shop alone, sees: %s", got)
@@ -91,7 +91,7 @@ func identityPeople(t *testing.T, w *World) {
 			t.Errorf("the configuration of %s keeps a one-time token: %v", who, err)
 		}
 	}
-	for _, args := range [][]string{{"apps", "destroy", "blog", "--yes"}, {"orgs", "delete", "acme"}, {"users", "remove", "carol"}, {"users", "remove", "dave@example.com"}} {
+	for _, args := range [][]string{{"apps", "destroy", "blog", "--yes"}, {"orgs", "delete", "acme"}, {"users", "remove", "carol"}, {"users", "remove", "dave.example"}} {
 		w.MustCLI(args...)
 	}
 	run("carol", "token validation error", "orgs", "list")

@@ -48,6 +48,7 @@ type User struct {
 	Name      string     `json:"name"` // unique: a handle or an e-mail address
 	Email     string     `json:"email,omitempty"`
 	Issuer    string     `json:"issuer,omitempty"`   // the provider at which the user came about, if at one
+	Org       string     `json:"org,omitempty"`      // the organization whose provider that was
 	Operator  bool       `json:"operator,omitempty"` // may do what concerns the cluster as a whole
 	CreatedAt time.Time  `json:"created_at"`
 }
