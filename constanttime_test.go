@@ -18,12 +18,12 @@ import (
 // openComparisons are the comparisons of something that is called a secret which need
 // no constant time, with the reason. Key: file, then the expression as it is printed.
 var openComparisons = map[string]string{
-	"sso/sso.go: p.cfg.ClientSecret == cfg.ClientSecret":           "both are the organization's own setting, from the store: is it still the same",
-	"controller/directory/live.go: f.Token != rec.ID":              "ids, which are no secrets",
-	"controller/access/authorize.go: a.What == OwnToken":           "a kind of thing, not a token",
-	"token/ticket.go: t.Token == v.ID":                             "ids, which are no secrets",
-	"worker/steps.go: a.rec.HasSecrets != (len(spec.Secrets) > 0)": "whether there are any, not what they are",
-	"worker/steps.go: a.rec.Secrets != version":                    "the version's number",
+	"sso/sso.go: p.cfg.ClientSecret == cfg.ClientSecret": "both are the organization's own setting, from the store: is it still the same",
+	"controller/directory/live.go: f.Token != rec.ID":    "ids, which are no secrets",
+	"controller/access/authorize.go: a.What == OwnToken": "a kind of thing, not a token",
+	"token/ticket.go: t.Token == v.ID":                   "ids, which are no secrets",
+	"worker/steps.go: a.rec.HasSecrets != secretive":     "whether there are any, not what they are",
+	"worker/steps.go: a.rec.Secrets != version":          "the version's number",
 }
 
 // noSecrets are names that sound like a secret's and are none, with the reason.

@@ -133,7 +133,7 @@ func (c *Controller) createMachine(r *call) (int, any, error) {
 		Node: node, Instance: key.NewInstanceID(), Config: conf, Desired: machine.WantStarted, Generation: 1,
 		Cordoned: in.SkipServices, CreatedAt: t, UpdatedAt: t,
 	}
-	if err := c.useSecrets(ctx, a, &in, m); err != nil {
+	if err := c.useSecrets(ctx, a, &in, conf, m); err != nil {
 		return 0, nil, err
 	}
 	if in.SkipLaunch {

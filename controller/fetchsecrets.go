@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"bulkhead/api/internalpb"
 	"bulkhead/api/rpc"
@@ -22,18 +23,41 @@ func (in *machineInput) secrets(m *record.Machine) {
 	}
 }
 
-// useSecrets is secrets for a create, and refuses a version that there has never been.
-func (c *Controller) useSecrets(ctx context.Context, a *record.App, in *machineInput, m *record.Machine) error {
-	if in.MinSecrets != nil && *in.MinSecrets > 0 {
+// useSecrets is secrets for a create, and refuses a version that there has never been,
+// and files of secrets that there are not.
+func (c *Controller) useSecrets(ctx context.Context, a *record.App, in *machineInput, conf *machine.Config, m *record.Machine) error {
+	files := slices.ContainsFunc(conf.Files, func(f machine.File) bool { return f.SecretName != nil })
+	if files || in.MinSecrets != nil && *in.MinSecrets > 0 {
 		s, _, err := c.readSecrets(ctx, a)
 		if err != nil {
 			return err
 		}
-		if *in.MinSecrets > s.Version {
+		if in.MinSecrets != nil && *in.MinSecrets > s.Version {
 			return tooNew(a.Name, *in.MinSecrets, s.Version)
+		}
+		if err := in.checkFiles(conf, s); err != nil {
+			return err
 		}
 	}
 	in.secrets(m)
+	return nil
+}
+
+// checkFiles refuses a file of a secret that the app does not have, or the Machine does
+// not get. One that is taken away later keeps the next start from happening (worker).
+func (in *machineInput) checkFiles(conf *machine.Config, s *appSecrets) error {
+	for i, f := range conf.Files {
+		if f.SecretName == nil {
+			continue
+		}
+		at := fmt.Sprintf("config.files[%d].secret_name", i)
+		if in.SkipSecrets {
+			return fault.New(fault.Invalid, "%s is %q, but with skip_secrets the machine gets no secret; leave out one of them", at, *f.SecretName)
+		}
+		if s.Secrets[*f.SecretName] == nil {
+			return fault.New(fault.Invalid, "%s is %q, and the app has no secret of that name; set it first, in base64: base64 FILE | bulkhead secrets set %s=-", at, *f.SecretName, *f.SecretName)
+		}
+	}
 	return nil
 }
 

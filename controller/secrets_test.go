@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -123,6 +124,35 @@ func TestSecrets(t *testing.T) {
 			t.Error("the value is in the log")
 		}
 	}
+}
+
+// TestFilesOfSecrets: a config may name secrets that are there; answers hold the name and
+// never a value, and an update is held to the same.
+func TestFilesOfSecrets(t *testing.T) {
+	e := newEnv(t)
+	e.app("web")
+	const value = "cGxhbnRlZC1maWxl" // base64
+	with := func(names ...string) config {
+		files := []config{{"guest_path": "/plain", "raw_value": "aGk="}}
+		for i, n := range names {
+			files = append(files, config{"guest_path": fmt.Sprintf("/run/s%d", i), "secret_name": n, "mode": 256})
+		}
+		c := image()
+		c["files"] = files
+		return c
+	}
+	const at = "/v1/apps/web/machines"
+	e.refused(400, `config.files[1].secret_name is \"KEY\", and the app has no secret of that name`, "POST", at, config{"config": with("KEY")})
+	e.want(200, "POST", "/v1/apps/web/secrets", config{"values": config{"KEY": value}}, nil)
+	m := e.create("web", config{"config": with("KEY")})
+	a := e.get(at+"/"+m.ID, nil)
+	if !strings.Contains(string(a.body), `"secret_name":"KEY"`) || strings.Contains(string(a.body), value) {
+		t.Errorf("answered: %s", a.body)
+	}
+	e.refused(400, `config.files[2].secret_name is \"NONE\"`, "POST", at+"/"+m.ID, config{"config": with("KEY", "NONE")})
+	e.refused(400, "skip_secrets", "POST", at, config{"config": with("KEY"), "skip_secrets": true})
+	e.refused(412, "the oldest", "POST", at, config{"config": with("KEY"), "min_secrets_version": 9})
+	e.want(200, "POST", at+"/"+m.ID, config{"config": with("KEY", "KEY"), "min_secrets_version": 1}, nil)
 }
 
 // TestSecretsAreFetchedSoOften: a worker that asks again and again for one Machine's secrets,

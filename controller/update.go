@@ -45,7 +45,7 @@ func (c *Controller) updateMachine(r *call) (int, any, error) {
 	if _, _, err := c.checkLease(ctx, m, r.nonce()); err != nil {
 		return 0, nil, err
 	}
-	if err := c.useSecrets(ctx, a, &in, m); err != nil {
+	if err := c.useSecrets(ctx, a, &in, conf, m); err != nil {
 		return 0, nil, err
 	}
 	ref, err := c.reserve(ctx, m.Node, m.ID, a, conf)

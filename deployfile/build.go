@@ -239,6 +239,10 @@ func (f *File) setFiles(c *machine.Config, group string) error {
 		if !f.in(e.Processes, group) {
 			continue
 		}
+		if e.SecretName != "" {
+			c.Files = append(c.Files, machine.File{GuestPath: e.GuestPath, SecretName: &e.SecretName})
+			continue
+		}
 		content := []byte(e.RawValue)
 		if e.LocalPath != "" {
 			path := e.LocalPath

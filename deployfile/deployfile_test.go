@@ -124,7 +124,7 @@ func TestRefused(t *testing.T) {
 		{"raw tcp", "[[services]]\ninternal_port = 53\n[[services.ports]]\nport = 5432", "f:4:1: services[0].ports[0].port is not supported yet: the edge listens on 80 and 443 alone"},
 		{"no http handler", "[[services]]\ninternal_port = 53\n[[services.ports]]\nport = 443\nhandlers = [\"tls\"]", "so \"http\" must be among the handlers"},
 		{"gpu", "[[vm]]\ngpu_kind = \"a10\"", "vm[0].gpu_kind is not supported yet"},
-		{"secret file", "[[files]]\nguest_path = \"/a\"\nsecret_name = \"S\"", "files[0].secret_name is not supported yet"},
+		{"file of two", "[[files]]\nguest_path = \"/a\"\nsecret_name = \"S\"\nraw_value = \"x\"", "f:1:3: a file needs exactly one of"},
 		{"headers", "[http_service.http_options.response.headers]\nA = \"b\"", "http_options.response is not supported yet"},
 		{"tls", "[http_service.tls_options]\nversions = [\"TLSv1.3\"]", "http_service.tls_options is not supported yet"},
 		{"consul", "[experimental]\nenable_consul = true", "experimental.enable_consul is not supported yet"},

@@ -24,10 +24,6 @@ func (f *File) support(b *binder) {
 	f.supportBuild(warn)
 	f.supportServices(refuse, warn)
 	f.supportVM(refuse, warn)
-	for i, e := range f.Files {
-		p := entry("files", i, len(f.Files), f)
-		refuse(e.SecretName != "", join(p, "secret_name"), "Bulkhead has no secrets")
-	}
 }
 
 // noter reports one key.

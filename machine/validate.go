@@ -203,17 +203,8 @@ func (v *validator) files(files []File) {
 	for i, f := range files {
 		at := fmt.Sprintf("config.files[%d]", i)
 		v.guestPath(at+".guest_path", f.GuestPath)
-		v.refuse(f.SecretName != nil, at+".secret_name", "writes no secret into a file; a secret becomes an environment variable")
 		v.refuse(f.ImageConfig != nil, at+".image_config", "does not write an image's config into a machine")
-		if f.RawValue == nil {
-			v.bad(at+".raw_value", "is missing; give the file's content in base64")
-			continue
-		}
-		b, err := base64.StdEncoding.DecodeString(*f.RawValue)
-		if err != nil {
-			v.bad(at+".raw_value", "is not base64 (%v)", err)
-		}
-		total += len(b)
+		total += v.content(at, f)
 		if f.Mode > 0o7777 {
 			v.bad(at+".mode", "is %#o; it must be at most 07777", f.Mode)
 		}
@@ -234,8 +225,39 @@ func (v *validator) files(files []File) {
 	}
 }
 
+// content checks what a file's content comes from, and returns its size as far as it is
+// known: that of a secret is seen when the Machine starts.
+func (v *validator) content(at string, f File) int {
+	switch {
+	case f.SecretName != nil && f.RawValue != nil:
+		v.bad(at+".secret_name", "and raw_value are both set; give one of them")
+	case f.SecretName != nil:
+		if !secretNameRE.MatchString(*f.SecretName) {
+			v.bad(at+".secret_name", "%q is not the name of a secret", fault.Clip(*f.SecretName))
+		}
+	case f.RawValue == nil:
+		v.bad(at+".raw_value", "is missing; give the file's content in base64, or secret_name, whose value is base64")
+	default:
+		b, err := base64.StdEncoding.DecodeString(*f.RawValue)
+		if err != nil {
+			v.bad(at+".raw_value", "is not base64 (%v)", err)
+		}
+		return len(b)
+	}
+	return 0
+}
+
+// platformDirs are file systems of the platform's inside every Machine: a file of the
+// image below one would never be seen.
+var platformDirs = []string{"/dev", "/proc", "/sys", "/.fly"}
+
 // guestPath checks the path of a file inside a Machine.
 func (v *validator) guestPath(at, p string) {
+	for _, d := range platformDirs {
+		if p == d || strings.HasPrefix(p, d+"/") {
+			v.bad(at, "is %q, and %s is the platform's in every machine; choose another path", fault.Clip(p), d)
+		}
+	}
 	if !path.IsAbs(p) || path.Clean(p) != p || p == "/" || len(p) > 1024 || strings.ContainsRune(p, 0) {
 		v.bad(at, "is %q; it must be an absolute path of at most 1024 bytes without \"..\" or a slash at its end", fault.Clip(p))
 	}

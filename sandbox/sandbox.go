@@ -42,7 +42,11 @@ type Spec struct {
 	Env  []string `json:"env"`  // NAME=value
 	// Secrets are more of Env, and count over it. They travel apart, as an open file in
 	// memory that the sandbox alone reads: they are in no message, record or config.
-	Secrets  []string `json:"-"`
+	Secrets []string `json:"-"`
+	// SecretFiles are contents for empty files of Upper, which say path, mode and owner.
+	// They travel as Secrets do.
+	SecretFiles []SecretFile `json:"-"`
+
 	Cwd      string   `json:"cwd"` // absolute
 	UID      uint32   `json:"uid"`
 	GID      uint32   `json:"gid"`
@@ -54,10 +58,16 @@ type Spec struct {
 // Bounds on a Spec and on an ExecSpec.
 const (
 	MaxUpper   = 4 << 20  // bytes
-	MaxStrings = 1 << 20  // bytes of Args and Env together, and again of Secrets
+	MaxStrings = 1 << 20  // bytes of Args and Env together, and again of what is secret, files in base64
 	MaxOutput  = 1 << 20  // bytes of each stream that Exec returns
 	MaxMessage = 16 << 20 // bytes of one message to the warden
 )
+
+// SecretFile is a file inside a sandbox whose content is secret.
+type SecretFile struct {
+	Path    string // absolute
+	Content []byte
+}
 
 // APISocket is the path of the platform's API inside a sandbox: a stream socket that
 // every process there may connect to.

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,25 +27,30 @@ type SecretSource interface {
 // secretsLimit is how long a start waits for the controller's answer.
 const secretsLimit = 5 * time.Second
 
-// secrets returns what the Machine is started with, NAME=value, and its version. The
+// secrets returns what the Machine is started with, variables (NAME=value) and contents
+// of files, and its version. The
 // controller is asked at each start. When it cannot be reached, what the Machine was
 // started with last is taken if it is still there and not too old; a Machine that has
 // no secrets as far as is known starts without; every other waits.
-func (a *actor) secrets(ctx context.Context) (env []string, version uint64, err error) {
+func (a *actor) secrets(ctx context.Context) (env []string, files []sandbox.SecretFile, version uint64, err error) {
+	cfg, err := configOf(a.asg)
+	if err != nil {
+		return nil, nil, 0, err
+	}
 	if a.asg.GetSkipSecrets() {
 		a.w.vault.drop(a.id) // those of an earlier version of it
-		return nil, 0, nil
 	}
-	cfg, err := configOf(a.asg)
-	if err != nil || a.w.opt.Secrets == nil {
-		return nil, 0, err
+	var h opened
+	if !a.asg.GetSkipSecrets() && a.w.opt.Secrets != nil {
+		if h, err = a.openSecrets(ctx); err != nil {
+			return nil, nil, 0, err
+		}
+		if env, err = h.environment(cfg); err != nil {
+			return nil, nil, h.Version, err
+		}
 	}
-	h, err := a.openSecrets(ctx)
-	if err != nil {
-		return nil, 0, err
-	}
-	env, err = h.environment(cfg)
-	return env, h.Version, err
+	files, err = h.files(cfg, env)
+	return env, files, h.Version, err
 }
 
 // openSecrets asks the controller, or falls back on what is held.
@@ -103,14 +109,60 @@ type opened struct {
 	values  []byte // a JSON object of names and values; nil when there are none
 }
 
-// environment picks what the Machine's process gets: all of the app's secrets, or those
-// that its config names. The result is sorted.
-func (h opened) environment(cfg *machine.Config) ([]string, error) {
+// all are the app's secrets by name.
+func (h opened) all() (map[string]string, error) {
 	all := map[string]string{}
 	if h.values != nil {
 		if err := json.Unmarshal(h.values, &all); err != nil {
 			return nil, errors.New("the secrets cannot be read") // without a word of them
 		}
+	}
+	return all, nil
+}
+
+// files are the contents of the config's files that are secrets, which are base64. They
+// must fit beside env. No error holds anything of a value.
+func (h opened) files(cfg *machine.Config, env []string) ([]sandbox.SecretFile, error) {
+	size := 0
+	for _, e := range env {
+		size += len(e) + 1
+	}
+	var all map[string]string
+	var out []sandbox.SecretFile
+	for i, f := range cfg.Files {
+		if f.SecretName == nil {
+			continue
+		}
+		if all == nil {
+			var err error
+			if all, err = h.all(); err != nil {
+				return nil, err
+			}
+		}
+		at := fmt.Sprintf("config.files[%d].secret_name", i)
+		v, ok := all[*f.SecretName]
+		if !ok {
+			return nil, fault.New(fault.Unprocessable, "%s: the machine is started with no secret %q; set it, then update the machine", at, fault.Clip(*f.SecretName))
+		}
+		b, err := base64.StdEncoding.DecodeString(v)
+		if err != nil {
+			return nil, fault.New(fault.Unprocessable, "%s: the value of secret %s is not base64, which it must be to become a file; set it anew: base64 FILE | bulkhead secrets set %s=-", at, *f.SecretName, *f.SecretName)
+		}
+		// A config may give one secret to many files: each is a copy.
+		if size += len(f.GuestPath) + base64.StdEncoding.EncodedLen(len(b)) + 2; size > sandbox.MaxStrings {
+			return nil, fault.New(fault.Unprocessable, "%s: the secrets of variables and files take more than %d bytes together", at, sandbox.MaxStrings)
+		}
+		out = append(out, sandbox.SecretFile{Path: f.GuestPath, Content: b})
+	}
+	return out, nil
+}
+
+// environment picks what the Machine's process gets: all of the app's secrets, or those
+// that its config names. The result is sorted.
+func (h opened) environment(cfg *machine.Config) ([]string, error) {
+	all, err := h.all()
+	if err != nil {
+		return nil, err
 	}
 	give := all
 	if len(cfg.Processes) > 0 && (cfg.Processes[0].IgnoreAppSecrets || len(cfg.Processes[0].Secrets) > 0) {

@@ -125,21 +125,22 @@ func (a *actor) start(ctx context.Context) error {
 		return err
 	}
 	var version uint64
-	if spec.Secrets, version, err = a.secrets(ctx); err != nil {
+	if spec.Secrets, spec.SecretFiles, version, err = a.secrets(ctx); err != nil {
 		return err
 	}
+	secretive := len(spec.Secrets)+len(spec.SecretFiles) > 0
 	if err := a.w.surveyed(ctx); err != nil {
 		return err
 	}
 	if err := a.w.capacity.take(a.id, guestMB(a.asg)); err != nil {
 		return err
 	}
-	if a.rec.Sandbox == "" || a.rec.Image != img.Digest || a.rec.Secrets != version || a.rec.HasSecrets != (len(spec.Secrets) > 0) {
+	if a.rec.Sandbox == "" || a.rec.Image != img.Digest || a.rec.Secrets != version || a.rec.HasSecrets != secretive {
 		// Crash point: from here on the sandbox may exist, so the record names it first.
 		err := a.update("start", func(r *record) error {
 			r.Sandbox, r.Ran, r.Ended = r.Instance, false, false
 			r.Image, r.Step = img.Digest, actStart.String()
-			r.Secrets, r.HasSecrets = version, len(spec.Secrets) > 0
+			r.Secrets, r.HasSecrets = version, secretive
 			return nil
 		})
 		if err != nil {

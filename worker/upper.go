@@ -33,12 +33,15 @@ func machineFiles(cfg *machine.Config, id key.MachineID, addr string, nameserver
 		"/etc/resolv.conf": {resolvConf(cfg.DNS, nameservers), 0o644},
 	}
 	for i, f := range cfg.Files {
-		if f.RawValue == nil || !path.IsAbs(f.GuestPath) || path.Clean(f.GuestPath) != f.GuestPath || f.GuestPath == "/" {
+		if f.RawValue == nil && f.SecretName == nil || !path.IsAbs(f.GuestPath) || path.Clean(f.GuestPath) != f.GuestPath || f.GuestPath == "/" {
 			return nil, fault.New(fault.Invalid, "config.files[%d] has no content or no clean absolute path", i)
 		}
-		b, err := base64.StdEncoding.DecodeString(*f.RawValue)
-		if err != nil {
-			return nil, fault.Wrap(fault.Invalid, err, "config.files[%d].raw_value is not base64", i)
+		var b []byte // empty for a secret: the sandbox puts the content in (Spec.SecretFiles)
+		if f.SecretName == nil {
+			var err error
+			if b, err = base64.StdEncoding.DecodeString(*f.RawValue); err != nil {
+				return nil, fault.Wrap(fault.Invalid, err, "config.files[%d].raw_value is not base64", i)
+			}
 		}
 		mode := int64(f.Mode & 0o7777)
 		if mode == 0 {

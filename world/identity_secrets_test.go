@@ -25,11 +25,19 @@ import (
 // that are used no more, the memory of the roles.
 func identitySecrets(t *testing.T, w *World) {
 	first, second, unseen := planted("first"), planted("second"), planted("unseen")
+	firstFile, secondFile := planted("first-file")+"\x00", planted("second-file")
+	inBase64 := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
 	w.CreateApp("vault", "")
 	defer w.MustCLI("apps", "destroy", "vault", "--yes")
 	image := w.Push("vault", fixture.StaticGo(t))
-	w.Must("POST", "/apps/vault/secrets", map[string]any{"values": map[string]any{"TOKEN": first, "GREETING": "secret", "UNSEEN": unseen, "BIG": strings.Repeat("b", 60<<10)}}, nil)
-	m := w.Run("vault", Config{"image": image, "env": map[string]any{"GREETING": "plain"}, "services": HTTPService(8080)})
+	w.Must("POST", "/apps/vault/secrets", map[string]any{"values": map[string]any{"TOKEN": first, "GREETING": "secret", "UNSEEN": unseen, "KEY_FILE": inBase64(firstFile), "BIG": strings.Repeat("b", 60<<10)}}, nil)
+	m := w.Run("vault", Config{
+		"image": image, "env": map[string]any{"GREETING": "plain"}, "services": HTTPService(8080),
+		"files": []any{
+			map[string]any{"guest_path": "/srv/tls/key", "secret_name": "KEY_FILE", "mode": 0o444},
+			map[string]any{"guest_path": "/srv/tls/roots", "secret_name": "KEY_FILE", "mode": 0o400},
+		},
+	})
 	has := func(name, want string) {
 		t.Helper()
 		w.Eventually(30*time.Second, func() string {
@@ -45,8 +53,18 @@ func identitySecrets(t *testing.T, w *World) {
 			t.Errorf("a command finds %.80q", out)
 		}
 	}
+	hasFile := func(want string) {
+		t.Helper()
+		if _, got, err := w.Get("vault", "/file?path=/srv/tls/key"); got != want || err != nil {
+			t.Errorf("the file holds %.80q, %v", got, err)
+		}
+	}
 	has("TOKEN", first)
 	has("GREETING", "secret")
+	hasFile(firstFile)
+	if code, body, err := w.Get("vault", "/file?path=/srv/tls/roots"); code != 404 || !strings.Contains(body, "permission denied") {
+		t.Errorf("a user reads root's file: %d %.80q, %v", code, body, err)
+	}
 	for _, p := range w.Processes() {
 		lookAt(t, p.PID, first)
 	}
@@ -68,16 +86,18 @@ func identitySecrets(t *testing.T, w *World) {
 	status("deployed")
 
 	// Staged: nothing changes until the next start.
-	w.MustCLI("secrets", "set", "--app", "vault", "TOKEN="+second, "--stage")
+	w.MustCLI("secrets", "set", "--app", "vault", "TOKEN="+second, "KEY_FILE="+inBase64(secondFile), "--stage")
 	status("staged")
 	has("TOKEN", first)
+	hasFile(firstFile)
 	if out := w.MustCLI("secrets", "deploy", "--app", "vault", "--json"); !strings.Contains(out, m.ID) {
 		t.Errorf("secrets deploy says %s", out)
 	}
 	has("TOKEN", second)
+	hasFile(secondFile)
 	status("deployed")
 
-	everywhere(t, w, first, second, unseen)
+	everywhere(t, w, first, second, unseen, firstFile, secondFile)
 
 	// The worker is killed and the controller held up: the Machine starts again with what
 	// it had.
@@ -93,6 +113,7 @@ func identitySecrets(t *testing.T, w *World) {
 			}
 			return ""
 		})
+		hasFile(secondFile)
 	}()
 
 	// The cluster key is replaced under way, and what was wrapped with it opens all the same.
@@ -115,7 +136,7 @@ func identitySecrets(t *testing.T, w *World) {
 	has("TOKEN", "")
 	w.Must("POST", "/apps/vault/machines/"+m.ID+"/stop", nil, nil)
 	w.Wait("vault", m.ID, "stopped", 30*time.Second)
-	everywhere(t, w, first, second, unseen)
+	everywhere(t, w, first, second, unseen, firstFile, secondFile)
 	// What is freed is overwritten soon (secret.Forget), but in the edge, through which the app
 	// has printed it.
 	heldBy(t, w, forms(unseen), "?bulkhead-edge")

@@ -21,8 +21,9 @@
 //     instead of executing itself in between, and has its system-call filter
 //     ready-made: both make a start faster and the sandbox no different.
 //   - "start" is "run --detach" that makes the sandbox while its network is made.
-//   - "start" and "exec" take what is secret of the environment from a file of its own
-//     (secrets.go); runsc has it in config.json and in its state file.
+//   - "start" and "exec" take what is secret of the environment, and "start" contents of
+//     files too, from a file of its own (secrets.go); runsc has the first in config.json
+//     and in its state file, and the second in no way.
 //   - "processes" lists processes as JSON, with times and names.
 package main
 

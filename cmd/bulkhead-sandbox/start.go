@@ -30,7 +30,7 @@ func (*start) Usage() string    { return "start [flags] ID\n" }
 func (s *start) SetFlags(f *flag.FlagSet) {
 	f.StringVar(&s.bundle, "bundle", "", "directory of config.json")
 	f.StringVar(&s.pidFile, "pid-file", "", "file for the sandbox's pid")
-	f.IntVar(&s.secretsFD, "secrets-fd", -1, "file of variables that are put over the environment")
+	f.IntVar(&s.secretsFD, "secrets-fd", -1, "file of what is secret of the environment and of files")
 	f.IntVar(&s.readyFD, "ready-fd", -1, "pipe that says with a byte that the network stands, and with its end that nothing is to be started")
 	f.IntVar(&s.apiFD, "api-fd", -1, "socket of the shim through which the worker's connections to the Machine's API come")
 }
@@ -53,8 +53,8 @@ func (s *start) Execute(_ context.Context, f *flag.FlagSet, args ...any) subcomm
 		return util.Errorf("read the secrets: %v", err)
 	}
 	bundle, remove := s.bundle, func() {}
-	if len(secrets) > 0 {
-		if bundle, remove, err = secretBundle(s.bundle, secrets); err != nil {
+	if len(secrets.variables)+len(secrets.files) > 0 {
+		if bundle, remove, err = secretBundle(s.bundle, spec, secrets); err != nil {
 			return util.Errorf("take the secrets: %v", err)
 		}
 	}

@@ -25,6 +25,13 @@ func world(t *testing.T) (*Host, func(args ...string) sandbox.Spec, sandboxtest.
 	h.Install("testapp", func(p *Process) int {
 		return sandboxtest.App(p.Spec.Args[1:], sandboxtest.Process{
 			Stdin: p.Stdin, Stdout: p.Stdout, Stderr: p.Stderr, Done: p.Done, Handle: p.Handle, Env: p.Env, Connect: p.Connect,
+			File: func(name string) string {
+				h, b := p.File(name)
+				if h == nil {
+					return "no such file"
+				}
+				return sandboxtest.DescribeFile(uint32(h.Mode), uint32(h.Uid), uint32(h.Gid), b)
+			},
 		})
 	})
 	var slot atomic.Uint32

@@ -23,6 +23,13 @@ type Process struct {
 	Connect func() (net.Conn, error)
 	// Env looks up an environment variable.
 	Env func(name string) string
+	// File describes a file as DescribeFile does, or says why it cannot.
+	File func(path string) string
+}
+
+// DescribeFile is what the verb "file" prints.
+func DescribeFile(mode, uid, gid uint32, content []byte) string {
+	return fmt.Sprintf("%04o %d:%d %q", mode, uid, gid, content)
 }
 
 // App is the program that the suite runs in a sandbox: args[0] is a verb, and the
@@ -36,6 +43,7 @@ type Process struct {
 //	term N            prints "ready", waits for SIGTERM, prints "terminated", ends with code N
 //	cat               copies stdin to stdout
 //	getenv NAME       prints the variable
+//	file PATH...      prints mode, owner and content of each file
 //	ask WORD N        sends the word over N connections to the API at once; prints each answer
 //	flood N           prints N bytes of "x", then "end" on stderr
 func App(args []string, p Process) int {
@@ -76,6 +84,10 @@ func App(args []string, p Process) int {
 	case "cat":
 		if _, err := io.Copy(p.Stdout, p.Stdin); err != nil {
 			return 1
+		}
+	case "file":
+		for _, name := range rest {
+			fmt.Fprintln(p.Stdout, p.File(name))
 		}
 	case "getenv":
 		fmt.Fprintln(p.Stdout, p.Env(arg(0)))

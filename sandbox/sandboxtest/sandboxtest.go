@@ -39,6 +39,7 @@ func Run(t *testing.T, open func(t *testing.T) (sandbox.Runtime, func(args ...st
 		{"OutputBlocks", testOutputBlocks},
 		{"Environment", testEnvironment},
 		{"Secrets", testSecrets},
+		{"SecretFiles", testSecretFiles},
 		{"SignalEnds", testSignalEnds},
 		{"SignalHandled", testSignalHandled},
 		{"WaitAgain", testWaitAgain},

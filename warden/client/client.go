@@ -102,7 +102,7 @@ func (c *Client) Metrics(ctx context.Context) (*Metrics, error) {
 
 // Start implements sandbox.Runtime.
 func (c *Client) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
-	with, err := secretFile(spec.Secrets)
+	with, err := secretFile(spec.Secrets, spec.SecretFiles)
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +134,7 @@ func (c *Client) Signal(ctx context.Context, id key.MachineID, signal int) error
 
 // Exec implements sandbox.Runtime.
 func (c *Client) Exec(ctx context.Context, id key.MachineID, spec sandbox.ExecSpec) (sandbox.ExecResult, error) {
-	with, err := secretFile(spec.Secrets)
+	with, err := secretFile(spec.Secrets, nil)
 	if err != nil {
 		return sandbox.ExecResult{}, err
 	}

@@ -1,7 +1,10 @@
 package client
 
 import (
+	"encoding/base64"
 	"os"
+	"path"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -13,15 +16,30 @@ import (
 // passes it on without a look at what is in it.
 const secretSeals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
 
-// secretFile puts secrets, NAME=value, into a file in memory, each ended by a zero byte.
-// It returns no file when there are none.
-func secretFile(secrets []string) ([]*os.File, error) {
-	if len(secrets) == 0 {
+// secretFile puts secrets into a file in memory: NAME=value for each variable, the path
+// and then the content in base64 for each file, each of these ended by a zero byte. It
+// returns no file when there are none.
+func secretFile(secrets []string, files []sandbox.SecretFile) ([]*os.File, error) {
+	if len(secrets)+len(files) == 0 {
 		return nil, nil
 	}
-	var b []byte
+	size := 0
+	for _, s := range secrets {
+		size += len(s) + 1
+	}
+	for _, f := range files {
+		size += len(f.Path) + base64.StdEncoding.EncodedLen(len(f.Content)) + 2
+	}
+	b := make([]byte, 0, size) // so that no smaller one stays behind uncleared
 	for _, s := range secrets {
 		b = append(append(b, s...), 0)
+	}
+	for _, f := range files {
+		if !path.IsAbs(f.Path) || strings.ContainsRune(f.Path, 0) {
+			return nil, fault.New(fault.Invalid, "the path %q of a secret file is not absolute", fault.Clip(f.Path))
+		}
+		b = append(append(b, f.Path...), 0)
+		b = append(base64.StdEncoding.AppendEncode(b, f.Content), 0)
 	}
 	defer clear(b)
 	if len(b) > sandbox.MaxStrings {

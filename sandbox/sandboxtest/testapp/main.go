@@ -43,8 +43,21 @@ func main() {
 	}
 	os.Exit(sandboxtest.App(os.Args[1:], sandboxtest.Process{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Handle: handle, Env: os.Getenv,
-		Connect: func() (net.Conn, error) { return net.Dial("unix", sandbox.APISocket) },
+		Connect: func() (net.Conn, error) { return net.Dial("unix", sandbox.APISocket) }, File: describe,
 	}))
+}
+
+// describe says what a file is.
+func describe(name string) string {
+	var st syscall.Stat_t
+	if err := syscall.Stat(name, &st); err != nil {
+		return err.Error()
+	}
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return err.Error()
+	}
+	return sandboxtest.DescribeFile(st.Mode&0o7777, st.Uid, st.Gid, b)
 }
 
 // handle makes signals arrive on a channel.
