@@ -73,6 +73,10 @@ type SecretFile struct {
 // every process there may connect to.
 const APISocket = "/.fly/api"
 
+// TokenFile is the path of a Machine's identity token inside a sandbox, when AWS_ROLE_ARN
+// is among its variables: whoever reads it gets a fresh one.
+const TokenFile = "/.fly/oidc_token"
+
 // Exit says how a sandbox's first process ended.
 type Exit struct {
 	Code   int       `json:"code"`   // exit code; 128+signal when it was signalled; -1 when unknown

@@ -189,6 +189,7 @@ func (w *Worker) execSpec(id key.MachineID, k *seen) (sandbox.ExecSpec, error) {
 		return sandbox.ExecSpec{}, err
 	}
 	secrets, err := a.heldEnvironment()
+	s.Env = append(s.Env, roleVariables(id, s.Env, secrets)...)
 	return sandbox.ExecSpec{Env: s.Env, Secrets: secrets, Cwd: s.Cwd, UID: s.UID, GID: s.GID}, err
 }
 

@@ -128,6 +128,7 @@ func (a *actor) start(ctx context.Context) error {
 	if spec.Secrets, spec.SecretFiles, version, err = a.secrets(ctx); err != nil {
 		return err
 	}
+	spec.Env = append(spec.Env, roleVariables(a.id, spec.Env, spec.Secrets)...)
 	secretive := len(spec.Secrets)+len(spec.SecretFiles) > 0
 	if err := a.w.surveyed(ctx); err != nil {
 		return err

@@ -19,7 +19,7 @@ import (
 func identityWorkload(t *testing.T, w *World) {
 	w.CreateApp("robots", "")
 	image := w.Push("robots", fixture.Curl(t))
-	a, b := w.Run("robots", Config{"image": image}), w.Run("robots", Config{"image": image, "env": map[string]any{}})
+	a, b := w.Run("robots", Config{"image": image}), w.Run("robots", Config{"image": image, "env": map[string]any{"AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/robots"}})
 	defer w.Must("DELETE", "/apps/robots?force=true", nil, nil)
 	curl := func(m Machine, args ...string) string {
 		t.Helper()
@@ -54,6 +54,24 @@ func identityWorkload(t *testing.T, w *World) {
 	}
 	if want := "personal:robots:" + itself.Name; got.Subject != want {
 		t.Errorf("the token is about %q, want %q", got.Subject, want)
+	}
+
+	// With AWS_ROLE_ARN there is a file that holds a token like that, whatever root in the
+	// Machine does to it; without, there is none.
+	shell := func(m Machine, script string) string {
+		t.Helper()
+		r := w.Exec("robots", m.ID, "/bin/busybox", "sh", "-c", script)
+		return r.Stdout + r.Stderr
+	}
+	if got, err := verify(shell(b, "cat $AWS_WEB_IDENTITY_TOKEN_FILE")); err != nil || got.Subject == "personal:robots:"+itself.Name || !strings.HasPrefix(got.Subject, "personal:robots:") {
+		t.Errorf("the token's file: %+v, %v", got, err)
+	}
+	const attack = "f=/.fly/oidc_token; rm -f $f; echo x >$f; mv $f /tmp/x; umount $f; chmod 0 $f; cat $f $f | tr -cd . | wc -c; echo $AWS_ROLE_SESSION_NAME"
+	if got := strings.Fields(shell(b, "exec 2>/dev/null; "+attack)); len(got) != 2 || got[0] != "4" || got[1] != b.ID {
+		t.Errorf("after attacks on the token's file: %q", got)
+	}
+	if got := shell(a, "cat /.fly/oidc_token; echo $AWS_WEB_IDENTITY_TOKEN_FILE"); !strings.Contains(got, "No such file") || strings.Contains(got, "oidc_token\n/") {
+		t.Errorf("a machine without a role: %q", got)
 	}
 
 	// It acts on itself alone, with an operator's token in its hands too.

@@ -48,13 +48,14 @@ func takeAPI(f *flag.FlagSet) int {
 	return -1
 }
 
-// offerAPI makes the socket before the app's first system call.
-func offerAPI(shim int) {
+// offerAPI makes the socket before the app's first system call, and beside it the token's
+// file if there is to be one.
+func offerAPI(shim int, token bool) {
 	if shim < 0 {
 		return
 	}
 	beforeFirstCall(func(t *kernel.Task) {
-		if err := makeAPI(t, &apiEndpoint{doors: &doors{shim: shim, door: -1}}); err != nil && util.ErrorLogger != nil {
+		if err := makeAPI(t, &doors{shim: shim, door: -1}, token); err != nil && util.ErrorLogger != nil {
 			fmt.Fprintf(util.ErrorLogger, "{\"msg\":%q,\"level\":\"error\"}\n", "make "+apiPath+": "+err.Error())
 		}
 	})
@@ -77,9 +78,9 @@ func beforeFirstCall(do func(*kernel.Task)) {
 	}
 }
 
-// makeAPI makes the socket and closes its file system, so that nobody removes it or
+// makeAPI makes the socket, and the token's file, and closes its file system, so that nobody removes it or
 // puts another in its place.
-func makeAPI(t *kernel.Task, e transport.BoundEndpoint) error {
+func makeAPI(t *kernel.Task, d *doors, token bool) error {
 	mns := t.MountNamespace()
 	if mns == nil {
 		return fmt.Errorf("the first process has no mounts")
@@ -101,8 +102,13 @@ func makeAPI(t *kernel.Task, e transport.BoundEndpoint) error {
 		return fmt.Errorf("%s is no file system of its own", apiDir)
 	}
 	pop := &vfs.PathOperation{Root: dir, Start: dir, Path: fspath.Parse("api")}
-	if err := k.VFS().MknodAt(ctx, creds, pop, &vfs.MknodOptions{Mode: linux.S_IFSOCK | 0o666, Endpoint: e}); err != nil {
+	if err := k.VFS().MknodAt(ctx, creds, pop, &vfs.MknodOptions{Mode: linux.S_IFSOCK | 0o666, Endpoint: &apiEndpoint{doors: d}}); err != nil {
 		return err
+	}
+	if token {
+		if err := mountToken(ctx, k, creds, dir, &tokenFile{ask: d.askToken, now: time.Now}); err != nil {
+			return fmt.Errorf("%s: %w", tokenName, err)
+		}
 	}
 	return k.VFS().SetMountReadOnly(dir.Mount(), true)
 }

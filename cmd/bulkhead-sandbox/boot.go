@@ -40,7 +40,11 @@ func (b boot) Execute(ctx context.Context, f *flag.FlagSet, args ...any) subcomm
 			return util.Errorf("shut the sandbox in: %v", err)
 		}
 	}
-	offerAPI(takeAPI(f))
+	spec, err := readSpec(f, *args[0].(*config.Config))
+	if err != nil {
+		return util.Errorf("read the bundle: %v", err)
+	}
+	offerAPI(takeAPI(f), spec.Process != nil && wantsToken(spec.Process.Env))
 	m := newMeter(limits)
 	code := b.Boot.Execute(ctx, f, args...)
 	m.end()

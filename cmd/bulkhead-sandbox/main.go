@@ -16,7 +16,8 @@
 //     error log (--log); runsc folds it into an exit code, in which 143 and SIGTERM
 //     are the same.
 //   - "boot" makes the socket /.fly/api, whose connections come from the worker
-//     (api.go). runsc's way to a socket of the host is a gofer.
+//     (api.go). runsc's way to a socket of the host is a gofer. Beside it, for a Machine
+//     with AWS_ROLE_ARN, it makes a file that holds a fresh identity token (role.go).
 //   - "boot" moves into its empty root and drops its capabilities in one process
 //     instead of executing itself in between, and has its system-call filter
 //     ready-made: both make a start faster and the sandbox no different.
