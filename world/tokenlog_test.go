@@ -2,6 +2,7 @@ package world_test
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -17,10 +19,11 @@ import (
 	"bulkhead/world"
 )
 
-// TestTokensReachNoLog sends the admin token, and tokens of apps' own users, through
-// every door of a running platform that logs all it can, and looks for them in what
-// its programs write. The login line, which hands out the first token, is the one
-// place for it.
+// TestTokensReachNoLog sends the admin token, and tokens and cookies of apps' own users,
+// through every door of a running platform that logs all it can, and looks for them in what
+// its programs write, in what they answer, and below the data directory, where the audit
+// log is. The login line, which hands out the first token, is the one place for it.
+// bulkheadd ends with a trace of all that it does.
 func TestTokensReachNoLog(t *testing.T) {
 	t.Setenv("BULKHEAD_DEBUG", "1")
 	w := world.Start(t)
@@ -28,6 +31,7 @@ func TestTokensReachNoLog(t *testing.T) {
 	w.Run("web", world.Config{"image": w.Push("web", fixture.StaticGo(t)), "services": world.HTTPService(8080)})
 	w.Eventually(10*time.Second, func() string { return answers(w, "web", "/", 200, "") })
 	planted := "planted-" + strings.Repeat("S3cret", 5)
+	answered := 0
 	for _, host := range []string{"api", "registry", "web", "nothing"} {
 		for _, auth := range []string{"Bearer " + w.Ready.Token, "Basic " + planted, "Bearer " + planted, planted} {
 			for _, method := range []string{"GET", "POST", "DELETE"} {
@@ -38,8 +42,14 @@ func TestTokensReachNoLog(t *testing.T) {
 				req.Header.Set("Authorization", auth)
 				req.Header.Set("Cookie", "session="+planted)
 				if resp, err := w.Client().Do(req); err == nil {
-					io.Copy(io.Discard, resp.Body)
+					b, _ := io.ReadAll(resp.Body)
 					resp.Body.Close()
+					answered++
+					for _, s := range []string{w.Ready.Token, planted} {
+						if bytes.Contains(b, []byte(s)) && host != "web" { // an app may say what it likes
+							t.Errorf("%s %s answers with a token: %.200s", method, host, b)
+						}
+					}
 				}
 			}
 		}
@@ -61,7 +71,7 @@ func TestTokensReachNoLog(t *testing.T) {
 	}
 	raw(net.Dial("tcp", w.Ready.HTTPSAddr))
 
-	w.Stop()
+	crashAll(t, w)
 	seen := 0
 	for line := range strings.Lines(w.Log()) {
 		if strings.Contains(line, `"request"`) {
@@ -76,17 +86,39 @@ func TestTokensReachNoLog(t *testing.T) {
 			}
 		}
 	}
-	if seen == 0 {
-		t.Error("the log tells of no request: nothing is shown")
+	if seen == 0 || answered < 36 || !strings.Contains(w.Log(), "goroutine ") {
+		t.Errorf("%d requests in the log, %d answers: nothing is shown", seen, answered)
 	}
-	// Nor does the admin token lie on the disk, beside the file that was asked for, which is elsewhere.
+	// Nor do they lie on the disk, beside the file that was asked for, which is elsewhere.
+	audited := 0
 	filepath.WalkDir(w.DataDir, func(p string, d os.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
 			return nil
 		}
-		if b, err := os.ReadFile(p); err == nil && strings.Contains(string(b), w.Ready.Token) {
-			t.Errorf("the admin token is in %s", p)
+		b, err := os.ReadFile(p)
+		if err == nil && strings.Contains(p, "audit") {
+			audited++
+		}
+		for _, s := range []string{w.Ready.Token, planted} {
+			if err == nil && bytes.Contains(b, []byte(s)) {
+				t.Errorf("a token is in %s", p)
+			}
 		}
 		return nil
 	})
+	if audited == 0 {
+		t.Error("no file of an audit log was searched")
+	}
+}
+
+// crashAll ends bulkheadd with a trace of all its goroutines in the log.
+func crashAll(t *testing.T, w *world.World) {
+	t.Helper()
+	for _, p := range w.Processes() {
+		if p.Name == "bulkheadd" {
+			syscall.Kill(p.PID, syscall.SIGQUIT)
+			break
+		}
+	}
+	w.Stop()
 }
