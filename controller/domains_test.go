@@ -79,6 +79,9 @@ func TestWhoVouchesForADomain(t *testing.T) {
 	v := e.visitor()
 	v.signIn(idp, "bigfirm", "s-few", "/device", 429)
 	v.says("sso_users", "bulkhead users remove")
+	if m := string(e.want(200, "GET", "/metrics?role=controller", nil, nil).body); !strings.Contains(m, `outcome="sso_users"`) {
+		t.Error("the refusal is not counted")
+	}
 	e.cliLogin(e.visitor(), idp, "bigfirm", "s-ceo")
 	e.want(200, "DELETE", "/v1/users/two@example.com", nil, nil)
 	e.cliLogin(e.visitor(), idp, "bigfirm", "s-few")

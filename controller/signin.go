@@ -114,6 +114,9 @@ func (c *Controller) finishSSO(r *call) (int, any, error) {
 		c.noteUser(r, s.User, s.Org)
 		return c.commit(r.Context(), &t)
 	})
+	if fault.Is(err, fault.TooMany) {
+		return 0, nil, c.refusedSignIn(r, "sso", a.org, err)
+	}
 	if err != nil {
 		return 0, nil, err
 	}
