@@ -92,12 +92,7 @@ func checkDomain(d string) error {
 
 // roomForUser refuses one more user of an organization's provider than the cluster takes.
 func (c *Controller) roomForUser(org string) error {
-	n := 0
-	for _, u := range c.directory.AllUsers() { // at the first sign-in of somebody alone
-		if u.Org == org {
-			n++
-		}
-	}
+	n := c.directory.CameBy(org)
 	if most := c.cfg.Role.MaxSSOUsers(); n >= most {
 		return fault.New(fault.TooMany, "the identity provider of organization %q has made %d users, as many as it may (sso_users); an operator removes those who are gone (bulkhead users remove NAME) or raises sso_users in bulkhead.toml", org, n).WithStatus("sso_users")
 	}

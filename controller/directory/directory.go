@@ -34,6 +34,7 @@ type Directory struct {
 	appsOf  map[string]map[key.AppName]*record.App // by organization
 	users   map[key.UserID]*record.User
 	names   map[string]key.UserID
+	came    map[string]int                           // users by the organization whose provider they came by
 	members map[string]map[key.UserID]*record.Member // by organization
 	belongs map[key.UserID]map[string]*record.Member // the same, by user
 	tokens  map[key.TokenID]*record.Token
@@ -65,7 +66,7 @@ func New(now func() time.Time, unwrap func(purpose string, wrapped []byte) ([]by
 		now: now, unwrap: unwrap, loaded: make(chan struct{}), ring: token.NoKeys,
 		orgs: map[string]*record.Org{}, numbers: map[int64]string{},
 		apps: map[key.AppName]*record.App{}, appsOf: map[string]map[key.AppName]*record.App{},
-		users: map[key.UserID]*record.User{}, names: map[string]key.UserID{},
+		users: map[key.UserID]*record.User{}, names: map[string]key.UserID{}, came: map[string]int{},
 		members: map[string]map[key.UserID]*record.Member{}, belongs: map[key.UserID]map[string]*record.Member{},
 		tokens: map[key.TokenID]*record.Token{}, owned: map[key.UserID]map[key.TokenID]*record.Token{},
 		sessions: map[string]*record.Session{}, signed: map[key.UserID]map[string]*record.Session{}, tokenOf: map[key.TokenID]*record.Session{}, sso: map[string]*record.SSO{},

@@ -39,6 +39,13 @@ func (d *Directory) UserNamed(name string) *record.User {
 	return d.users[d.names[name]]
 }
 
+// CameBy counts the users that an organization's identity provider has made.
+func (d *Directory) CameBy(slug string) int {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.came[slug]
+}
+
 // Member is what a user is to an organization.
 func (d *Directory) Member(slug string, id key.UserID) *record.Member {
 	d.mu.RLock()
