@@ -116,7 +116,7 @@ func (c *Controller) authorizeRegistry(ctx context.Context, text, repo string, p
 		r.who = who
 	}
 	if err == nil {
-		known(ctx)
+		known(ctx, who)
 	}
 	if err != nil || repo == "" {
 		return err

@@ -14,17 +14,20 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"bulkhead/controller/access"
 	"bulkhead/limit"
 )
 
 // ConnLimits bound the connections to the public listener. Zero fields get defaults.
 type ConnLimits struct {
-	Most     int           // open at one time
-	MostEach int           // of one IPv4 address or IPv6 /64
-	New      limit.Rate    // new ones, of one address
-	Header   time.Duration // for the handshake, and for a request's header
-	Idle     time.Duration // between two requests
-	Leftover time.Duration // to send what of a body nobody wants
+	Most      int           // open at one time
+	MostEach  int           // of one IPv4 address or IPv6 /64
+	MostUser  int           // that count as known, of one user
+	MostKnown int           // that count as known, of all
+	New       limit.Rate    // new ones, of one address
+	Header    time.Duration // for the handshake, and for a request's header
+	Idle      time.Duration // between two requests
+	Leftover  time.Duration // to send what of a body nobody wants
 }
 
 func (l *ConnLimits) fill() {
@@ -37,6 +40,12 @@ func (l *ConnLimits) fill() {
 	}
 	if l.MostEach == 0 {
 		l.MostEach = max(l.Most/8, 16)
+	}
+	if l.MostUser == 0 {
+		l.MostUser = max(l.Most/8, 1)
+	}
+	if l.MostKnown == 0 {
+		l.MostKnown = max(l.Most-l.Most/4, 1)
 	}
 	if l.New == (limit.Rate{}) {
 		l.New = limit.Rate{PerSecond: 100, Burst: 1000}
@@ -70,7 +79,9 @@ const (
 // gate bounds what connections cost before anybody is known: how many there are, how
 // many come, and what they may send for nothing. A connection on which a good token came
 // is known; when there is no place for a new one, one that is not gives up its: the
-// oldest of the address that has the most.
+// oldest of the address that has the most. So that whoever has one token, or has users made,
+// cannot take every place from many addresses, those that count as known are so many: of
+// one user, and of all together.
 type gate struct {
 	limits ConnLimits
 	rates  *limit.Rates
@@ -79,6 +90,8 @@ type gate struct {
 	open      map[*gateConn]struct{}
 	each      map[string]int
 	strangers map[string]*linked.List // of *gateConn, by address, the oldest in front; "" before it is told
+	known     map[string]int          // connections that count as known, by user
+	knownAll  int
 
 	ended *prometheus.CounterVec
 }
@@ -86,7 +99,7 @@ type gate struct {
 func newGate(l ConnLimits, m *prometheus.Registry) *gate {
 	l.fill()
 	g := &gate{
-		limits: l, rates: limit.NewRates(l.New, rememberedKeys), open: map[*gateConn]struct{}{}, each: map[string]int{}, strangers: map[string]*linked.List{},
+		limits: l, rates: limit.NewRates(l.New, rememberedKeys), open: map[*gateConn]struct{}{}, each: map[string]int{}, strangers: map[string]*linked.List{}, known: map[string]int{},
 		ended: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulkhead_api_connections_ended_total", Help: "Connections to the public API that were ended or not taken, by reason: full, address (too many open), rate (too many new ones), flood."}, []string{"reason"}),
 	}
 	m.MustRegister(g.ended, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "bulkhead_api_connections", Help: "Open connections to the public API."}, func() float64 {
@@ -172,7 +185,13 @@ func (g *gate) leave(c *gateConn) {
 		return
 	}
 	delete(g.open, c)
-	g.know(c)
+	g.unlist(c)
+	if c.user != "" {
+		g.knownAll--
+		if g.known[c.user]--; g.known[c.user] == 0 {
+			delete(g.known, c.user)
+		}
+	}
 	if c.addr != "" {
 		if g.each[c.addr]--; g.each[c.addr] == 0 {
 			delete(g.each, c.addr)
@@ -180,8 +199,20 @@ func (g *gate) leave(c *gateConn) {
 	}
 }
 
-// know takes c off the list of strangers. Callers hold mu.
-func (g *gate) know(c *gateConn) {
+// know counts c, over which a good token of a user came, as known, if there is room among
+// those. Callers hold mu.
+func (g *gate) know(c *gateConn, user string) {
+	if _, ok := g.open[c]; !ok || c.stranger == nil || g.known[user] >= g.limits.MostUser || g.knownAll >= g.limits.MostKnown {
+		return
+	}
+	g.unlist(c)
+	c.user = user
+	g.known[user]++
+	g.knownAll++
+}
+
+// unlist takes c off the list of strangers. Callers hold mu.
+func (g *gate) unlist(c *gateConn) {
 	if c.stranger == nil {
 		return
 	}
@@ -213,7 +244,7 @@ func (g *gate) admit(c *gateConn) error {
 	case g.each[addr] >= g.limits.MostEach:
 		g.ended.WithLabelValues("address").Inc()
 	default:
-		g.know(c)
+		g.unlist(c)
 		c.addr = addr
 		g.each[addr]++
 		g.estrange(c)
@@ -237,7 +268,8 @@ type gateConn struct {
 
 	// Under the gate's mu:
 	addr     string          // once it is counted
-	stranger *linked.Element // while no good token came
+	user     string          // for whom it counts as known
+	stranger *linked.Element // while it does not
 }
 
 // Read reads what the client may still send.
@@ -352,11 +384,15 @@ func countRequest(r *http.Request) {
 	}
 }
 
-// known notes that a good token came over a request's connection.
-func known(ctx context.Context) {
+// known notes that a good token of somebody came over a request's connection.
+func known(ctx context.Context, who access.Caller) {
 	if c, _ := ctx.Value(gateKey{}).(*gateConn); c != nil {
+		user := string(who.User)
+		if user == "" {
+			user = who.RateKey()
+		}
 		c.g.mu.Lock()
-		c.g.know(c)
+		c.g.know(c, user)
 		c.g.mu.Unlock()
 		c.mu.Lock()
 		c.most = creditKnown

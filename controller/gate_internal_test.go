@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"fmt"
 	"net"
 	"testing"
 	"time"
@@ -29,7 +30,7 @@ func (c comings) Addr() net.Addr            { return &net.TCPAddr{} }
 // connections loses its oldest, but none over which a good token came; one address gets
 // no more than its share, and when all are known nobody else is let in.
 func TestStrangersMakeRoom(t *testing.T) {
-	g := newGate(ConnLimits{Most: 10, MostEach: 6, New: limit.Rate{PerSecond: 1000, Burst: 1000}}, prometheus.NewRegistry())
+	g := newGate(ConnLimits{Most: 10, MostEach: 6, MostUser: 10, MostKnown: 10, New: limit.Rate{PerSecond: 1000, Burst: 1000}}, prometheus.NewRegistry())
 	in := make(comings, 1)
 	l := g.listener(in)
 	near := map[*gateConn]net.Conn{}
@@ -56,7 +57,7 @@ func TestStrangersMakeRoom(t *testing.T) {
 	}
 	owner, neighbour := come("192.0.2.1"), come("192.0.2.2")
 	g.mu.Lock()
-	g.know(owner)
+	g.know(owner, "owner")
 	g.mu.Unlock()
 	var flood []*gateConn
 	for range 6 {
@@ -73,7 +74,7 @@ func TestStrangersMakeRoom(t *testing.T) {
 	}
 	for c := range near {
 		g.mu.Lock()
-		g.know(c)
+		g.know(c, "owner")
 		g.mu.Unlock()
 	}
 	a, b := net.Pipe()
@@ -92,7 +93,59 @@ func TestStrangersMakeRoom(t *testing.T) {
 	for c := range g.open {
 		c.Close()
 	}
-	if len(g.open)+len(g.each)+len(g.strangers) != 0 {
-		t.Errorf("left: %d open, %v, %v", len(g.open), g.each, g.strangers)
+	if len(g.open)+len(g.each)+len(g.strangers)+len(g.known)+g.knownAll != 0 {
+		t.Errorf("left: %d open, %v, %v, %v", len(g.open), g.each, g.strangers, g.known)
+	}
+}
+
+// TestTokensDoNotTakeEveryPlace: who has a good token and many addresses, or many users,
+// leaves places to others. The control is without the two bounds.
+func TestTokensDoNotTakeEveryPlace(t *testing.T) {
+	const most = 64
+	for name, c := range map[string]struct {
+		users  int
+		limits ConnLimits
+		in     bool
+	}{
+		"one user":                {1, ConnLimits{}, true},
+		"many users":              {most, ConnLimits{}, true},
+		"one user, the control":   {1, ConnLimits{MostUser: most, MostKnown: most}, false},
+		"many users, the control": {most, ConnLimits{MostKnown: most}, false},
+	} {
+		l := c.limits
+		l.Most, l.MostEach, l.New = most, most/8, limit.Rate{PerSecond: 1000, Burst: 1000}
+		g := newGate(l, prometheus.NewRegistry())
+		enter := func(i int) *gateConn {
+			a, b := net.Pipe()
+			t.Cleanup(func() { a.Close(); b.Close() })
+			gc := &gateConn{Conn: far{a, &net.TCPAddr{IP: net.IPv4(192, 0, 2, byte(i)), Port: 1}}, g: g}
+			if !g.enter(gc) {
+				return nil
+			}
+			if err := g.admit(gc); err != nil {
+				t.Fatal(err)
+			}
+			return gc
+		}
+		var theirs []*gateConn
+		for i := range most { // from most addresses, each one connection
+			gc := enter(i)
+			g.mu.Lock()
+			g.know(gc, fmt.Sprint("user ", i%c.users))
+			g.mu.Unlock()
+			theirs = append(theirs, gc)
+		}
+		victim := enter(200)
+		if got := victim != nil; got != c.in {
+			t.Errorf("%s: another is let in: %v", name, got)
+		}
+		for _, gc := range append(theirs, victim) {
+			if gc != nil {
+				gc.Close()
+			}
+		}
+		if len(g.known)+g.knownAll != 0 {
+			t.Errorf("%s: left: %v, %d", name, g.known, g.knownAll)
+		}
 	}
 }

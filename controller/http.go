@@ -217,7 +217,7 @@ func (c *Controller) outer(next http.Handler, public bool) http.Handler {
 			return
 		}
 		if !public {
-			known(req.Context())
+			known(req.Context(), who)
 		}
 		who.From = r.from()
 		r.who = who
