@@ -71,6 +71,28 @@ func TestTokensReachNoLog(t *testing.T) {
 	}
 	raw(net.Dial("tcp", w.Ready.HTTPSAddr))
 
+	for _, role := range []string{"controller", "worker", "edge"} {
+		req, err := http.NewRequest("GET", w.Ready.APIURL+"/metrics?role="+role, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+w.Ready.Token)
+		resp, err := w.Client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		page, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != 200 || !bytes.Contains(page, []byte("bulkhead_")) {
+			t.Errorf("no metrics of the %s: %d %.200s", role, resp.StatusCode, page)
+		}
+		for _, s := range []string{w.Ready.Token, planted} {
+			if bytes.Contains(page, []byte(s)) {
+				t.Errorf("a token is among the metrics of the %s", role)
+			}
+		}
+	}
+
 	crashAll(t, w)
 	seen := 0
 	for line := range strings.Lines(w.Log()) {
