@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"bulkhead/controller/record"
+	"bulkhead/key"
 	"bulkhead/store"
 )
 
@@ -58,4 +59,40 @@ func (d *Directory) take(prefix string, e store.Event) {
 	defer d.mu.Unlock()
 	d.kinds[prefix].take(e)
 	d.reached(prefix, e.Revision)
+}
+
+// TestUsersAreCountedByProvider: as users come, are written again, and go; those of nobody's
+// provider count for none.
+func TestUsersAreCountedByProvider(t *testing.T) {
+	d := newTest()
+	rev := int64(0)
+	user := func(id, org string, gone bool) {
+		rev++
+		e := store.Event{KV: store.KV{Key: record.PrefixUser + id, Revision: rev}, Deleted: gone}
+		if !gone {
+			e.Value = record.Put(e.Key, record.User{ID: key.UserID(id), Name: id, Org: org}).Value
+		}
+		d.take(record.PrefixUser, e)
+	}
+	want := func(acme, other int) {
+		t.Helper()
+		if a, o, none := d.CameBy("acme"), d.CameBy("other"), d.CameBy("none"); a != acme || o != other || none != 0 {
+			t.Errorf("acme has %d, other %d, none %d; want %d, %d and 0", a, o, none, acme, other)
+		}
+	}
+	want(0, 0)
+	user("u_1", "acme", false)
+	user("u_2", "acme", false)
+	user("u_3", "other", false)
+	user("u_4", "", false)
+	want(2, 1)
+	user("u_1", "acme", false)
+	want(2, 1)
+	user("u_1", "", true)
+	user("u_1", "", true)
+	user("u_3", "", true)
+	want(1, 0)
+	if len(d.came) != 2 { // acme, and nobody's
+		t.Errorf("counted are %v", d.came)
+	}
 }
