@@ -40,6 +40,10 @@ func (e *env) grants(at time.Time, ids ...string) (out []grant.Grant, generation
 // TestGrantsAreSentAnew: at each Sync, once a day, and when the clock was set, forward or
 // back; under the same generation, for every Machine, and no more often than that.
 func TestGrantsAreSentAnew(t *testing.T) {
+	// Just after the second of the day at which the node's grants change: none changes by
+	// itself for as long as the test lasts, whenever that is.
+	begin := time.Until(grant.End(node, time.Now()).Add(-grant.Life)) + time.Minute
+	defer controller.Ahead(begin)()
 	e := newEnvWith(t, func(c *controller.Config) { c.GrantTick = 5 * time.Millisecond })
 	e.startWorker()
 	e.app("web")
@@ -52,15 +56,14 @@ func TestGrantsAreSentAnew(t *testing.T) {
 		defer e.worker.mu.Unlock()
 		return e.worker.renewed
 	}
-	first, generations := e.grants(time.Now(), ids...)
+	first, generations := e.grants(time.Now().Add(begin), ids...)
 	if n := renewed(); n != 0 {
 		t.Fatalf("%d new grants before a day has passed", n)
 	}
-	defer controller.Ahead(0)()
 	for i, ahead := range []time.Duration{grant.Period, 20 * grant.Period, -20 * grant.Period, 0} {
-		controller.Ahead(ahead)
+		controller.Ahead(begin + ahead)
 		e.eventually("new grants", func() bool { return renewed() == 3*(i+1) })
-		got, now := e.grants(time.Now().Add(ahead), ids...)
+		got, now := e.grants(time.Now().Add(begin+ahead), ids...)
 		for j := range got {
 			if want := time.Unix(first[j].Ends, 0).Add(ahead); got[j].Ends != want.Unix() || now[j] != generations[j] {
 				t.Errorf("%v ahead: machine %d, generation %d instead of %d, ends at %v instead of %v", ahead, j, now[j], generations[j], time.Unix(got[j].Ends, 0), want)
@@ -71,10 +74,10 @@ func TestGrantsAreSentAnew(t *testing.T) {
 	// moment, the same.
 	e.stopWorker()
 	e.waitNode(false)
-	controller.Ahead(10 * grant.Period)
+	controller.Ahead(begin + 10*grant.Period)
 	e.connectWorker()
 	e.eventually("new grants at a sync", func() bool { return renewed() == 15 })
-	e.grants(time.Now().Add(10*grant.Period), ids...)
+	e.grants(time.Now().Add(begin+10*grant.Period), ids...)
 	e.stopWorker()
 	e.waitNode(false)
 	e.connectWorker()
