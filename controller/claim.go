@@ -226,7 +226,7 @@ func (c *Controller) joining(ctx context.Context, t *txn, id key.UserID, cl *rec
 	return nil
 }
 
-// mightier is the role of the two that stands first in memberRoles.
+// mightier is the role of the two that stands first in record.Roles.
 func mightier(a, b record.Role) record.Role {
 	for _, r := range record.Roles {
 		if a == r || b == r {

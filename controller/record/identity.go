@@ -26,7 +26,7 @@ type Org struct {
 	TokenMax     time.Duration `json:"token_max,omitempty"`
 }
 
-// Role is what a member may do in an organization, or to one app: see access.Rights.
+// Role is what a member may do in an organization, or to one app: see access/rights.go.
 type Role string
 
 // The roles there are, the mightiest first.
