@@ -67,8 +67,8 @@ func (c *collection) run(ctx context.Context) (err error) {
 	if c.res.Uploads, err = c.r.expireUploads(ctx); err != nil {
 		return err
 	}
-	if err := c.r.sweepUploads(); err != nil {
-		return err
+	if swept := c.r.sweepUploads(); swept != nil { // keeps nothing else from being collected
+		defer func() { err = errors.Join(err, swept) }()
 	}
 	if c.r.cfg.InUse != nil {
 		if c.inUse, err = c.r.cfg.InUse(ctx); err != nil {

@@ -373,6 +373,7 @@ func (r *Registry) sweepUploads() error {
 		return err
 	}
 	removed := false
+	var failed []error
 	for _, name := range names {
 		id, _, _ := strings.Cut(name, ".")
 		r.uploadsMu.Lock()
@@ -382,12 +383,13 @@ func (r *Registry) sweepUploads() error {
 			continue
 		}
 		if err := r.disk.remove("uploads/" + name); err != nil {
-			return err
+			failed = append(failed, err) // and the others go all the same
+			continue
 		}
 		removed = true
 	}
-	if !removed {
-		return nil
+	if removed {
+		failed = append(failed, r.disk.syncDir("uploads"))
 	}
-	return r.disk.syncDir("uploads")
+	return errors.Join(failed...)
 }

@@ -282,7 +282,8 @@ func TestParallelPush(t *testing.T) {
 }
 
 // TestUploadThatCouldNotBeRemoved: what the disk refuses to remove when an upload ends is
-// removed by the next collection, beside an upload that is under way and stays.
+// removed by the next collection, beside an upload that is under way and stays; what it still
+// refuses keeps nothing else from being collected.
 func TestUploadThatCouldNotBeRemoved(t *testing.T) {
 	dir := t.TempDir()
 	c, s := open(t, registry.Config{Dir: dir})
@@ -296,6 +297,16 @@ func TestUploadThatCouldNotBeRemoved(t *testing.T) {
 		t.Fatalf("it was removed after all: %v", err)
 	}
 	check(t, os.Remove(filepath.Join(meta, "in the way")))
+	worse := filepath.Join(dir, "uploads", "0.json") // the first that the collection meets
+	check(t, os.MkdirAll(filepath.Join(worse, "in the way"), 0o700))
+	c.push("y", []byte("never used"))
+	if res, err := s.GC(context.Background(), 0); err == nil || res.Blobs != 1 {
+		t.Errorf("a collection that could not remove all: %+v, %v", res, err)
+	}
+	if _, err := os.Stat(meta); err == nil {
+		t.Error("one that cannot be removed keeps another from it")
+	}
+	check(t, os.RemoveAll(worse))
 	_, err := s.GC(context.Background(), time.Hour)
 	check(t, err)
 	if left := files(t, dir, "uploads"); len(left) != 2 || !strings.Contains(left[0], other[strings.LastIndex(other, "/")+1:]) {
