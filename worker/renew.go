@@ -17,8 +17,8 @@ func (a *actor) renew() error {
 	a.mu.Lock()
 	young := a.young
 	a.mu.Unlock()
-	if young == nil {
-		return nil
+	if young == nil || young.GetGeneration() > a.asg.GetGeneration() {
+		return nil // nothing to do, or not before its generation is accepted
 	}
 	if young.GetGeneration() == a.asg.GetGeneration() && a.rec.State != machine.Destroyed {
 		asg := proto.Clone(a.asg).(*internalpb.Assignment)

@@ -187,6 +187,33 @@ func TestOldGrantsReplaceNothing(t *testing.T) {
 	g.runsAgain(b, 2, "a start by the grant that came last")
 }
 
+// TestGrantBeforeItsGeneration: a grant that is made anew between an assignment's being
+// heard of and its being accepted is taken over when it is accepted.
+func TestGrantBeforeItsGeneration(t *testing.T) {
+	g := newGranted(t)
+	g.boot()
+	old := g.sign(g.asg(key.NewMachineID(), plain))
+	id := key.MachineID(old.MachineId)
+	r := &record{Machine: id, Seq: 1, State: machine.Created, Since: g.clock.now(), Instance: instanceOf(old)}
+	if err := g.w.journal.create(r, old); err != nil {
+		t.Fatal(err)
+	}
+	a := newActor(g.w, entry{rec: r, asg: old}) // which nobody runs
+	next := g.sign(g.asg(id, plain))
+	a.offer(next)
+	g.forward(grant.Period)
+	young := g.sign(next)
+	a.offer(young)
+	for _, step := range []func() error{a.renew, a.accept, a.renew} { // it was past accept when both came
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Equal(a.asg.GetGrant(), young.Grant) || a.asg.GetGeneration() != next.Generation || a.young != nil {
+		t.Errorf("it has %s, want %s", a.asg.GetGrant(), young.Grant)
+	}
+}
+
 // TestRenewalIsKilledAtEveryStep: the worker dies at every step around a renewal; after
 // it the journal holds the new grant, and the Machine was started once.
 func TestRenewalIsKilledAtEveryStep(t *testing.T) {
