@@ -232,6 +232,8 @@ func TestMemoryThatReachesADisk(t *testing.T) {
 		{"|/usr/lib/apport %p", "0", "0", Warn, "bulkhead-controller, keys included, may be handed to /usr/lib/apport"},
 		{"|/usr/lib/apport %p", "1", "0", OK, "no process"},
 		{"core", "1", "0", OK, "no process"},
+		{"@/run/dumps.socket", "1", "0", Warn, "the memory of machines, secrets included, is handed to whoever listens at /run/dumps.socket"},
+		{"@@/run/dumps.socket", "0", "0", Warn, "listens at /run/dumps.socket"},
 		{"core", "0", "12", Warn, "12 KiB of bulkhead-controller"},
 	} {
 		if found := planted(t, base(c.pattern, c.limit, c.swapped)).memory(procs); !is(found, c.level, c.part) {

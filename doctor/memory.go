@@ -24,6 +24,7 @@ var coreLimit = regexp.MustCompile(`(?m)^Max core file size +(\S+)`)
 func (h host) memory(procs []Process) (out []Finding) {
 	pattern := h.read("/proc/sys/kernel/core_pattern")
 	program, piped := strings.CutPrefix(pattern, "|")
+	socket, sent := strings.CutPrefix(pattern, "@") // Linux 6.16 and later
 	var dumping []string
 	for _, p := range procs {
 		if !slices.Contains(holders, p.Name) {
@@ -40,6 +41,10 @@ func (h host) memory(procs []Process) (out []Finding) {
 	slices.Sort(dumping)
 	dumping = slices.Compact(dumping)
 	switch {
+	case sent:
+		// No limit forbids it, and sandboxes are dumpable: gVisor looks into them.
+		out = append(out, Finding{"core dumps", Warn, fmt.Sprintf("the memory of machines, secrets included, is handed to whoever listens at %s when a sandbox crashes", strings.TrimLeft(socket, "@")),
+			"set kernel.core_pattern=core with sysctl, or to a program (with a bar), which the limits of Bulkhead's processes forbid"})
 	case piped && len(dumping) > 0:
 		name, _, _ := strings.Cut(strings.TrimSpace(program), " ")
 		out = append(out, Finding{"core dumps", Warn, fmt.Sprintf("the memory of %s, keys included, may be handed to %s when they crash", strings.Join(dumping, ", "), name),
