@@ -67,10 +67,14 @@ func (c *Controller) vouches(ctx context.Context, t *txn, org, address string) (
 }
 
 // mayName refuses names that whoever invites may not give: addresses of a domain that is
-// not the organization's, and what single sign-on names people by.
+// not the organization's, what single sign-on names people by, another's id, by which users
+// are found before their names, and what the audit log calls root.
 func (c *Controller) mayName(ctx context.Context, t *txn, cl *record.Claim, name string) error {
 	if strings.HasPrefix(name, "sso-") {
 		return fault.New(fault.Invalid, "name %q begins with sso-, as names that single sign-on gives do; choose another", fault.Clip(name))
+	}
+	if _, err := key.ParseUserID(name); err == nil || name == "root" && !cl.Operator {
+		return fault.New(fault.Invalid, "name %q would be taken for somebody else, in the audit log or by who looks for a user; choose another", name)
 	}
 	if !strings.Contains(name, "@") || cl.Operator {
 		return nil

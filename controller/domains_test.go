@@ -65,7 +65,7 @@ func TestWhoVouchesForADomain(t *testing.T) {
 	if !seen {
 		t.Error("the audit log does not name who invited")
 	}
-	for name, code := range map[string]int{"cfo@example.com": 403, "cfo@other.example": 403, "cfo@bigfirm": 403, "cfo@example.com@bigfirm": 403, "sso-0123456789abcdef": 400} {
+	for name, code := range map[string]int{"cfo@example.com": 403, "cfo@other.example": 403, "cfo@bigfirm": 403, "cfo@example.com@bigfirm": 403, "sso-0123456789abcdef": 400, "u_0123456789abcdef": 400, "root": 400} {
 		if a := e.do("POST", "/v1/claim", config{"name": name}, bearer(inv.Token)...); a.code != code {
 			t.Errorf("an invitation of another organization makes %s: %d %s", name, a.code, a.body)
 		}
