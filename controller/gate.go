@@ -387,12 +387,8 @@ func countRequest(r *http.Request) {
 // known notes that a good token of somebody came over a request's connection.
 func known(ctx context.Context, who access.Caller) {
 	if c, _ := ctx.Value(gateKey{}).(*gateConn); c != nil {
-		user := string(who.User)
-		if user == "" {
-			user = who.RateKey()
-		}
 		c.g.mu.Lock()
-		c.g.know(c, user)
+		c.g.know(c, who.UserKey())
 		c.g.mu.Unlock()
 		c.mu.Lock()
 		c.most = creditKnown

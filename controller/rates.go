@@ -144,11 +144,7 @@ func (r *rates) allowCall(who access.Caller, req *http.Request) error {
 
 // takeShare is take of what several callers share.
 func (r *rates) takeShare(l *limit.Shared, name, key, object string, who access.Caller) error {
-	user := string(who.User)
-	if user == "" {
-		user = who.RateKey()
-	}
-	wait, share := l.Take(key, user, who.RateKey(), time.Now())
+	wait, share := l.Take(key, who.UserKey(), who.RateKey(), time.Now())
 	switch {
 	case wait == 0:
 		return nil

@@ -54,6 +54,15 @@ func (who Caller) RateKey() string {
 	return who.Name
 }
 
+// UserKey names who is behind a caller, whichever of their tokens it comes with: the user, and
+// who is none like RateKey.
+func (who Caller) UserKey() string {
+	if who.User != "" {
+		return string(who.User)
+	}
+	return who.RateKey()
+}
+
 // Standing says for whom verified tokens stand now: their records are there, their users
 // are, and their organizations let them live so long. It is asked at every request, and again
 // while one lasts. A refusal is a *token.Refusal.
