@@ -161,7 +161,14 @@ func (c *Controller) userToBe(ctx context.Context, t *txn, name string, cl *reco
 		if err := c.mayName(ctx, t, cl, name); err != nil {
 			return nil, err
 		}
-		return c.newUser(ctx, t, record.User{Name: name, Operator: cl.Operator})
+		u := record.User{Name: name, Operator: cl.Operator}
+		if !cl.Operator {
+			if err := c.roomForUser(cl.Org, 0); err != nil {
+				return nil, err
+			}
+			u.Invited = cl.Org
+		}
+		return c.newUser(ctx, t, u)
 	}
 	if cl.ID != installationClaim {
 		return nil, fault.New(fault.Unprocessable, "there is a user %q already; log in as that user and accept the invitation with \"bulkhead orgs join\"", name).WithStatus("name_taken")

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"strings"
 
@@ -94,11 +95,16 @@ func checkDomain(d string) error {
 	return sso.Policy{Domains: []string{d}, Role: string(record.Viewer)}.Check()
 }
 
-// roomForUser refuses one more user of an organization's provider than the cluster takes.
-func (c *Controller) roomForUser(org string) error {
+// roomForUser refuses one more user of an organization's making, by its provider or by an
+// invitation, than the cluster takes, and one more when so many may come yet.
+func (c *Controller) roomForUser(org string, open int) error {
 	n := c.directory.CameBy(org)
-	if most := c.cfg.Role.MaxSSOUsers(); n >= most {
-		return fault.New(fault.TooMany, "the identity provider of organization %q has made %d users, as many as it may (sso_users); an operator removes those who are gone (bulkhead users remove NAME) or raises sso_users in bulkhead.toml", org, n).WithStatus("sso_users")
+	if most := c.cfg.Role.MaxSSOUsers(); n+open >= most {
+		also := ""
+		if open > 0 {
+			also = fmt.Sprintf(" and has %d open invitations", open)
+		}
+		return fault.New(fault.TooMany, "organization %q has made %d users by its identity provider and by invitations%s, as many as it may (sso_users); take invitations back (bulkhead orgs uninvite), or have an operator remove users who are gone (bulkhead users remove NAME) or raise sso_users in bulkhead.toml", org, n, also).WithStatus("sso_users")
 	}
 	return nil
 }

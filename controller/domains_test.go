@@ -72,7 +72,9 @@ func TestWhoVouchesForADomain(t *testing.T) {
 	}
 	e.claim(inv.Token, "mallory")
 	e.want(201, "POST", "/v1/orgs/bigfirm/invitations", config{"role": "viewer"}, &inv)
-	e.claim(inv.Token, "cfo@example.com")
+	cfo := e.claim(inv.Token, "cfo@example.com")
+	e.want(200, "DELETE", "/v1/users/cfo@example.com", nil, nil) // it counts as one that bigfirm made
+	e.want(401, "GET", "/v1/user", nil, nil, bearer(cfo)...)
 
 	// A provider makes so many users and no more; who is one already comes in.
 	e.cliLogin(e.visitor(), idp, "bigfirm", "s-two")
@@ -96,4 +98,31 @@ func TestWhoVouchesForADomain(t *testing.T) {
 	if again := e.cliLogin(e.visitor(), idp, "bigfirm", "s-ceo"); again.User != ceo.User {
 		t.Errorf("who was there before is %q", again.User)
 	}
+}
+
+// TestInvitationsMakeSoManyUsers: an organization's admin makes no more users and open
+// invitations than sso_users, whoever is invited; one who is gone makes room again.
+func TestInvitationsMakeSoManyUsers(t *testing.T) {
+	e := newEnvWith(t, func(c *controller.Config) { c.Role.SSOUsers = 2 })
+	for _, org := range []string{"evil", "other"} {
+		e.want(201, "POST", "/v1/orgs", config{"slug": org}, nil)
+	}
+	const path = "/v1/orgs/evil/invitations"
+	var one, two struct{ ID, Token string }
+	e.want(201, "POST", path, config{"role": "admin"}, &one)
+	e.want(201, "POST", path, config{"role": "viewer"}, &two)
+	e.refused(429, "open invitations", "POST", path, config{"role": "viewer"})
+	admin := e.claim(one.Token, "eve")
+	e.refused(429, "sso_users", "POST", path, config{"role": "viewer"})
+	e.want(200, "DELETE", path+"/"+two.ID, nil, nil, bearer(admin)...)
+	e.want(201, "POST", path, config{"role": "viewer"}, &two, bearer(admin)...)
+	e.claim(two.Token, "eve2")
+	if a := e.do("POST", path, config{"role": "viewer"}, bearer(admin)...); a.code != 429 {
+		t.Errorf("a third user is invited: %d %s", a.code, a.body)
+	}
+	var elsewhere struct{ Token string }
+	e.want(201, "POST", "/v1/orgs/other/invitations", config{"role": "viewer"}, &elsewhere)
+	e.claim(elsewhere.Token, "ann")
+	e.want(200, "DELETE", "/v1/users/eve2", nil, nil)
+	e.want(201, "POST", path, config{"role": "viewer"}, nil, bearer(admin)...)
 }

@@ -268,6 +268,9 @@ func (c *Controller) invite(r *call) (int, any, error) {
 			return 0, nil, err
 		}
 	}
+	if err := c.roomForUser(slug, c.directory.InvitationsOf(slug)); err != nil {
+		return 0, nil, err
+	}
 	life, err := expiry(in.Expiry, inviteLife, maxInviteLife)
 	if err != nil {
 		return 0, nil, err

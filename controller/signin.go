@@ -155,7 +155,7 @@ func (c *Controller) admitPerson(ctx context.Context, t *txn, conf *record.SSO, 
 	if known != nil && c.directory.User(known.User) != nil {
 		uid = known.User
 	} else {
-		if err := c.roomForUser(conf.Org); err != nil {
+		if err := c.roomForUser(conf.Org, 0); err != nil {
 			return "", err
 		}
 		name, email, err := c.nameFor(ctx, t, conf.Org, id)

@@ -85,7 +85,8 @@ type Config struct {
 	// RateLimits are the API's, as limit.ParseSet reads them; empty for the defaults.
 	RateLimits string `json:"rate_limits,omitempty"`
 
-	// SSOUsers is how many users one organization's identity provider may make; 0: 5000.
+	// SSOUsers is how many users one organization may make, by its identity provider and by
+	// invitations; 0: 5000.
 	SSOUsers int `json:"sso_users,omitempty"`
 
 	// Sockets maps a socket's name to its path, for callers.

@@ -62,7 +62,8 @@ type Config struct {
 	// SSOPrivateIssuers are addresses besides public ones at which organizations may have
 	// their identity providers: networks such as 10.1.0.0/16, with commas between them.
 	SSOPrivateIssuers string `toml:"sso_private_issuers"`
-	// SSOUsers is how many users the identity provider of one organization may make.
+	// SSOUsers is how many users one organization may make, by its identity provider and by
+	// invitations.
 	SSOUsers string `toml:"sso_users"`
 	// ClusterKey says where the key is that wraps everything secret in the store: "file",
 	// "credential:NAME" of systemd, or "kms:/SOCKET".
@@ -104,7 +105,7 @@ var Fields = []Field{
 	{"lib_dir", "lib-dir", "DIR", "where bulkheadd is", "directory of Bulkhead's other programs", func(c *Config) *string { return &c.LibDir }},
 	{"idle_after", "idle-after", "DURATION", "1m", "how long a machine with autostop runs on without a request", func(c *Config) *string { return &c.IdleAfter }},
 	{"sso_private_issuers", "sso-private-issuers", "NETWORKS", "none", "private networks, with commas between them, where organizations may have identity providers", func(c *Config) *string { return &c.SSOPrivateIssuers }},
-	{"sso_users", "sso-users", "N", "5000", "how many users the identity provider of one organization may make", func(c *Config) *string { return &c.SSOUsers }},
+	{"sso_users", "sso-users", "N", "5000", "how many users one organization may make, by its identity provider and by invitations", func(c *Config) *string { return &c.SSOUsers }},
 	{"cluster_key", "cluster-key", "file|credential:NAME|kms:/SOCKET", "file", "where the key is that wraps everything secret in the store: <data_dir>/cluster-key, a credential of systemd, or that file sealed by a key management service", func(c *Config) *string { return &c.ClusterKey }},
 	{"audit_witnesses", "audit-witnesses", "FILE", "none", "policy of the audit log's witnesses; see docs/audit.md", func(c *Config) *string { return &c.AuditWitnesses }},
 	{"audit_witness_required", "audit-witness-required", "yes|no", "no", "whether changes are refused while the audit log's witnesses are missing", func(c *Config) *string { return &c.AuditWitnessRequired }},

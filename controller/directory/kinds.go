@@ -103,13 +103,13 @@ func (d *Directory) takeUser(e store.Event) {
 	if old := d.users[id]; old != nil {
 		delete(d.names, old.Name)
 		delete(d.users, id)
-		if d.came[old.Org]--; d.came[old.Org] == 0 {
-			delete(d.came, old.Org)
+		if d.came[old.MadeBy()]--; d.came[old.MadeBy()] == 0 {
+			delete(d.came, old.MadeBy())
 		}
 	}
 	if u := live[record.User](e); u != nil {
 		d.users[id], d.names[u.Name] = u, id
-		d.came[u.Org]++
+		d.came[u.MadeBy()]++
 	}
 }
 

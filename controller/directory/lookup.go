@@ -39,7 +39,20 @@ func (d *Directory) UserNamed(name string) *record.User {
 	return d.users[d.names[name]]
 }
 
-// CameBy counts the users that an organization's identity provider has made.
+// InvitationsOf counts an organization's one-time tokens.
+func (d *Directory) InvitationsOf(slug string) (n int) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	for _, cl := range d.claims {
+		if cl.Org == slug && cl.ByUser != "" {
+			n++
+		}
+	}
+	return n
+}
+
+// CameBy counts the users that an organization has made, by its identity provider and by
+// invitations.
 func (d *Directory) CameBy(slug string) int {
 	d.mu.RLock()
 	defer d.mu.RUnlock()

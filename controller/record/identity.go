@@ -1,6 +1,7 @@
 package record
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -49,9 +50,13 @@ type User struct {
 	Email     string     `json:"email,omitempty"`
 	Issuer    string     `json:"issuer,omitempty"`   // the provider at which the user came about, if at one
 	Org       string     `json:"org,omitempty"`      // the organization whose provider that was
+	Invited   string     `json:"invited,omitempty"`  // the organization whose invitation made the user, if one did
 	Operator  bool       `json:"operator,omitempty"` // may do what concerns the cluster as a whole
 	CreatedAt time.Time  `json:"created_at"`
 }
+
+// MadeBy is the organization that made the user, by its provider or an invitation; "" for none.
+func (u *User) MadeBy() string { return cmp.Or(u.Org, u.Invited) }
 
 // UserName gives a name to one user.
 type UserName struct {
