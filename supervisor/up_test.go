@@ -206,7 +206,7 @@ func checkRoles(t *testing.T, r *running) {
 				t.Errorf("%s: environment has %s", name, e)
 			}
 		}
-		if !regexp.MustCompile(`Max core file size\s+0 `).MatchString(rep.Limits) || !regexp.MustCompile(fmt.Sprintf(`Max open files\s+%d `, noFile())).MatchString(rep.Limits) {
+		if !regexp.MustCompile(`Max core file size\s+1\s+1 `).MatchString(rep.Limits) || !regexp.MustCompile(fmt.Sprintf(`Max open files\s+%d `, noFile())).MatchString(rep.Limits) {
 			t.Errorf("%s: limits %s", name, rep.Limits)
 		}
 		if (rep.NetNS == own) == (name == role.Edge) {
