@@ -91,13 +91,17 @@ func denyPaths() error {
 
 // setLimits sets the resource limits, soft and hard.
 func setLimits(l Limits) error {
+	var core unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_CORE, &core); err != nil {
+		return fmt.Errorf("reading RLIMIT_CORE: %w", err)
+	}
 	limits := []struct {
 		name string
 		what int
 		max  uint64
 	}{
 		{"NOFILE", unix.RLIMIT_NOFILE, 0},
-		{"CORE", unix.RLIMIT_CORE, 0},
+		{"CORE", unix.RLIMIT_CORE, min(core.Max, coredump.Limit)}, // which is less than 0: see coredump
 		{"FSIZE", unix.RLIMIT_FSIZE, l.Output},
 		// Writable private memory. RLIMIT_AS would count what Go reserves and never touches.
 		{"DATA", unix.RLIMIT_DATA, l.Memory},

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"bulkhead/coredump"
 )
 
 // deeds are what a process tries after it has confined itself. They run in a
@@ -274,6 +276,13 @@ func TestLimitsHold(t *testing.T) {
 	}
 }
 
+// TestCoreLimit: where dumps are handed to a program, the kernel refuses at 1 and not at 0.
+func TestCoreLimit(t *testing.T) {
+	if out, ws := try(t, "unconfined core limit"); ws.ExitStatus() != 0 {
+		t.Errorf("it ended with %#x: %s", ws, out)
+	}
+}
+
 // TestLandlockAlone: with the paths denied and no filter in the way, nothing opens.
 func TestLandlockAlone(t *testing.T) {
 	if out, ws := try(t, "unconfined landlock"); ws.ExitStatus() != 0 {
@@ -282,6 +291,23 @@ func TestLandlockAlone(t *testing.T) {
 }
 
 func init() {
+	deeds["core limit"] = func() error {
+		var before, after unix.Rlimit
+		unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: 1 << 30, Max: 1 << 30}) // as far as the tests may
+		if err := unix.Getrlimit(unix.RLIMIT_CORE, &before); err != nil {
+			return err
+		}
+		if err := setLimits(Limits{Memory: 1 << 30, Output: 1 << 20, CPU: time.Minute}); err != nil {
+			return err
+		}
+		if err := unix.Getrlimit(unix.RLIMIT_CORE, &after); err != nil {
+			return err
+		}
+		if want := min(before.Max, coredump.Limit); after != (unix.Rlimit{Cur: want, Max: want}) {
+			return fmt.Errorf("the limit is %+v, want %d", after, want)
+		}
+		return nil
+	}
 	deeds["landlock"] = func() error {
 		if err := denyPaths(); err != nil {
 			return err
