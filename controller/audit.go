@@ -218,7 +218,7 @@ func (r *call) note(org string, app key.AppName, m key.MachineID) {
 
 // targetNames are the parts of paths that name what a call is about, besides app and
 // Machine. None of them can be a secret.
-var targetNames = []string{"node", "user", "invitation", "secret", "key", "name", "id", "token", "passkey", "version"}
+var targetNames = []string{"node", "user", "domain", "session", "ip", "invitation", "secret", "key", "name", "id", "token", "passkey", "version"}
 
 func targetOf(r *http.Request) string {
 	for _, name := range targetNames {

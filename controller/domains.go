@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 
+	"bulkhead/audit"
 	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
@@ -146,6 +147,7 @@ func (c *Controller) grantDomain(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
+	r.pending.change(func(rec *audit.Record) { rec.Detail = "organization=" + slug })
 	var g domainGrant
 	err = retry(r.Context(), func() error {
 		o, orgRev, err := record.Get[record.Org](r.Context(), c.store, record.OrgKey(slug))
