@@ -79,6 +79,7 @@ func (c *Controller) adminHandler() http.Handler {
 		p, ok := pki.PeerOf(r.Context())
 		if err := c.mayAdmin(mux, r, p, ok); err != nil {
 			c.log.Warn("admin socket: a caller was refused", "uid", p.UID, "pid", p.PID, "err", err)
+			c.refusedLocal(role.SocketAdmin, r.Method+" "+cutTokens(r.URL.Path), p.UID)
 			writeError(w, c.log, err)
 			return
 		}

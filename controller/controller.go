@@ -331,6 +331,7 @@ func (c *Controller) Serve(ctx context.Context, ls map[string]net.Listener, read
 	}
 	if l := ls[role.SocketEnroll]; l != nil {
 		e := &pki.EnrollServer{CA: c.ca, Cluster: c.cfg.Role.Cluster, Node: c.cfg.Role.Node, Roles: c.enrollRoles(), Log: c.log}
+		e.Refused = func(uid uint32) { c.refusedLocal(role.SocketEnroll, "POST /", uid) }
 		run(role.SocketEnroll, func() error { return e.Serve(ctx, l) })
 	}
 	admin := &http.Server{

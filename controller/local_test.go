@@ -16,6 +16,7 @@ import (
 
 	"bulkhead/api/local"
 	"bulkhead/api/local/localtest"
+	"bulkhead/audit"
 	"bulkhead/role"
 )
 
@@ -79,6 +80,9 @@ func TestAdminCells(t *testing.T) {
 			t.Errorf("a call that there is not, as %s: %d %s %v", p.Name, code, body, err)
 		}
 	}
+	e.find("", "the refusal of the edge's user at the admin socket", func(r audit.Record) bool {
+		return r.Action == "POST /token" && r.From == "admin socket" && r.Name == fmt.Sprint("user id ", e.cfg.Role.UIDs[role.Edge]) && r.Result == audit.Refused
+	})
 	var calls []string
 	for _, r := range local.Policy {
 		if r.Socket == role.SocketAdmin {
@@ -129,6 +133,9 @@ func TestEnrollCells(t *testing.T) {
 	if r := localtest.Walk(t, role.SocketEnroll, peers, try); len(r.Faults) != 0 {
 		t.Errorf("%s", strings.Join(r.Faults, "\n"))
 	}
+	e.find("", "the refusal of the controller's user at the enroll socket", func(r audit.Record) bool {
+		return r.From == "enroll socket" && r.Name == fmt.Sprint("user id ", e.cfg.Role.UIDs[role.Controller]) && r.Result == audit.Refused
+	})
 	e.stop()
 	localtest.WithRow(t, role.SocketEnroll, "POST /", role.Controller, func() {
 		e.startController()

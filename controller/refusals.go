@@ -4,12 +4,14 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"sync"
 	"time"
 
 	"bulkhead/audit"
 	"bulkhead/audit/auditlog"
+	"bulkhead/key"
 )
 
 // How many refusals are written down one by one. What is beyond is counted.
@@ -65,6 +67,15 @@ func (r *refusals) add(rec audit.Record) {
 	c.tokens--
 	rec.Count = 0
 	r.now[kind] = &rec
+}
+
+// refusedLocal notes that a user of this machine, whom the kernel knows, was refused a call over
+// one of its sockets. (The warden refuses by itself and has only its own log.)
+func (c *Controller) refusedLocal(socket, action string, uid uint32) {
+	c.refusals.add(audit.Record{
+		ID: string(key.NewInstanceID()) + "-" + c.cfg.Role.Region, Name: fmt.Sprint("user id ", uid), From: socket + " socket",
+		Action: action, Code: http.StatusForbidden, Result: audit.Refused,
+	})
 }
 
 // run writes the counts until ctx ends, and then a last time.

@@ -73,7 +73,9 @@ type EnrollServer struct {
 	Node    key.Node
 	// Roles maps a user id to the role whose identity it gets; who is not in it gets none.
 	Roles map[uint32]string
-	Log   *slog.Logger
+	// Refused, if set, is told of each user who gets none; it must not block.
+	Refused func(uid uint32)
+	Log     *slog.Logger
 }
 
 // Serve answers on l until ctx ends.
@@ -110,6 +112,9 @@ func (s *EnrollServer) enroll(r *http.Request) (int, enrollResponse) {
 	role, ok := s.Roles[peer.UID]
 	if !ok {
 		s.Log.Warn("certificate refused: the user runs no role", "uid", peer.UID, "pid", peer.PID)
+		if s.Refused != nil {
+			s.Refused(peer.UID)
+		}
 		return http.StatusForbidden, enrollResponse{Error: fmt.Sprintf("user id %d runs no role of this node", peer.UID)}
 	}
 	var in enrollRequest
