@@ -315,7 +315,7 @@ func (c *Controller) Serve(ctx context.Context, ls map[string]net.Listener, read
 
 	wg.Go(func() { c.resumeRotation(ctx) })
 
-	g := rpc.NewServer(c.identity, c.log, c.admit)
+	g := rpc.NewServer(c.identity, c.log, c.refusedInternal, c.admit)
 	internalpb.RegisterControllerServer(g, internalServer{c: c})
 	internalpb.RegisterMembershipServer(g, membershipServer{c: c})
 	internalpb.RegisterTelemetryServer(g, telemetryServer{c: c})

@@ -61,7 +61,7 @@ func newFakeWorker(node key.Node) *fakeWorker {
 
 // serve answers the controller's calls on l.
 func (w *fakeWorker) serve(t testing.TB, id *pki.Identity, l net.Listener) {
-	srv := rpc.NewServer(id, slog.New(slog.DiscardHandler))
+	srv := rpc.NewServer(id, slog.New(slog.DiscardHandler), nil)
 	internalpb.RegisterWorkerServer(srv, w)
 	internalpb.RegisterTelemetryServer(srv, w)
 	go srv.Serve(l)

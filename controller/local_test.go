@@ -3,20 +3,24 @@ package controller_test
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"bulkhead/api/internalpb"
 	"bulkhead/api/local"
 	"bulkhead/api/local/localtest"
 	"bulkhead/audit"
+	"bulkhead/fault"
 	"bulkhead/role"
 )
 
@@ -146,4 +150,62 @@ func TestEnrollCells(t *testing.T) {
 		}
 		e.stop()
 	})
+}
+
+// TestInternalRefusalsAreWrittenDown: a role that calls what it may not, and somebody without
+// a certificate at the internal socket, are in the audit log and counted; who goes on is
+// counted and does not fill the log.
+func TestInternalRefusalsAreWrittenDown(t *testing.T) {
+	e := newEnvWithoutWorker(t)
+	edge := internalpb.NewControllerClient(e.dial(role.Edge, node))
+	for range 20 {
+		stream, err := edge.Sync(t.Context())
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		if !fault.Is(err, fault.Denied) {
+			t.Fatalf("the edge syncs: %v", err)
+		}
+	}
+	for range 20 {
+		c, err := tls.Dial("unix", e.socks[role.SocketInternal], &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+		if err == nil {
+			c.SetDeadline(time.Now().Add(30 * time.Second))
+			_, err = c.Read(make([]byte, 1))
+			c.Close()
+		}
+		if err == nil {
+			t.Fatal("somebody without a certificate is answered")
+		}
+	}
+	who := "spiffe://" + cluster + "/edge/" + string(node)
+	for action, f := range map[string]func(r audit.Record) bool{
+		"internal Sync": func(r audit.Record) bool { return r.Name == who && r.Code == 403 },
+		"internal connection": func(r audit.Record) bool {
+			return r.Name == "" && r.Code == 401 && strings.Contains(r.Detail, "certificate")
+		},
+	} {
+		deadline := time.Now().Add(40 * time.Second)
+		for found, n := 0, 0; found == 0; time.Sleep(20 * time.Millisecond) {
+			for _, r := range e.auditLog("") {
+				if r.Action == action {
+					if found, n = found+1, n+max(r.Count, 1); !f(r) || r.From != "internal socket" || r.Result != audit.Refused {
+						t.Fatalf("%+v", r)
+					}
+				}
+			}
+			if n > 10 {
+				t.Errorf("%s: %d of 20 are written down", action, n)
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: no record", action)
+			}
+		}
+	}
+	page := string(e.want(200, "GET", "/metrics?role=controller", nil, nil).body)
+	for _, what := range []string{"call", "connection"} {
+		if !regexp.MustCompile(`bulkhead_internal_refusals_total\{[^}]*what="` + what + `"[^}]*\} 20\n`).MatchString(page) {
+			t.Errorf("the metrics do not count 20 refusals of what=%q", what)
+		}
+	}
 }

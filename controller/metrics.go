@@ -31,6 +31,7 @@ type metrics struct {
 	signIns      *prometheus.CounterVec
 	refusals     *prometheus.CounterVec
 	members      *prometheus.CounterVec
+	internal     *prometheus.CounterVec
 }
 
 func newMetrics(c *Controller) *metrics {
@@ -41,10 +42,11 @@ func newMetrics(c *Controller) *metrics {
 		observations: prometheus.NewCounter(prometheus.CounterOpts{Name: "bulkhead_observations_total", Help: "Observations taken from workers."}),
 		signIns:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulkhead_sign_ins_total", Help: "Sign-ins of people, by method and outcome: ok, or the word of the refusal."}, []string{"method", "outcome"}),
 		members:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulkhead_membership_total", Help: "Joins of nodes, and renewals that were refused, by outcome: ok, or the kind of the refusal."}, []string{"event", "outcome"}),
+		internal:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulkhead_internal_refusals_total", Help: "Connections (without a good certificate) and calls to the controller's internal listeners that were refused."}, []string{"what"}),
 		refusals:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulkhead_tokens_refused_total", Help: "Requests whose token was refused, by reason."}, []string{"reason"}),
 		routeChanges: prometheus.NewCounter(prometheus.CounterOpts{Name: "bulkhead_route_changes_total", Help: "Changes of an app's route."}),
 	}
-	m.registry.MustRegister(m.signIns, m.members, m.requests, m.duration, m.observations, m.routeChanges, m.refusals,
+	m.registry.MustRegister(m.signIns, m.members, m.internal, m.requests, m.duration, m.observations, m.routeChanges, m.refusals,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "bulkhead_nodes_connected", Help: "Workers whose sync is open."}, func() float64 {
 			n := 0.0
 			for _, st := range c.view.allNodes() {

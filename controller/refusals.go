@@ -9,9 +9,14 @@ import (
 	"sync"
 	"time"
 
+	"bulkhead/api/rpc"
 	"bulkhead/audit"
 	"bulkhead/audit/auditlog"
+	"bulkhead/controller/record"
+	"bulkhead/fault"
 	"bulkhead/key"
+	"bulkhead/limit"
+	"bulkhead/role"
 )
 
 // How many refusals are written down one by one. What is beyond is counted.
@@ -25,7 +30,8 @@ const (
 // refusals writes refused calls to the audit log so that no caller, and no number of
 // callers, fills the disk or holds up changes: they do not wait for it.
 type refusals struct {
-	log *auditlog.Log
+	log      *auditlog.Log
+	internal *limit.Rates // see internalRefusals
 
 	mu     sync.Mutex
 	now    map[string]*audit.Record // in this window, with the count of those that were not written
@@ -41,7 +47,7 @@ type crowd struct {
 
 func newRefusals(l *auditlog.Log) *refusals {
 	full := func() *crowd { return &crowd{tokens: refusalBurst, at: time.Now()} }
-	return &refusals{log: l, now: map[string]*audit.Record{}, crowds: map[bool]*crowd{true: full(), false: full()}}
+	return &refusals{log: l, internal: limit.NewRates(internalRefusals, rememberedKeys), now: map[string]*audit.Record{}, crowds: map[bool]*crowd{true: full(), false: full()}}
 }
 
 // add takes a refusal.
@@ -76,6 +82,30 @@ func (c *Controller) refusedLocal(socket, action string, uid uint32) {
 		ID: string(key.NewInstanceID()) + "-" + c.cfg.Role.Region, Name: fmt.Sprint("user id ", uid), From: socket + " socket",
 		Action: action, Code: http.StatusForbidden, Result: audit.Refused,
 	})
+}
+
+// internalRefusals is how often a refusal of the same caller and method, or of the same
+// address, over the internal listeners is written down: a node that was removed and still runs
+// asks for as long as it does. All are counted.
+var internalRefusals = limit.Rate{PerSecond: 1.0 / 60, Burst: 5}
+
+// refusedInternal notes a connection or a call of a role's that was refused.
+func (c *Controller) refusedInternal(r rpc.Refusal) {
+	rec := audit.Record{
+		ID: string(key.NewInstanceID()) + "-" + c.cfg.Role.Region, From: role.SocketInternal + " socket",
+		Action: "internal connection", Code: http.StatusUnauthorized, Result: audit.Refused, Detail: fault.Clip(r.Err.Error()),
+	}
+	if a, ok := r.From.(*net.TCPAddr); ok {
+		rec.From = addressOf(a.String())
+	}
+	what := "connection"
+	if r.Method != "" {
+		what, rec.Name, rec.Action, rec.Code = "call", r.Caller.String(), "internal "+record.LastPart(r.Method), http.StatusForbidden
+	}
+	c.metrics.internal.WithLabelValues(what).Inc()
+	if c.refusals.internal.Take(rec.From+" "+rec.Name+" "+rec.Action, time.Now()) == 0 {
+		c.refusals.add(rec)
+	}
 }
 
 // run writes the counts until ctx ends, and then a last time.

@@ -64,7 +64,7 @@ func (s *Server) join(ctx context.Context, env *role.Env) error {
 	}
 	defer id.Close()
 	if l := env.Listeners[role.SocketEdge]; l != nil {
-		g := rpc.NewServer(id, env.Log)
+		g := rpc.NewServer(id, env.Log, nil)
 		internalpb.RegisterTelemetryServer(g, &Telemetry{Server: s})
 		var wg sync.WaitGroup
 		wg.Go(func() {

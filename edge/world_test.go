@@ -72,7 +72,7 @@ func (c *controller) start(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.srv = rpc.NewServer(c.id, slog.New(slog.DiscardHandler))
+	c.srv = rpc.NewServer(c.id, slog.New(slog.DiscardHandler), nil)
 	internalpb.RegisterControllerServer(c.srv, c)
 	go c.srv.Serve(l)
 }

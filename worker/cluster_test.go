@@ -237,7 +237,7 @@ func (c *cluster) serveWorker() {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	s := rpc.NewServer(c.id, slog.New(slog.DiscardHandler))
+	s := rpc.NewServer(c.id, slog.New(slog.DiscardHandler), nil)
 	c.node.w.Register(s)
 	go s.Serve(l)
 	c.t.Cleanup(s.Stop)
@@ -250,7 +250,7 @@ func (c *cluster) startController() {
 		c.t.Fatal(err)
 	}
 	id := pkitest.Identity(c.t, c.ca, pki.ID{Cluster: "test", Role: role.Controller, Node: "n1"})
-	c.ctrl = rpc.NewServer(id, slog.New(slog.DiscardHandler), c.admit...)
+	c.ctrl = rpc.NewServer(id, slog.New(slog.DiscardHandler), nil, c.admit...)
 	internalpb.RegisterControllerServer(c.ctrl, c.brain)
 	go c.ctrl.Serve(l)
 }

@@ -31,13 +31,28 @@ const MaxMessage = 16 << 20
 // error refuses the call.
 type Admit func(ctx context.Context, caller pki.ID) error
 
+// Refusal is a connection, or a call, that a server refused.
+type Refusal struct {
+	Caller pki.ID   // zero when no certificate of the cluster's came
+	From   net.Addr // of the connection
+	Method string   // of the call; empty for a connection
+	Err    error
+}
+
+// Refused is told of every refusal, so that it can be counted and written down; it may be
+// nil, and must not block. Connections that end by themselves are none.
+type Refused func(Refusal)
+
 // NewServer returns a server that speaks to roles of the same cluster only, and of
 // these to those that every admit lets in. The caller registers services and serves
 // it on any number of listeners.
-func NewServer(id *pki.Identity, log *slog.Logger, admit ...Admit) *grpc.Server {
-	a := authorizer{log: log, id: id, admit: admit}
+func NewServer(id *pki.Identity, log *slog.Logger, refused Refused, admit ...Admit) *grpc.Server {
+	if refused == nil {
+		refused = func(Refusal) {}
+	}
+	a := authorizer{log: log, id: id, refused: refused, admit: admit}
 	return grpc.NewServer(
-		grpc.Creds(tracked{credentials.NewTLS(id.ServerTLS()), id}),
+		grpc.Creds(tracked{credentials.NewTLS(id.ServerTLS()), id, refused}),
 		grpc.MaxRecvMsgSize(MaxMessage),
 		grpc.MaxSendMsgSize(MaxMessage),
 		grpc.ConnectionTimeout(10*time.Second),
@@ -64,7 +79,7 @@ func DialTCP(id *pki.Identity, address, wantRole string, wantNode key.Node) (*gr
 
 func dial(id *pki.Identity, network, address, wantRole string, wantNode key.Node) (*grpc.ClientConn, error) {
 	return grpc.NewClient("passthrough:///"+address,
-		grpc.WithTransportCredentials(tracked{credentials.NewTLS(id.ClientTLS(wantRole, wantNode)), id}),
+		grpc.WithTransportCredentials(tracked{credentials.NewTLS(id.ClientTLS(wantRole, wantNode)), id, nil}),
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, network, addr)
@@ -97,16 +112,29 @@ func peerOf(auth credentials.AuthInfo) (pki.ID, error) {
 
 // authorizer checks every call against Policy before its method runs.
 type authorizer struct {
-	log   *slog.Logger
-	id    *pki.Identity
-	admit []Admit
+	log     *slog.Logger
+	id      *pki.Identity
+	refused Refused
+	admit   []Admit
 }
 
+// check refuses a call that its caller may not make, and tells of it.
 func (a authorizer) check(ctx context.Context, method string) error {
 	id, err := Peer(ctx)
-	if err != nil {
-		return err
+	if err == nil {
+		err = a.may(ctx, id, method)
 	}
+	if err != nil && fault.Is(err, fault.Denied) {
+		r := Refusal{Caller: id, Method: method, Err: err}
+		if p, ok := peer.FromContext(ctx); ok {
+			r.From = p.Addr
+		}
+		a.refused(r)
+	}
+	return err
+}
+
+func (a authorizer) may(ctx context.Context, id pki.ID, method string) error {
 	if !slices.Contains(Policy[method], id.Role) {
 		a.log.Warn("internal call refused", "caller", id.String(), "method", method)
 		return fault.New(fault.Denied, "%s may not call %s", id, method[strings.LastIndexByte(method, '/')+1:])

@@ -43,7 +43,7 @@ func (p *probe) WatchRoutes(_ *internalpb.WatchRoutesRequest, s grpc.ServerStrea
 
 func serve(t *testing.T, ca *pki.CA, p *probe) (socket string) {
 	t.Helper()
-	srv := rpc.NewServer(pkitest.Identity(t, ca, pki.ID{Cluster: "c-1", Role: role.Controller, Node: "n1"}), slog.New(slog.DiscardHandler))
+	srv := rpc.NewServer(pkitest.Identity(t, ca, pki.ID{Cluster: "c-1", Role: role.Controller, Node: "n1"}), slog.New(slog.DiscardHandler), nil)
 	internalpb.RegisterControllerServer(srv, p)
 	internalpb.RegisterWorkerServer(srv, p)
 	internalpb.RegisterMembershipServer(srv, p)
@@ -102,7 +102,7 @@ func TestOnlyFaultsAreLogged(t *testing.T) {
 		logged bool
 	}{{context.Canceled, false}, {context.DeadlineExceeded, false}, {fault.New(fault.NotFound, "no"), false}, {io.ErrUnexpectedEOF, true}} {
 		var log strings.Builder
-		srv := rpc.NewServer(pkitest.Identity(t, ca, pki.ID{Cluster: "c-1", Role: role.Controller, Node: "n1"}), slog.New(slog.NewTextHandler(&log, nil)))
+		srv := rpc.NewServer(pkitest.Identity(t, ca, pki.ID{Cluster: "c-1", Role: role.Controller, Node: "n1"}), slog.New(slog.NewTextHandler(&log, nil)), nil)
 		internalpb.RegisterTelemetryServer(srv, &probe{err: tc.err})
 		socket := filepath.Join(t.TempDir(), "s")
 		l, err := net.Listen("unix", socket)

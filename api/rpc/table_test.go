@@ -136,14 +136,23 @@ func TestEveryMethodHasAPolicy(t *testing.T) {
 	}
 }
 
-// reached counts calls that get as far as a method.
-type reached struct{ n atomic.Int64 }
+// reached counts calls that get as far as a method, and refusals that the server tells of: of
+// connections and of calls.
+type reached struct{ n, connections, calls atomic.Int64 }
+
+func (r *reached) refused(f rpc.Refusal) {
+	if f.Method == "" {
+		r.connections.Add(1)
+	} else if f.Caller.Role != "" && fault.Is(f.Err, fault.Denied) {
+		r.calls.Add(1)
+	}
+}
 
 // everything answers every method of the protocol.
 func everything(t *testing.T, id *pki.Identity) (socket string, got *reached) {
 	t.Helper()
 	got = &reached{}
-	srv := rpc.NewServer(id, slog.New(slog.DiscardHandler), func(context.Context, pki.ID) error { got.n.Add(1); return nil })
+	srv := rpc.NewServer(id, slog.New(slog.DiscardHandler), got.refused, func(context.Context, pki.ID) error { got.n.Add(1); return nil })
 	p := &probe{}
 	internalpb.RegisterControllerServer(srv, p)
 	internalpb.RegisterWorkerServer(srv, p)
@@ -307,6 +316,7 @@ func TestNoOtherCertificateCalls(t *testing.T) {
 	refused := 0
 	for kind, certificate := range kinds {
 		conns := map[string]*grpc.ClientConn{}
+		connections, calls := got.connections.Load(), got.calls.Load()
 		for _, m := range methods() {
 			as := rpc.Policy[m.full][0]
 			if conns[as] == nil {
@@ -326,6 +336,31 @@ func TestNoOtherCertificateCalls(t *testing.T) {
 				t.Errorf("%s with %s: %v", m.full, kind, err)
 			}
 			refused++
+		}
+		// The server tells of what it refuses: of each call, or of a connection. (Of those that
+		// clients try again, it tells when it comes to them.)
+		calls = got.calls.Load() - calls
+		switch {
+		case kind == "control":
+			if calls != 0 {
+				t.Errorf("control: told of %d refused calls", calls)
+			}
+		case strings.HasPrefix(kind, "revoked"):
+			if calls != int64(len(methods())) {
+				t.Errorf("%s: told of %d refused calls, want all", kind, calls)
+			}
+		default:
+			for end := time.Now().Add(30 * time.Second); got.connections.Load() == connections; time.Sleep(5 * time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatalf("%s: not told of any refused connection", kind)
+				}
+			}
+			if calls != 0 {
+				t.Errorf("%s: told of %d refused calls", kind, calls)
+			}
+		}
+		for _, c := range conns {
+			c.Close()
 		}
 	}
 	t.Logf("%d kinds of certificates, %d calls refused", len(kinds)-1, refused)

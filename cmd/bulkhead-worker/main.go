@@ -77,7 +77,7 @@ func run(parent context.Context, env *role.Env) (err error) {
 		}
 		defer cc.Close()
 		conn.set(cc)
-		server := rpc.NewServer(id, env.Log)
+		server := rpc.NewServer(id, env.Log, nil)
 		w.Register(server)
 		stop := context.AfterFunc(ctx, server.Stop)
 		defer stop()
