@@ -197,7 +197,7 @@ func (c *Controller) addApp(ctx context.Context, a record.App) (*record.App, err
 		return nil, err
 	}
 	if o == nil || o.Deleting {
-		return nil, noOrg(a.Org)
+		return nil, access.NoOrg(a.Org)
 	}
 	_, rev, err := record.Get[record.App](ctx, c.store, record.AppKey(a.Name))
 	if err != nil {

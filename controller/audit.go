@@ -216,6 +216,12 @@ func (r *call) note(org string, app key.AppName, m key.MachineID) {
 	}
 }
 
+// newRequestID returns the id of a request, by which its answer, its log lines and its record are
+// known to belong together.
+func (c *Controller) newRequestID() string {
+	return string(key.NewInstanceID()) + "-" + c.cfg.Role.Region
+}
+
 // targetNames are the parts of paths that name what a call is about, besides app and
 // Machine. None of them can be a secret.
 var targetNames = []string{"node", "user", "domain", "session", "ip", "invitation", "secret", "key", "name", "id", "token", "passkey", "version"}

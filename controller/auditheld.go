@@ -10,7 +10,6 @@ import (
 	"bulkhead/audit"
 	"bulkhead/controller/record"
 	"bulkhead/fault"
-	"bulkhead/key"
 	"bulkhead/role"
 )
 
@@ -20,7 +19,7 @@ import (
 // auditedRegistry is the registry with records: of each manifest that is put or removed,
 // which is what makes content visible or takes it away, and of what is refused.
 func (c *Controller) auditedRegistry(w http.ResponseWriter, rec *recorder, req *http.Request) {
-	r := &call{w: w, id: string(key.NewInstanceID()) + "-" + c.cfg.Role.Region}
+	r := &call{w: w, id: c.newRequestID()}
 	r.Request = req.WithContext(context.WithValue(req.Context(), callKey{}, r))
 	r.Pattern = req.Method + " registry"
 	if changesImages(req) {
@@ -77,7 +76,7 @@ func (c *Controller) auditedAdmin(next http.Handler) http.Handler {
 			return
 		}
 		p := &callRecord{at: now(), rec: audit.Record{
-			ID: string(key.NewInstanceID()) + "-" + c.cfg.Role.Region, Name: "root", From: role.SocketAdmin + " socket", Action: req.Method + " " + cutTokens(req.URL.Path),
+			ID: c.newRequestID(), Name: "root", From: role.SocketAdmin + " socket", Action: req.Method + " " + cutTokens(req.URL.Path),
 		}}
 		held := &heldAnswer{w: w, header: http.Header{}}
 		err := c.outbox.begin(req.Context(), p)

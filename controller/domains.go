@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"bulkhead/audit"
+	"bulkhead/controller/access"
 	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
@@ -155,7 +156,7 @@ func (c *Controller) grantDomain(r *call) (int, any, error) {
 			return err
 		}
 		if o == nil || o.Deleting {
-			return noOrg(slug)
+			return access.NoOrg(slug)
 		}
 		old, rev, err := c.grantOf(r.Context(), d)
 		if err != nil {

@@ -169,7 +169,7 @@ func (c *Controller) outer(next http.Handler, public bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		start := time.Now()
 		rec := &recorder{ResponseWriter: w}
-		id := string(key.NewInstanceID()) + "-" + c.cfg.Role.Region
+		id := c.newRequestID()
 		rec.Header().Set("fly-request-id", id)
 		rec.Header().Set("Cache-Control", "no-store")
 		rec.Header().Set("X-Content-Type-Options", "nosniff")

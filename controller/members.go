@@ -109,7 +109,7 @@ func (c *Controller) setMember(r *call) (int, any, error) {
 			return err
 		}
 		if o == nil || o.Deleting {
-			return noOrg(slug)
+			return access.NoOrg(slug)
 		}
 		t.when(record.OrgKey(slug), orgRev)
 		var rev int64
@@ -287,7 +287,7 @@ func (c *Controller) invite(r *call) (int, any, error) {
 			return err
 		}
 		if o == nil || o.Deleting { // or it were good for another organization that gets the name
-			return noOrg(slug)
+			return access.NoOrg(slug)
 		}
 		var t txn
 		t.when(record.OrgKey(slug), rev)
@@ -402,7 +402,7 @@ func (c *Controller) acceptInvitation(r *call) (int, any, error) {
 	}
 	m := c.directory.Member(cl.Org, u.ID)
 	if m == nil {
-		return 0, nil, noOrg(cl.Org)
+		return 0, nil, access.NoOrg(cl.Org)
 	}
 	return http.StatusOK, memberBody(u, m), nil
 }

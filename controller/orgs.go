@@ -121,14 +121,9 @@ func (c *Controller) createOrg(r *call) (int, any, error) {
 func (c *Controller) showOrg(r *call) (int, any, error) {
 	o := c.directory.Org(r.PathValue("org"))
 	if o == nil {
-		return 0, nil, noOrg(r.PathValue("org"))
+		return 0, nil, access.NoOrg(r.PathValue("org"))
 	}
 	return http.StatusOK, c.orgBody(o), nil
-}
-
-// noOrg is the answer about an organization that there is not.
-func noOrg(slug string) error {
-	return fault.New(fault.NotFound, "organization %q not found", fault.Clip(slug))
 }
 
 // deleteOrg removes an organization that has no app any more, with its members,
@@ -198,7 +193,7 @@ func (c *Controller) markOrg(ctx context.Context, slug string, deleting bool) er
 			return err
 		}
 		if o == nil {
-			return noOrg(slug)
+			return access.NoOrg(slug)
 		}
 		o.Deleting = deleting
 		var t txn

@@ -14,7 +14,6 @@ import (
 	"bulkhead/audit/auditlog"
 	"bulkhead/controller/record"
 	"bulkhead/fault"
-	"bulkhead/key"
 	"bulkhead/limit"
 	"bulkhead/role"
 )
@@ -79,7 +78,7 @@ func (r *refusals) add(rec audit.Record) {
 // one of its sockets. (The warden refuses by itself and has only its own log.)
 func (c *Controller) refusedLocal(socket, action string, uid uint32) {
 	c.refusals.add(audit.Record{
-		ID: string(key.NewInstanceID()) + "-" + c.cfg.Role.Region, Name: fmt.Sprint("user id ", uid), From: socket + " socket",
+		ID: c.newRequestID(), Name: fmt.Sprint("user id ", uid), From: socket + " socket",
 		Action: action, Code: http.StatusForbidden, Result: audit.Refused,
 	})
 }
@@ -92,7 +91,7 @@ var internalRefusals = limit.Rate{PerSecond: 1.0 / 60, Burst: 5}
 // refusedInternal notes a connection or a call of a role's that was refused.
 func (c *Controller) refusedInternal(r rpc.Refusal) {
 	rec := audit.Record{
-		ID: string(key.NewInstanceID()) + "-" + c.cfg.Role.Region, From: role.SocketInternal + " socket",
+		ID: c.newRequestID(), From: role.SocketInternal + " socket",
 		Action: "internal connection", Code: http.StatusUnauthorized, Result: audit.Refused, Detail: fault.Clip(r.Err.Error()),
 	}
 	if a, ok := r.From.(*net.TCPAddr); ok {

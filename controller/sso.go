@@ -129,7 +129,7 @@ func (c *Controller) setSSO(r *call) (int, any, error) {
 			return err
 		}
 		if o == nil || o.Deleting {
-			return noOrg(slug)
+			return access.NoOrg(slug)
 		}
 		if out, err = c.newSSO(r, old, in); err != nil {
 			return err

@@ -187,7 +187,7 @@ func (c *Controller) resolveAccess(r *call, who access.Caller, in *machinesapi.A
 	}
 	o := c.directory.Org(*slug)
 	if o == nil {
-		return fail(noOrg(*slug))
+		return fail(access.NoOrg(*slug))
 	}
 	on.Org, want.OrgID = o.Slug, new(uint64(o.Number))
 	if in.MachineID != nil {

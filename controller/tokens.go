@@ -151,7 +151,7 @@ func (c *Controller) grantToken(r *call, rec record.Token, scope token.Scope, ex
 	o, u := c.directory.Org(rec.Org), c.directory.User(r.who.User)
 	switch {
 	case o == nil:
-		return "", nil, noOrg(rec.Org)
+		return "", nil, access.NoOrg(rec.Org)
 	case u == nil:
 		return "", nil, access.ErrToken
 	case len(rec.Name) > 128:
@@ -318,7 +318,7 @@ func (c *Controller) changeOrg(r *call) (int, any, error) {
 			return err
 		}
 		if o == nil {
-			return noOrg(r.PathValue("org"))
+			return access.NoOrg(r.PathValue("org"))
 		}
 		for field, s := range map[string]*string{"token_default_expiry": in.Usual, "token_max_expiry": in.Most} {
 			if s == nil {

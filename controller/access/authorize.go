@@ -26,11 +26,16 @@ func Authorize(d *directory.Directory, who Caller, a Request) error {
 	case a.App != "":
 		return fault.New(fault.Denied, "%s may not %s: %s of app %q", who.Name, a.Act, a.What, a.App)
 	case a.Org != "" && d.Org(a.Org) == nil && Operator(d, who):
-		return fault.New(fault.NotFound, "organization %q not found", fault.Clip(a.Org))
+		return NoOrg(a.Org)
 	case a.Org != "":
 		return fault.New(fault.Denied, "%s may not %s: %s of organization %q, or there is no such organization", who.Name, a.Act, a.What, fault.Clip(a.Org))
 	}
 	return fault.New(fault.Denied, "%s may not %s: %s; it takes an operator of the cluster", who.Name, a.Act, a.What)
+}
+
+// NoOrg is the answer about an organization that there is not.
+func NoOrg(slug string) error {
+	return fault.New(fault.NotFound, "organization %q not found", fault.Clip(slug))
 }
 
 // Operator reports whether the caller is an operator's own.

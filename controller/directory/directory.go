@@ -42,7 +42,8 @@ type Directory struct {
 	rooted  map[string]int // tokens by root key
 	roots   map[string]*record.RootKey
 	claims  map[string]*record.Claim
-	ring    *token.Keys // of roots
+	invited map[string]int // invitations by organization
+	ring    *token.Keys    // of roots
 	// unwrap opens what is secret in a record.
 	unwrap func(purpose string, wrapped []byte) ([]byte, error)
 	now    func() time.Time
@@ -70,7 +71,7 @@ func New(now func() time.Time, unwrap func(purpose string, wrapped []byte) ([]by
 		members: map[string]map[key.UserID]*record.Member{}, belongs: map[key.UserID]map[string]*record.Member{},
 		tokens: map[key.TokenID]*record.Token{}, owned: map[key.UserID]map[key.TokenID]*record.Token{},
 		sessions: map[string]*record.Session{}, signed: map[key.UserID]map[string]*record.Session{}, tokenOf: map[key.TokenID]*record.Session{}, sso: map[string]*record.SSO{},
-		rooted: map[string]int{}, roots: map[string]*record.RootKey{}, claims: map[string]*record.Claim{},
+		rooted: map[string]int{}, roots: map[string]*record.RootKey{}, claims: map[string]*record.Claim{}, invited: map[string]int{},
 		passkeys: map[key.UserID]map[string]*record.Passkey{},
 		seen:     map[string]int64{}, moved: make(chan struct{}),
 	}

@@ -96,3 +96,39 @@ func TestUsersAreCountedByProvider(t *testing.T) {
 		t.Errorf("counted are %v", d.came)
 	}
 }
+
+// TestInvitationsAreCounted: as they come, are written again, and go; the installation's own
+// token, which nobody gave, is none.
+func TestInvitationsAreCounted(t *testing.T) {
+	d := newTest()
+	rev := int64(0)
+	claim := func(id, org, by string, gone bool) {
+		rev++
+		e := store.Event{KV: store.KV{Key: record.ClaimKey(id), Revision: rev}, Deleted: gone}
+		if !gone {
+			e.Value = record.Put(e.Key, record.Claim{ID: id, Org: org, ByUser: key.UserID(by)}).Value
+		}
+		d.take(record.PrefixClaim, e)
+	}
+	want := func(acme, other int) {
+		t.Helper()
+		if a, o := d.InvitationsOf("acme"), d.InvitationsOf("other"); a != acme || o != other {
+			t.Errorf("acme has %d, other %d; want %d and %d", a, o, acme, other)
+		}
+	}
+	claim("c_1", "acme", "u_1", false)
+	claim("c_2", "acme", "u_1", false)
+	claim("c_3", "other", "u_1", false)
+	claim("c_4", "acme", "", false)
+	want(2, 1)
+	claim("c_1", "acme", "u_1", false)
+	claim("c_4", "", "", true)
+	want(2, 1)
+	claim("c_1", "", "", true)
+	claim("c_1", "", "", true)
+	claim("c_3", "", "", true)
+	want(1, 0)
+	if len(d.invited) != 1 {
+		t.Errorf("counted are %v", d.invited)
+	}
+}

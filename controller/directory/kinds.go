@@ -103,9 +103,7 @@ func (d *Directory) takeUser(e store.Event) {
 	if old := d.users[id]; old != nil {
 		delete(d.names, old.Name)
 		delete(d.users, id)
-		if d.came[old.MadeBy()]--; d.came[old.MadeBy()] == 0 {
-			delete(d.came, old.MadeBy())
-		}
+		less(d.came, old.MadeBy())
 	}
 	if u := live[record.User](e); u != nil {
 		d.users[id], d.names[u.Name] = u, id
@@ -129,7 +127,7 @@ func (d *Directory) takeToken(e store.Event) {
 	if old := d.tokens[id]; old != nil {
 		drop(d.owned, old.User, id)
 		delete(d.tokens, id)
-		d.rooted[old.Key]--
+		less(d.rooted, old.Key)
 	}
 	if t := live[record.Token](e); t != nil {
 		d.tokens[id] = t
@@ -140,9 +138,17 @@ func (d *Directory) takeToken(e store.Event) {
 
 func (d *Directory) takeClaim(e store.Event) {
 	id := strings.TrimPrefix(e.Key, record.PrefixClaim)
-	delete(d.claims, id)
+	if old := d.claims[id]; old != nil {
+		delete(d.claims, id)
+		if old.ByUser != "" {
+			less(d.invited, old.Org)
+		}
+	}
 	if cl := live[record.Claim](e); cl != nil {
 		d.claims[id] = cl
+		if cl.ByUser != "" {
+			d.invited[cl.Org]++
+		}
 	}
 }
 
@@ -202,6 +208,13 @@ func (d *Directory) takeRootKey(e store.Event) {
 	d.ring = token.NoKeys
 	if ring, err := token.NewKeys(keys); err == nil {
 		d.ring = ring
+	}
+}
+
+// less counts one less of k.
+func less(m map[string]int, k string) {
+	if m[k]--; m[k] == 0 {
+		delete(m, k)
 	}
 }
 

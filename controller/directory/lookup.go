@@ -39,16 +39,11 @@ func (d *Directory) UserNamed(name string) *record.User {
 	return d.users[d.names[name]]
 }
 
-// InvitationsOf counts an organization's one-time tokens.
-func (d *Directory) InvitationsOf(slug string) (n int) {
+// InvitationsOf counts an organization's invitations that nobody has taken yet.
+func (d *Directory) InvitationsOf(slug string) int {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
-	for _, cl := range d.claims {
-		if cl.Org == slug && cl.ByUser != "" {
-			n++
-		}
-	}
-	return n
+	return d.invited[slug]
 }
 
 // CameBy counts the users that an organization has made, by its identity provider and by
