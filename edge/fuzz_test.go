@@ -4,18 +4,20 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"bulkhead/api/internalpb"
 )
@@ -43,28 +45,14 @@ func newFuzzFront(f *testing.F) *fuzzFront {
 	s := x.s
 	s.Domain, s.DataDir, s.HTTPPort, s.HTTPSPort, s.Region = fuzzDomain, dir, "80", "443", "test"
 	s.Limits.BodyIdle, s.Limits.ReadIdle, s.Limits.ResponseTimeout = 200*time.Millisecond, 200*time.Millisecond, 200*time.Millisecond
-	app, err := net.Listen("unix", filepath.Join(dir, "app"))
-	if err != nil {
-		f.Fatal(err)
-	}
-	x.busy.Go(func() {
-		for {
-			c, err := app.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer x.apps.Done()
-				x.app(c)
-			}()
-		}
-	})
-	s.Dial = func(ctx context.Context, _ string) (net.Conn, error) {
-		c, err := new(net.Dialer).DialContext(ctx, "unix", app.Addr().String())
+	// The app has its end of a connection before the edge has the other: that it runs is
+	// counted before anything can end it.
+	s.Dial = func(context.Context, string) (net.Conn, error) {
+		near, far, err := socketPair()
 		if err == nil {
-			x.apps.Add(1)
+			x.apps.Go(func() { x.app(far) })
 		}
-		return c, err
+		return near, err
 	}
 	if err := s.Open(); err != nil {
 		f.Fatal(err)
@@ -85,16 +73,39 @@ func newFuzzFront(f *testing.F) *fuzzFront {
 			x.conns.Done()
 		}
 	}
-	go srv.Serve(x.hand)
+	x.busy.Go(func() { srv.Serve(x.hand) })
 	f.Cleanup(func() {
 		x.hand.Close()
 		srv.Close()
-		app.Close()
 		s.Close()
 		x.busy.Wait()
 		os.RemoveAll(dir)
 	})
 	return x
+}
+
+// socketPair makes two ends of a connection that has buffers, as one over a network.
+func socketPair() (near, far net.Conn, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	ends := [2]net.Conn{}
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "socketpair")
+		c, cerr := net.FileConn(f) // a descriptor of its own
+		f.Close()
+		ends[i], err = c, errors.Join(err, cerr)
+	}
+	if err != nil {
+		for _, c := range ends {
+			if c != nil {
+				c.Close()
+			}
+		}
+		return nil, nil, err
+	}
+	return ends[0], ends[1], nil
 }
 
 var requestLine = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+ /[^\\x00-\\x20\\x7f]* HTTP/1\\.1$")
