@@ -64,6 +64,8 @@ func TestFloods(t *testing.T) {
 	var served, failed atomic.Int32
 	var slowest atomic.Int64
 	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
 	other := func(client *http.Client, fresh bool) {
 		for ctx.Err() == nil {
 			req, _ := http.NewRequest("GET", "https://api."+domain+"/v1/apps/web", nil)

@@ -92,6 +92,8 @@ func TestRotationsBreakNoHandshake(t *testing.T) {
 	stop := make(chan struct{})
 	var shakes atomic.Int64
 	var wg sync.WaitGroup
+	end := sync.OnceFunc(func() { close(stop); wg.Wait() })
+	defer end()
 	for i := range ids {
 		wg.Go(func() {
 			for n := 0; ; n++ {
@@ -141,8 +143,7 @@ func TestRotationsBreakNoHandshake(t *testing.T) {
 			t.Fatalf("round %d: %d roots after the overlap", n, len(ca.Roots()))
 		}
 	}
-	close(stop)
-	wg.Wait()
+	end()
 	again := must(pki.OpenCA(dir, "c-1", "apps.test"))
 	again.SetTime(clk.Now, overlap)
 	if !bytes.Equal(again.Roots()[0], root.Cert.Raw) {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -249,6 +250,8 @@ func floods(t *testing.T, w *world.World, m world.Machine) {
 			took = append(took, time.Since(began))
 		}
 	}()
+	end := sync.OnceFunc(func() { close(stop) })
+	defer end()
 	for _, f := range floodTable {
 		if f.ends {
 			continue
@@ -272,7 +275,7 @@ func floods(t *testing.T, w *world.World, m world.Machine) {
 		}
 		return "no event says that the Machine ran out of memory"
 	})
-	close(stop)
+	end()
 	took := <-done
 	slices.Sort(took)
 	if len(took) == 0 {

@@ -97,6 +97,8 @@ func TestStoppingLosesNoRequest(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(context.Background())
 	var clients sync.WaitGroup
+	defer clients.Wait()
+	defer cancel()
 	var good, bad atomic.Int64
 	for range 4 {
 		clients.Go(func() {
