@@ -38,6 +38,10 @@ demo: setup programs ## start a platform, deploy an app, show it answering over 
 test: setup setup-tests programs failpoints clock cli-darwin-arm64 cli-windows-amd64 vet ## build and pass every test (root)
 	scripts/test
 
+.PHONY: fresh
+fresh: ## run "make demo" and "make test" on a machine that has never seen the project (root, empty caches)
+	scripts/fresh
+
 .PHONY: setup
 setup: ## install the Debian packages that are missing
 	scripts/setup
@@ -137,8 +141,13 @@ soak-power: setup programs ## power cuts by the dozen: fifty machines, and under
 soak-crash: setup failpoints ## kill roles at every place of every operation in every mode, one by one (an hour)
 	BULKHEAD_CRASH=all $(GO) test ./world -run 'TestCrash' -count=1 -timeout 4h -v
 
+# Not a prerequisite of "make test": emulation takes minutes.
+.PHONY: test-guest
+test-guest: setup programs ## boot a Debian guest (systemd, cgroup v2) in QEMU, install Bulkhead there with its unit, deploy, restart, destroy
+	scripts/test-guest
+
 .PHONY: soak
-soak: soak-random soak-power soak-crash ## everything that tries faults for minutes, one after the other
+soak: test-guest soak-random soak-power soak-crash ## everything that tries faults for minutes, one after the other
 
 .PHONY: soak-random
 soak-random: setup programs ## kill processes at random for SOAK (5m) under several clients, and check what they saw
