@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"bulkhead/internal/await"
 	"bulkhead/pki"
 )
 
@@ -149,7 +150,7 @@ http {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	eventually(b, "the nginx proxy listens", func() bool {
+	await.True(b, "the nginx proxy listens", func() bool {
 		c, err := net.Dial("tcp", addr)
 		if err == nil {
 			c.Close()

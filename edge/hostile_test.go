@@ -3,6 +3,7 @@ package edge_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 
 	"bulkhead/edge"
+	"bulkhead/internal/await"
 )
 
 // rawBackend records what arrives, byte by byte, and answers every request that a
@@ -153,7 +155,7 @@ func TestSmuggling(t *testing.T) {
 		t.Run(x.name, func(t *testing.T) {
 			got := w.talk("web", x.say)
 			if x.name == "control" {
-				eventually(t, "both requests have come", func() bool { b.mu.Lock(); defer b.mu.Unlock(); return len(b.reqs) == 2 })
+				await.True(t, "both requests have come", func() bool { b.mu.Lock(); defer b.mu.Unlock(); return len(b.reqs) == 2 })
 			}
 			reqs, raw := b.take()
 			if seen := strings.Join(reqs, "|"); seen != x.reqs {
@@ -342,7 +344,7 @@ func TestSlowClients(t *testing.T) {
 			defer c.Close()
 			io.WriteString(c, x.say)
 			if x.name == "takes no bytes" {
-				eventually(t, "the edge has let go of the client", func() bool {
+				await.True(t, "the edge has let go of the client", func() bool {
 					return w.metric(`bulkhead_edge_requests_total{code="aborted",http="1",scheme="https"}`) > 0
 				})
 				return
@@ -393,6 +395,17 @@ func TestBackendPoison(t *testing.T) {
 	w := newWorld(t, edge.Limits{})
 	l := listen(t)
 	defer l.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+	defer cancel()
+	// The client has its answer before the poison comes, and asks again after that.
+	answered, poisoned := make(chan struct{}), make(chan struct{})
+	step := func(send, receive chan struct{}) {
+		select {
+		case send <- struct{}{}:
+		case <-receive:
+		case <-ctx.Done():
+		}
+	}
 	go func() {
 		for n := 0; ; n++ {
 			c, err := l.Accept()
@@ -408,8 +421,9 @@ func TestBackendPoison(t *testing.T) {
 						return
 					}
 					fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(r.URL.Path), r.URL.Path)
-					time.Sleep(10 * time.Millisecond)
+					step(nil, answered)
 					io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison")
+					step(poisoned, nil)
 				}
 			}()
 		}
@@ -421,6 +435,10 @@ func TestBackendPoison(t *testing.T) {
 		if _, body := get(t, c, "https://web."+domain+path); body != path {
 			t.Fatalf("asked for %s, got %q", path, body)
 		}
-		time.Sleep(20 * time.Millisecond)
+		step(answered, nil)
+		step(nil, poisoned)
+	}
+	if ctx.Err() != nil {
+		t.Error("the poison did not come in 40 s")
 	}
 }

@@ -17,6 +17,7 @@ import (
 
 	"bulkhead/api/internalpb"
 	"bulkhead/api/rpc"
+	"bulkhead/internal/await"
 	"bulkhead/pki"
 	"bulkhead/pki/pkitest"
 	"bulkhead/role"
@@ -124,7 +125,7 @@ func TestProcess(t *testing.T) {
 	p := startProcess(t, w)
 	w.ctl.set("web", web(at(hello(t, "hello")))...)
 	c := w.client(true)
-	eventually(t, "the app answers", func() bool {
+	await.True(t, "the app answers", func() bool {
 		resp, err := c.Get("https://web." + domain + "/")
 		if err != nil {
 			return false

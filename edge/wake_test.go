@@ -17,6 +17,7 @@ import (
 	"bulkhead/api/internalpb"
 	"bulkhead/edge"
 	"bulkhead/fault"
+	"bulkhead/internal/await"
 )
 
 // sleeper plays a worker with Machines that sleep: their address takes no connection
@@ -32,6 +33,8 @@ type sleeper struct {
 	err     error
 	wakes   atomic.Int64
 	idles   atomic.Int64
+	idled   chan string // gets every Machine that is reported idle
+	failed  chan string // gets every address of an awake Machine that takes no connection
 	refuse  error       // of Idle
 	refused []time.Time // when
 	frozen  bool        // nothing is answered
@@ -75,6 +78,10 @@ func (s *sleeper) Wake(ctx context.Context, r *internalpb.WakeRequest, _ ...grpc
 
 func (s *sleeper) Idle(ctx context.Context, r *internalpb.IdleRequest, _ ...grpc.CallOption) (*internalpb.IdleResponse, error) {
 	s.idles.Add(1)
+	select {
+	case s.idled <- r.GetMachineId():
+	default:
+	}
 	if err := s.freeze(ctx); err != nil {
 		return nil, err
 	}
@@ -99,7 +106,8 @@ func sleepyAt(addr string, asleep bool, seq int64) *internalpb.Backend {
 // newSleeper starts an edge whose Machines are the sleeper's.
 func newSleeper(t *testing.T, limits edge.Limits) (*world, *sleeper) {
 	t.Helper()
-	s := &sleeper{awake: map[string]bool{}, seq: 100, took: 50 * time.Millisecond}
+	s := &sleeper{awake: map[string]bool{}, seq: 100, took: 50 * time.Millisecond,
+		idled: make(chan string, 100), failed: make(chan string, 100)}
 	w := newWorldWithoutEdge(t)
 	w.dial = func(ctx context.Context, addr string) (net.Conn, error) {
 		s.mu.Lock()
@@ -109,7 +117,14 @@ func newSleeper(t *testing.T, limits edge.Limits) (*world, *sleeper) {
 			return nil, &net.OpError{Op: "dial", Err: syscall.EHOSTUNREACH}
 		}
 		var d net.Dialer
-		return d.DialContext(ctx, "tcp", addr)
+		c, err := d.DialContext(ctx, "tcp", addr)
+		if err != nil {
+			select {
+			case s.failed <- addr:
+			default:
+			}
+		}
+		return c, err
 	}
 	w.startEdge(limits)
 	t.Cleanup(func() { w.stop() })
@@ -143,7 +158,7 @@ func TestOneWakeForAll(t *testing.T) {
 			})
 		}
 		// The Machine is up when all have come: 20 wait, the others were told.
-		eventually(t, "whoever has no place is told", func() bool { return full.Load() >= 30 })
+		await.True(t, "whoever has no place is told", func() bool { return full.Load() >= 30 })
 		close(s.now)
 		all.Wait()
 		if ok.Load() != 20 || full.Load() != 30 || s.wakes.Load() != 1 {
@@ -174,11 +189,7 @@ func TestNoAppTakesAllPlaces(t *testing.T) {
 		}
 	}
 	// 35 of them wait at most: the others were refused, and there is room for one more.
-	for deadline := time.Now().Add(40 * time.Second); refused.Load() < 145; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d requests were refused", refused.Load())
-		}
-	}
+	await.True(t, "145 requests are refused", func() bool { return refused.Load() >= 145 })
 	s.mu.Lock()
 	s.took = 0
 	s.mu.Unlock()
@@ -216,7 +227,7 @@ func TestWakingThatFails(t *testing.T) {
 	s.mu.Lock()
 	s.took = 0
 	s.mu.Unlock()
-	eventually(t, "the machine is woken again", func() bool { resp, _ := get(t, c, "https://app."+domain+"/"); return resp.StatusCode == 200 })
+	await.True(t, "the machine is woken again", func() bool { resp, _ := get(t, c, "https://app."+domain+"/"); return resp.StatusCode == 200 })
 }
 
 // TestAMachineThatWentDownUnheard: with the controller away nobody tells that a Machine
@@ -282,15 +293,25 @@ func TestIdleMachinesAreReported(t *testing.T) {
 	}()
 	<-began
 	w.route("app", web(sleepyAt(addr, false, 7))...)
-	time.Sleep(3 * idleAfter)
-	if n := s.idles.Load(); n != 0 {
-		t.Errorf("a machine with a request under way was reported idle %d times", n)
+	// Machines that came later are reported, so this one could have been.
+	for i := range 3 {
+		other := serve(t, hi)
+		s.mu.Lock()
+		s.awake["m-"+other] = true
+		s.mu.Unlock()
+		app := fmt.Sprintf("other%d", i)
+		w.route(app, web(sleepyAt(other, false, 7))...)
+		await.True(t, "the other is reported", func() bool { return s.idles.Load() == int64(i+1) })
+		if got := <-s.idled; got != "m-"+other {
+			t.Errorf("reported is %s, want the one without requests, m-%s", got, other)
+		}
 	}
+	s.idles.Store(0)
 	close(release)
 	if err := <-slow; err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the idle machine is reported", func() bool { return s.idles.Load() == 1 })
+	await.True(t, "the idle machine is reported", func() bool { return s.idles.Load() == 1 })
 	s.mu.Lock() // which waits until that is answered
 	s.refuse = fault.New(fault.Precondition, "min_machines_running")
 	s.mu.Unlock()
@@ -300,7 +321,7 @@ func TestIdleMachinesAreReported(t *testing.T) {
 		t.Errorf("after a late word: %d, %d wakings, %v doubts", resp.StatusCode, s.wakes.Load(), w.metric(`bulkhead_edge_wakes_total{result="doubt"}`))
 	}
 	var refused []time.Time
-	eventually(t, "a machine that must run on is reported again and again", func() bool {
+	await.True(t, "a machine that must run on is reported again and again", func() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		refused = s.refused
@@ -326,7 +347,7 @@ func TestAFrozenWorkerCostsNoRequest(t *testing.T) {
 		addr := serve(t, hi)
 		s.awake["m-"+addr] = true
 		w.route("app", web(sleepyAt(addr, false, 1))...)
-		eventually(t, "the machine is reported idle", func() bool { return s.idles.Load() > 0 })
+		await.True(t, "the machine is reported idle", func() bool { return s.idles.Load() > 0 })
 		began := time.Now()
 		resp, body := get(t, w.client(false), "https://app."+domain+"/")
 		if took := time.Since(began); resp.StatusCode != 200 || took > 15*time.Second {
@@ -353,7 +374,7 @@ func TestAFrozenWorkerCostsNoRequest(t *testing.T) {
 		all.Go(func() { get(t, c, "https://app."+domain+"/slow") })
 		<-began
 		all.Go(func() {
-			eventually(t, "another is asked to wake", func() bool { return s.wakes.Load() > 0 })
+			await.True(t, "another is asked to wake", func() bool { return s.wakes.Load() > 0 })
 			close(release)
 		})
 		asked := time.Now()
@@ -410,8 +431,13 @@ func TestAWokenMachineThatDoesNotListenYet(t *testing.T) {
 	all.Go(func() { get(t, c, "https://app."+domain+"/slow") })
 	<-began
 	all.Go(func() {
-		eventually(t, "it is woken", func() bool { return s.wakes.Load() > 0 })
-		time.Sleep(300 * time.Millisecond)
+		for range 3 { // it is woken, and asked too early
+			select {
+			case <-s.failed:
+			case <-t.Context().Done():
+				return
+			}
+		}
 		srv := &http.Server{Handler: http.HandlerFunc(hi)}
 		t.Cleanup(func() { srv.Close() })
 		go srv.Serve(open())

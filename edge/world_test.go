@@ -26,6 +26,7 @@ import (
 	"bulkhead/edge"
 	"bulkhead/edge/upstream"
 	"bulkhead/fault"
+	"bulkhead/internal/await"
 	"bulkhead/pki"
 	"bulkhead/pki/pkitest"
 	"bulkhead/role"
@@ -252,17 +253,7 @@ func (w *world) route(app string, services ...*internalpb.ServiceRoute) {
 	w.t.Helper()
 	w.ctl.set(app, services...)
 	want := w.ctl.routes[app].GetChangedAtNs()
-	eventually(w.t, "the route of "+app+" is live", func() bool { return w.edge.RouteVersion(app) == want })
-}
-
-// eventually polls cond until it holds, for at most 40 s.
-func eventually(t testing.TB, what string, cond func() bool) {
-	t.Helper()
-	for end := time.Now().Add(40 * time.Second); !cond(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("not in 40 s: %s", what)
-		}
-	}
+	await.True(w.t, "the route of "+app+" is live", func() bool { return w.edge.RouteVersion(app) == want })
 }
 
 func (w *world) roots() *x509.CertPool {

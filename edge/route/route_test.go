@@ -124,11 +124,16 @@ func TestUpdateKeepsCounters(t *testing.T) {
 	}
 	// Whoever queues is woken by an update that brings room.
 	svc := table.Lookup("web").HTTPS
-	woken := make(chan bool)
+	woken, queued := make(chan bool), make(chan struct{})
 	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
 	defer cancel()
-	go func() { woken <- svc.Wait(ctx, func() bool { return svc.AtLimit(nil) }) }()
-	time.Sleep(10 * time.Millisecond)
+	go func() {
+		woken <- svc.Wait(ctx, func() bool {
+			defer close(queued) // asked by whoever is in the queue
+			return svc.AtLimit(nil)
+		})
+	}()
+	<-queued
 	table.Set(routeOf("web", backend(3, 1, 1)))
 	if !<-woken {
 		t.Error("the waiter was not woken")
