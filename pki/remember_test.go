@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"bulkhead/internal/await"
 	"bulkhead/pki"
 	"bulkhead/pki/pkitest"
 )
@@ -46,14 +47,7 @@ func TestIdentityOutlivesARestart(t *testing.T) {
 	second.Close()
 	// Renewed at once when somebody signs.
 	third := must(open(signer))
-	for end := time.Now().Add(40 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		if b := must(os.ReadFile(file)); string(b) != string(whole) {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatal("the recalled certificate was not renewed")
-		}
-	}
+	await.True(t, "the recalled certificate is renewed", func() bool { return string(must(os.ReadFile(file))) != string(whole) })
 	third.Close()
 	for name, b := range map[string][]byte{"empty": {}, "cut": whole[:len(whole)/2], "no PEM": []byte("x")} {
 		if err := os.WriteFile(file, b, 0o600); err != nil {
@@ -90,12 +84,5 @@ func TestIdentityIsKeptLater(t *testing.T) {
 	if err := os.Mkdir(filepath.Dir(file), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(40 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if _, err := os.Stat(file); err == nil {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatal("the certificate is not kept")
-		}
-	}
+	await.True(t, "the certificate is kept", func() bool { _, err := os.Stat(file); return err == nil })
 }

@@ -108,8 +108,11 @@ func TestRotationsBreakNoHandshake(t *testing.T) {
 					t.Errorf("%s calls %s: %v, %v", client.ID(), server.ID(), cerr, serr)
 				}
 				clk.passing.RUnlock()
-				time.Sleep(20 * time.Millisecond) // leave some of the machine to the rotations
 				shakes.Add(1)
+				select {
+				case <-time.After(20 * time.Millisecond): // leave some of the machine to the rotations
+				case <-stop:
+				}
 			}
 		})
 	}

@@ -15,6 +15,7 @@ import (
 
 	"bulkhead/audit"
 	"bulkhead/audit/auditlog"
+	"bulkhead/internal/await"
 	"bulkhead/notice"
 )
 
@@ -52,21 +53,18 @@ func fill(t testing.TB, l *auditlog.Log, n int) {
 // checkpoint waits until the log's checkpoint has n records.
 func checkpoint(t testing.TB, l *auditlog.Log, n uint64) *audit.Checkpoint {
 	t.Helper()
-	for ctx := bounded(t); ; time.Sleep(10 * time.Millisecond) {
+	var cp *audit.Checkpoint
+	await.True(t, fmt.Sprintf("there is a checkpoint of %d records", n), func() bool {
 		b, err := l.Checkpoint()
-		if err == nil {
-			cp, err := audit.ParseCheckpoint(b, l.Key())
-			if err != nil {
-				t.Fatal(err)
-			}
-			if cp.Size >= n {
-				return cp
-			}
+		if err != nil {
+			return false
 		}
-		if ctx.Err() != nil {
-			t.Fatalf("no checkpoint of %d records: %v, %v", n, err, l.Ready())
+		if cp, err = audit.ParseCheckpoint(b, l.Key()); err != nil {
+			t.Fatal(err)
 		}
-	}
+		return cp.Size >= n
+	})
+	return cp
 }
 
 func verify(t testing.TB, dir, key string, kept *audit.Checkpoint) *audit.Report {
@@ -289,23 +287,19 @@ func TestReadOnlyUnderABatch(t *testing.T) {
 	for ; rounds < 10 || busy == 0 && rounds < 100; rounds++ {
 		// A round that was read-only before the batch began has left the tree waiting: what
 		// is wanted here is one under way.
-		for ctx := bounded(t); l.Ready() != nil; time.Sleep(5 * time.Millisecond) {
-			if ctx.Err() != nil {
-				t.Fatalf("round %d: the tree does not follow again: %v", rounds, l.Ready())
-			}
-		}
+		await.True(t, fmt.Sprintf("the tree follows again in round %d", rounds), func() bool { return l.Ready() == nil })
 		fill(t, l, 1)
-		time.Sleep(time.Duration(rounds%10) * 5 * time.Millisecond) // some way into the batch
-		for ctx := bounded(t); ; time.Sleep(time.Millisecond) {
+		<-time.After(time.Duration(rounds%10) * 5 * time.Millisecond) // at another place of the batch each round
+		await.True(t, fmt.Sprintf("the disk is read-only in round %d", rounds), func() bool {
 			err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, "size=16m")
-			if err == nil {
-				break
+			if err != nil {
+				busy++
 			}
-			if busy++; ctx.Err() != nil {
-				t.Fatalf("round %d: %v", rounds, err)
-			}
-		}
-		time.Sleep(120 * time.Millisecond) // what is under way would end now
+			return err == nil
+		})
+		// A batch that is under way would fail now, and end this process: nothing says that it
+		// does not, so the disk stays read-only for longer than a batch takes.
+		<-time.After(120 * time.Millisecond)
 		if err := unix.Mount("", dir, "", unix.MS_REMOUNT, "size=16m"); err != nil {
 			t.Fatal(err)
 		}

@@ -22,6 +22,7 @@ import (
 
 	"bulkhead/audit"
 	"bulkhead/audit/auditlog"
+	"bulkhead/internal/await"
 	"bulkhead/notice"
 )
 
@@ -137,17 +138,13 @@ func TestWitness(t *testing.T) {
 	fill(t, l, 5)
 	cosigned := func(n uint64) {
 		t.Helper()
-		for ctx := bounded(t); ; time.Sleep(20 * time.Millisecond) {
-			cp := checkpoint(t, l, n)
-			if w.cosigned(cp) {
-				if len(cp.Others) != 1 || cp.Others[0] != "witness.test" {
-					t.Errorf("the co-signature is not seen: %q", cp.Others)
-				}
-				return
-			}
-			if ctx.Err() != nil {
-				t.Fatalf("no co-signature:\n%s", cp.Note)
-			}
+		var cp *audit.Checkpoint
+		await.True(t, fmt.Sprintf("a checkpoint of %d records is co-signed", n), func() bool {
+			cp = checkpoint(t, l, n)
+			return w.cosigned(cp)
+		})
+		if len(cp.Others) != 1 || cp.Others[0] != "witness.test" {
+			t.Errorf("the co-signature is not seen: %q", cp.Others)
 		}
 	}
 	cosigned(5)
@@ -157,7 +154,7 @@ func TestWitness(t *testing.T) {
 	if cp := checkpoint(t, l, 7); w.cosigned(cp) {
 		t.Error("a witness that is down co-signed")
 	}
-	waitFor(t, "the missing witness is said", func() bool { return strings.Contains(logged.String(), "witnesses of the audit log are missing") })
+	await.True(t, "the missing witness is said", func() bool { return strings.Contains(logged.String(), "witnesses of the audit log are missing") })
 	if err := l.Ready(); err != nil {
 		t.Errorf("a witness that is not required stops changes: %v", err)
 	}
@@ -177,9 +174,9 @@ func TestWitness(t *testing.T) {
 	cfg.WitnessRequired = true
 	l = auditlog.Start(cfg)
 	fill(t, l, 1) // what happened is written down all the same
-	waitFor(t, "changes are refused", func() bool { return l.Ready() != nil })
+	await.True(t, "changes are refused", func() bool { return l.Ready() != nil })
 	w.set(false)
-	waitFor(t, "changes are taken again", func() bool { return l.Ready() == nil })
+	await.True(t, "changes are taken again", func() bool { return l.Ready() == nil })
 	cosigned(9)
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
@@ -235,13 +232,4 @@ func (s *syncBuffer) String() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.b.String()
-}
-
-func waitFor(t *testing.T, what string, f func() bool) {
-	t.Helper()
-	for ctx := bounded(t); !f(); time.Sleep(20 * time.Millisecond) {
-		if ctx.Err() != nil {
-			t.Fatalf("not after 30 s: %s", what)
-		}
-	}
 }

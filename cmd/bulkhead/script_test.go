@@ -10,12 +10,12 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"bulkhead/cli"
 	"bulkhead/cmd/bulkhead/internal/fakeplatform"
+	"bulkhead/internal/await"
 )
 
 func TestMain(m *testing.M) {
@@ -172,7 +172,7 @@ var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"down": func(ts *testscript.TestScript, neg bool, args []string) { platform(ts).Close() },
 	// starting APP waits until a Machine of an app is starting.
 	"starting": func(ts *testscript.TestScript, neg bool, args []string) {
-		until(ts, "a Machine of "+args[0]+" is starting", func() bool {
+		await.True(ts, "a Machine of "+args[0]+" is starting", func() bool {
 			b, err := platform(ts).Machines(args[0])
 			return err == nil && bytes.Contains(b, []byte(`"state": "starting"`))
 		})
@@ -189,18 +189,9 @@ var commands = map[string]func(*testscript.TestScript, bool, []string){
 	},
 	// contains FILE TEXT waits until a file that is being written has a text.
 	"contains": func(ts *testscript.TestScript, neg bool, args []string) {
-		until(ts, args[0]+" contains "+args[1], func() bool {
+		await.True(ts, args[0]+" contains "+args[1], func() bool {
 			b, err := os.ReadFile(ts.MkAbs(args[0]))
 			return err == nil && bytes.Contains(b, []byte(args[1]))
 		})
 	},
-}
-
-// until waits for a condition, for a bounded time.
-func until(ts *testscript.TestScript, what string, ok func() bool) {
-	for deadline := time.Now().Add(40 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			ts.Fatalf("not so in time: %s", what)
-		}
-	}
 }

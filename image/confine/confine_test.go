@@ -98,7 +98,7 @@ func work() error {
 			for i := range 50 {
 				b := make([]byte, 1<<20)
 				b[i] = 1
-				time.Sleep(100 * time.Microsecond)
+				<-time.After(100 * time.Microsecond) // a timer: what is confined must have them
 				runtime.GC()
 			}
 		})

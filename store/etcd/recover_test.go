@@ -53,7 +53,7 @@ func beforeCut(t *testing.T) *cutStore {
 	for i := range sound {
 		put(i, 300)
 	}
-	time.Sleep(200 * time.Millisecond) // etcd's database has it too, as after some time
+	s.Flush() // etcd's database has it too, as after some time
 	c := &cutStore{files: map[string][]byte{}}
 	for _, f := range []string{walFile, dbFile} {
 		if c.files[f], err = os.ReadFile(filepath.Join(dir, f)); err != nil {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"bulkhead/fault"
+	"bulkhead/internal/await"
 	"bulkhead/store"
 	"bulkhead/store/etcd"
 )
@@ -70,13 +71,8 @@ func TestAFullStoreCanBeEmptied(t *testing.T) {
 	if err := s.Compact(ctx); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	await.True(t, "there is room again", func() bool {
 		_, err := s.Txn(ctx, nil, []store.Op{store.Put("/again", make([]byte, 512<<10))})
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("there is no room again: %v", err)
-		}
-	}
+		return err == nil
+	})
 }

@@ -1,0 +1,4 @@
+package etcd
+
+// Flush writes what etcd's database holds in memory to its file, as etcd does every 100 ms.
+func (s *Store) Flush() { s.member.Server.Backend().ForceCommit() }
