@@ -62,7 +62,7 @@ func TestInstallationTokenForcesANamedUser(t *testing.T) {
 	e.want(403, "POST", "/v1/claim", map[string]string{"name": "third"}, nil, "Authorization", "Bearer "+second)
 	var self controller.Self
 	e.want(200, "GET", "/v1/user", nil, &self, "Authorization", "Bearer "+second)
-	if self.Name != "second" || !self.Operator || len(self.Organizations) != 1 || self.Organizations[0].Role != "owner" || self.Token.Kind != "login" {
+	if self.Name != "second" || !*self.Operator || len(self.Organizations) != 1 || self.Organizations[0].Role != "owner" || self.Token.Kind != "login" {
 		t.Errorf("self: %+v", self)
 	}
 	if code, _ := e.admin("GET", "/token"); code == 200 {

@@ -1,7 +1,6 @@
 package controller
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -9,7 +8,6 @@ import (
 	"math/big"
 	"net/http"
 	"regexp"
-	"strings"
 	"time"
 
 	"bulkhead/controller/record"
@@ -54,23 +52,8 @@ func (in *machineInput) config() (*machine.Config, error) {
 	if err := json.Unmarshal(in.Config, conf); err != nil {
 		return nil, fault.New(fault.Invalid, "config: %s", jsonProblem(err))
 	}
-	// Documented fields that the vocabulary does not have: accepting them silently
-	// would promise what is not kept.
-	var others map[string]json.RawMessage
-	json.Unmarshal(in.Config, &others)
-	for _, name := range []string{"cache_drive", "spot"} {
-		if v, ok := others[name]; ok && string(v) != "null" {
-			return nil, fault.New(fault.Invalid, "config.%s is not supported by this version of Bulkhead; leave it out", name)
-		}
-	}
-	// An extension has no clients that know more fields than we do: one that is unknown
-	// is a slip, and a limit that is not there.
-	if raw := others["bulkhead_limits"]; raw != nil {
-		d := json.NewDecoder(bytes.NewReader(raw))
-		d.DisallowUnknownFields()
-		if err := d.Decode(new(machine.Limits)); err != nil {
-			return nil, fault.New(fault.Invalid, "config.bulkhead_limits: %s; docs/api.md lists its fields", strings.TrimPrefix(jsonProblem(err), "json: "))
-		}
+	if err := checkFields("config", in.Config, conf); err != nil {
+		return nil, err
 	}
 	if in.LSVD {
 		return nil, fault.New(fault.Invalid, "lsvd is not supported by this version of Bulkhead; leave it out")
@@ -147,7 +130,6 @@ func (c *Controller) createMachine(r *call) (int, any, error) {
 	var l *record.Lease
 	if in.LeaseTTL != 0 {
 		l = newLease(r.who, m, "", ttl)
-		m.Hold(l)
 	}
 	r.note(a.Org, a.Name, m.ID)
 	if err := retry(ctx, func() error { return c.addMachine(ctx, a.ID, m, in.Name == "", l) }); err != nil {

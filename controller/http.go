@@ -78,7 +78,7 @@ func (r *call) number(name string, def, least, most int) (int, error) {
 	return min(n, most), nil
 }
 
-// read decodes the body into v. Unknown fields and nulls are fine, an empty body is
+// read decodes the body into v. It refuses unknown fields; nulls are fine, an empty body is
 // an error only when it is required.
 func (r *call) read(v any, required bool) error {
 	bound := bodyBound(r.Pattern)
@@ -106,7 +106,7 @@ func (r *call) read(v any, required bool) error {
 	if err := json.Unmarshal(b, v); err != nil {
 		return fault.New(fault.Invalid, "the request's body is not the JSON that is wanted: %s", jsonProblem(err))
 	}
-	return nil
+	return checkFields("", b, v)
 }
 
 // jsonProblem says what is wrong with a body in the caller's words, not in Go's.

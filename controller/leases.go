@@ -62,6 +62,11 @@ func (c *Controller) liveLease(ctx context.Context, a key.AppName, id key.Machin
 	return l, rev, nil
 }
 
+// holds reports whether nonce is the lease's.
+func holds(l *record.Lease, nonce string) bool {
+	return subtle.ConstantTimeCompare([]byte(l.Nonce), []byte(nonce)) == 1
+}
+
 // checkLease refuses a change of a Machine that somebody else holds. The revision
 // that it returns belongs into the change's transaction: the lease that was looked
 // at is then the one that counts.
@@ -70,21 +75,27 @@ func (c *Controller) checkLease(ctx context.Context, m *record.Machine, nonce st
 	if err != nil || l == nil {
 		return nil, rev, err
 	}
-	if subtle.ConstantTimeCompare([]byte(l.Nonce), []byte(nonce)) != 1 {
+	if !holds(l, nonce) {
 		return nil, rev, fault.New(fault.Conflict, "failed to get lease on machine %s: lease currently held by %s, expires at %s", m.ID, l.Owner, l.ExpiresAt.Format(time.RFC3339))
 	}
 	return l, rev, nil
 }
 
-// tellLease makes the changes by which a Machine's worker hears of its lease: traffic
-// must not start or stop what somebody holds. Others it does nothing to.
-func tellLease(m *record.Machine, l *record.Lease) []store.Op {
-	if may := m.Config.Traffic(); m.Gone != nil || !may.Autostart && !may.Autostop {
+// leaseToWorker returns the write that makes the controller send a Machine's lease to its
+// worker: traffic must not start or stop a leased Machine. It is empty for a Machine that
+// traffic neither starts nor stops. The Machine's record and its generation stay as they
+// are: a lease is no new assignment, and whatever the worker does for the Machine goes on.
+func leaseToWorker(m *record.Machine) []store.Op {
+	if m.Gone != nil || !underTraffic(m) {
 		return nil
 	}
-	m.Hold(l)
-	m.Generation++
-	return []store.Op{record.Put(record.MachineKey(m.App, m.ID), m), record.Put(record.NodeKey(m.Node, m.ID), m.Assigned())}
+	return []store.Op{record.Put(record.NodeKey(m.Node, m.ID), m.Assigned())}
+}
+
+// underTraffic reports whether requests or idleness start or stop the Machine.
+func underTraffic(m *record.Machine) bool {
+	may := m.Config.Traffic()
+	return may.Autostart || may.Autostop
 }
 
 func (c *Controller) showLease(r *call) (int, any, error) {
@@ -98,6 +109,9 @@ func (c *Controller) showLease(r *call) (int, any, error) {
 	}
 	if l == nil {
 		return 0, nil, fault.New(fault.NotFound, "lease not found")
+	}
+	if !holds(l, r.nonce()) { // the nonce is the right to change the Machine: only its taker gets it
+		l.Nonce = ""
 	}
 	return http.StatusOK, bodyOf(l), nil
 }
@@ -124,7 +138,8 @@ func (c *Controller) takeLease(r *call) (int, any, error) {
 	}
 	var out *record.Lease
 	var m *record.Machine
-	var told []store.Op
+	var sent bool // to the worker, whose word must be waited for
+	var rev int64 // of the lease
 	err = retry(r.Context(), func() error {
 		var mrev int64
 		var err error
@@ -135,7 +150,7 @@ func (c *Controller) takeLease(r *call) (int, any, error) {
 		if m.Gone != nil {
 			return fault.New(fault.Precondition, "failed_precondition: machine %s is destroyed", m.ID)
 		}
-		held, rev, err := c.checkLease(r.Context(), m, r.nonce())
+		held, lrev, err := c.checkLease(r.Context(), m, r.nonce())
 		if err != nil {
 			return err
 		}
@@ -147,16 +162,18 @@ func (c *Controller) takeLease(r *call) (int, any, error) {
 			}
 		}
 		lk := record.LeaseKey(m.App, m.ID)
-		conds := []store.Cond{record.At(lk, rev), record.At(record.MachineKey(m.App, m.ID), mrev)}
-		told = tellLease(m, out)
-		_, err = c.store.Txn(r.Context(), conds, append(told, record.Put(lk, out)))
+		conds := []store.Cond{record.At(lk, lrev), record.At(record.MachineKey(m.App, m.ID), mrev)}
+		ops := leaseToWorker(m)
+		// A longer lease waits for nobody: until the worker hears of it, the shorter one holds.
+		sent = len(ops) > 0 && held == nil
+		rev, err = c.store.Txn(r.Context(), conds, append(ops, record.Put(lk, out)))
 		return err
 	})
 	if err != nil {
 		return 0, nil, err
 	}
-	if told != nil {
-		c.awaitWorker(r.Context(), m) // traffic does nothing to it from here on
+	if sent { // traffic does nothing to it from here on
+		c.awaitReport(r.Context(), m, func(s *seen) bool { return s.Lease >= rev })
 	}
 	return http.StatusCreated, bodyOf(out), nil
 }
@@ -176,7 +193,7 @@ func (c *Controller) releaseLease(r *call) (int, any, error) {
 		}
 		lk := record.LeaseKey(m.App, m.ID)
 		conds := []store.Cond{record.At(lk, rev), record.At(record.MachineKey(m.App, m.ID), mrev)}
-		_, err = c.store.Txn(r.Context(), conds, append(tellLease(m, nil), store.Delete(lk)))
+		_, err = c.store.Txn(r.Context(), conds, append(leaseToWorker(m), store.Delete(lk)))
 		return err
 	})
 	if err != nil {

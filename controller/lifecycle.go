@@ -101,11 +101,15 @@ func newStopWish(signal string, timeout time.Duration) (stopWish, error) {
 
 func (c *Controller) stopMachine(r *call) (int, any, error) {
 	var in struct {
+		ID      string            `json:"id"` // clients repeat it
 		Signal  signalName        `json:"signal"`
 		Timeout *machine.Duration `json:"timeout"`
 	}
 	if err := r.read(&in, false); err != nil {
 		return 0, nil, err
+	}
+	if in.ID != "" && in.ID != r.machine() {
+		return 0, nil, fault.New(fault.Invalid, "id is %q, but the path names machine %s", fault.Clip(in.ID), r.machine())
 	}
 	var timeout time.Duration
 	if in.Timeout != nil {

@@ -17,7 +17,7 @@ func TestLifeOfAMachine(t *testing.T) {
 	conf := config{
 		"image": "docker.example/library/app:1", "env": config{"A": "b"}, "metadata": config{"k": "v"},
 		"services": []config{{"protocol": "tcp", "internal_port": 8080, "autostop": "stop", "ports": []config{{"port": 443, "handlers": []string{"tls", "http"}}}}},
-		"restart":  config{"policy": "always"}, "stop_config": config{"signal": "SIGTERM", "timeout": int64(5e9)}, "unknown_field": 1, "init": nil,
+		"restart":  config{"policy": "always"}, "stop_config": config{"signal": "SIGTERM", "timeout": int64(5e9)}, "init": nil,
 	}
 	m := e.create("web", config{"config": conf, "name": "first", "region": "local"})
 	if m.State != "created" || m.Name != "first" || m.Region != "local" || m.InstanceID != m.Version || len(m.ID) != 14 || len(m.Version) != 26 {

@@ -39,8 +39,12 @@ func (c *Controller) listMembers(r *call) (int, any, error) {
 	return http.StatusOK, out, nil
 }
 
+// memberBody is a member as other members see it. Who operates the cluster is not theirs to
+// know.
 func memberBody(u *record.User, m *record.Member) Member {
-	return Member{User: userBody(u), Role: m.Role, Apps: m.Apps, Source: m.Source, Since: stamp(m.CreatedAt)}
+	shown := userBody(u)
+	shown.Operator = nil
+	return Member{User: shown, Role: m.Role, Apps: m.Apps, Source: m.Source, Since: stamp(m.CreatedAt)}
 }
 
 // roles is a role in an organization and roles for apps of it, as bodies hold them.

@@ -41,7 +41,12 @@ type Placement struct {
 	Concurrency int    `json:"concurrency"`
 }
 
-// placements answers how many Machines of a size would fit now. It promises nothing.
+// maxPlacements bounds how many Machines a tenant can ask about at once: a larger number
+// would measure the nodes' free memory, and so what others use.
+const maxPlacements = 10
+
+// placements answers how many Machines of a size would fit now, of as many as the caller
+// asks for (1 if it does not say). It promises nothing.
 func (c *Controller) placements(r *call) (int, any, error) {
 	var in struct {
 		Org     string         `json:"org_slug"`
@@ -49,6 +54,9 @@ func (c *Controller) placements(r *call) (int, any, error) {
 		Count   int            `json:"count"`
 		Region  string         `json:"region"`
 		Volume  string         `json:"volume_name"`
+		Size    int64          `json:"volume_size_bytes"`
+		// Weights rank regions; there is one.
+		Weights map[string]int64 `json:"weights"`
 	}
 	if err := r.read(&in, true); err != nil {
 		return 0, nil, err
@@ -59,7 +67,7 @@ func (c *Controller) placements(r *call) (int, any, error) {
 	if err := c.mayLookInto(r.who, in.Org); err != nil {
 		return 0, nil, err
 	}
-	if in.Volume != "" {
+	if in.Volume != "" || in.Size != 0 {
 		return 0, nil, notSupported{"placement by volume"}
 	}
 	conf := machine.Config{Image: "any", Guest: in.Compute}
@@ -81,6 +89,9 @@ func (c *Controller) placements(r *call) (int, any, error) {
 		if free := n.MemoryMB - n.UsedMemoryMB; n.Connected && free > 0 {
 			fit += int(free) / conf.EffectiveGuest().MemoryMB
 		}
+	}
+	if !c.operator(r.who) {
+		in.Count = min(max(in.Count, 1), maxPlacements)
 	}
 	if in.Count > 0 {
 		fit = min(fit, in.Count)

@@ -38,8 +38,11 @@ func TestLeases(t *testing.T) {
 		"PUT":    {"/metadata"},
 	} {
 		for _, p := range paths {
-			body := config{"config": image(), "signal": "SIGHUP", "command": []string{"x"}, "value": "v", "metadata": config{"a": "b"}}
-			if p == "/stop" {
+			body := map[string]config{
+				"": {"config": image()}, "/signal": {"signal": "SIGHUP"}, "/exec": {"command": []string{"x"}},
+				"/metadata/k": {"value": "v"}, "/metadata": {"metadata": config{"a": "b"}},
+			}[p]
+			if body == nil {
 				body = config{}
 			}
 			e.refused(409, m.ID, method, base+p, body)
@@ -48,6 +51,13 @@ func TestLeases(t *testing.T) {
 	}
 	for _, p := range []string{"", "/events", "/metadata", "/lease"} {
 		e.get(base+p, nil)
+	}
+	// The nonce is the right to change the Machine: only its taker sees it.
+	if a := e.do("GET", base+"/lease", nil); strings.Contains(string(a.body), nonce) {
+		t.Errorf("the lease shows its nonce to everybody: %s", a.body)
+	}
+	if a := e.do("GET", base+"/lease", nil, nonceHeader, nonce); !strings.Contains(string(a.body), nonce) {
+		t.Errorf("the taker does not see the nonce: %s", a.body)
 	}
 	e.want(200, "POST", base+"/cordon", nil, nil, nonceHeader, nonce)
 	e.want(204, "POST", base+"/metadata/k", config{"value": "v"}, nil, nonceHeader, nonce)
@@ -287,7 +297,8 @@ func TestExecPsMemorySignal(t *testing.T) {
 	e.want(200, "POST", base+"/stop", nil, nil)
 	e.wait("web", m.ID, "stopped")
 	for _, p := range []string{"/exec", "/signal"} {
-		e.refused(412, "start it first", "POST", base+p, config{"signal": 9, "command": []string{"x"}})
+		body := config{"/exec": config{"command": []string{"x"}}, "/signal": config{"signal": 9}}[p]
+		e.refused(412, "start it first", "POST", base+p, body)
 	}
 	e.refused(412, "start it first", "GET", base+"/ps", nil)
 }

@@ -450,8 +450,14 @@ func (c *Controller) assignment(ctx context.Context, r *record.Machine) (*intern
 		StartNonce: r.StartNonce, RestartNonce: r.RestartNonce, StopSignal: r.StopSignal, StopTimeoutMs: r.StopTimeout,
 		Force: r.Force, Grant: encoded, GrantSignature: sig, Region: r.Region, Cordoned: r.Cordoned, Wish: r.Wish,
 	}
-	if !r.LeaseUntil.IsZero() {
-		as.LeaseUntilMs, as.LeaseTtlMs = r.LeaseUntil.UnixMilli(), r.LeaseTTL.Milliseconds()
+	if underTraffic(r) {
+		l, rev, err := record.Get[record.Lease](ctx, c.store, record.LeaseKey(r.App, r.ID))
+		if err != nil {
+			return nil, err
+		}
+		if l != nil {
+			as.LeaseUntilMs, as.LeaseTtlMs, as.LeaseRevision = l.ExpiresAt.UnixMilli(), l.TTL.Milliseconds(), rev
+		}
 	}
 	return as, c.assignSecrets(ctx, r, as)
 }
@@ -459,13 +465,18 @@ func (c *Controller) assignment(ctx context.Context, r *record.Machine) (*intern
 // awaitWorker waits until the worker has taken up a record's generation, at most
 // ackLimit. It gives no error: a wish holds also when the worker is away.
 func (c *Controller) awaitWorker(ctx context.Context, r *record.Machine) *seen {
+	return c.awaitReport(ctx, r, func(s *seen) bool { return s.Generation >= r.Generation })
+}
+
+// awaitReport waits like awaitWorker until the worker has sent a report that is enough.
+func (c *Controller) awaitReport(ctx context.Context, r *record.Machine, enough func(*seen) bool) *seen {
 	w, stop := c.view.follow(r.ID)
 	defer stop()
 	limit := time.NewTimer(c.cfg.AckLimit)
 	defer limit.Stop()
 	for {
 		s := c.view.get(r.ID)
-		if s != nil && s.Generation >= r.Generation {
+		if s != nil && enough(s) {
 			return s
 		}
 		if st, _ := c.view.node(r.Node); !st.Connected {

@@ -152,7 +152,9 @@ func (c *Controller) resolveAccess(r *call, who access.Caller, in *machinesapi.A
 		return fail(fault.New(fault.Invalid, "access: there are no volumes and no storage objects here"))
 	}
 	app, slug := in.AppName, in.OrgSlug
-	if app == nil && in.MachineID != nil {
+	missing := func() error { return noApp(*app) }
+	if in.MachineID != nil {
+		missing = func() error { return noMachine(*in.MachineID) }
 		id, err := key.ParseMachineID(*in.MachineID)
 		if err != nil {
 			return fail(err)
@@ -161,20 +163,17 @@ func (c *Controller) resolveAccess(r *call, who access.Caller, in *machinesapi.A
 		if err != nil {
 			return fail(err)
 		}
-		if at == nil {
-			return fail(fault.New(fault.NotFound, "machine %s not found", id))
+		// A token that is good for one app says nothing about another app's Machine.
+		if at == nil || app != nil && *app != string(at.App) {
+			return fail(missing())
 		}
 		app = new(string(at.App))
 	}
 	if app != nil {
 		a := c.directory.App(key.AppName(*app))
-		if a != nil {
-			if err := c.mayAskAbout(who, a.Org); err != nil {
-				return fail(err)
-			}
-		}
-		if a == nil || slug != nil && *slug != a.Org {
-			return fail(fault.New(fault.NotFound, "app %q not found", fault.Clip(*app)))
+		// An object of another organization gets the same answer as one that does not exist.
+		if a == nil || slug != nil && *slug != a.Org || c.mayAskAbout(who, a.Org) != nil {
+			return fail(missing())
 		}
 		on.App, on.What, slug = a.Name, access.App, &a.Org
 		want.AppID, want.AppName = new(uint64(a.Number)), string(a.Name)

@@ -526,7 +526,7 @@ func TestFlyClientsUnderstandOurTokens(t *testing.T) {
 	e := newEnv(t)
 	e.app("hello")
 	e.app("other")
-	m := e.launch("hello", image())
+	m, foreign := e.launch("hello", image()), e.launch("other", image())
 	text := e.makeToken(config{"kind": "deploy", "app": "hello"}).Token
 	base, _ := url.Parse("https://api." + domain)
 	api := &machinesapi.Client{HTTP: e.transport(), BaseURL: base}
@@ -552,6 +552,9 @@ func TestFlyClientsUnderstandOurTokens(t *testing.T) {
 		{"read the app", machinesapi.Access{AppName: ptr("hello"), Action: resset.ActionRead}, true},
 		{"all of the app", machinesapi.Access{OrgSlug: ptr("personal"), AppName: ptr("hello"), Action: resset.ActionAll}, true},
 		{"its Machine", machinesapi.Access{MachineID: ptr(m.ID), Action: resset.ActionControl}, true},
+		{"its Machine and the app", machinesapi.Access{AppName: ptr("hello"), MachineID: ptr(m.ID), Action: resset.ActionControl}, true},
+		{"another app's Machine as the app's", machinesapi.Access{AppName: ptr("hello"), MachineID: ptr(foreign.ID), Action: resset.ActionControl}, false},
+		{"a made-up Machine as the app's", machinesapi.Access{AppName: ptr("hello"), MachineID: ptr("d8d9014f123456"), Action: resset.ActionControl}, false},
 		{"a command", machinesapi.Access{MachineID: ptr(m.ID), Command: []string{"ls"}, Action: resset.ActionControl}, true},
 		{"its images", machinesapi.Access{AppName: ptr("hello"), AppFeature: ptr("images"), Action: resset.ActionWrite}, true},
 		{"nothing of the app", machinesapi.Access{AppName: ptr("hello")}, true},

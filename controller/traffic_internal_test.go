@@ -80,17 +80,23 @@ func TestWantsIsTheLastWord(t *testing.T) {
 	}
 }
 
-// TestWhoHearsOfALease: the workers of Machines that traffic starts or stops.
-func TestWhoHearsOfALease(t *testing.T) {
+// TestWhoseWorkerHearsOfALease: those of Machines that traffic starts or stops. A lease is no new
+// assignment: neither the record nor the generation changes.
+func TestWhoseWorkerHearsOfALease(t *testing.T) {
 	for services, told := range map[string]bool{`{}`: false, `{"autostart":true}`: true, `{"autostop":true}`: true} {
 		conf := new(machine.Config)
 		if err := json.Unmarshal([]byte(`{"services":[`+services+`]}`), conf); err != nil {
 			t.Fatal(err)
 		}
 		m := &record.Machine{ID: "m1", App: "web", Node: "n1", Config: conf, Generation: 1, Wish: 1}
-		ops := tellLease(m, &record.Lease{ExpiresAt: now()})
-		if (len(ops) > 0) != told || (m.Generation == 2) != told || m.Wish != 1 {
+		ops := leaseToWorker(m)
+		if (len(ops) > 0) != told || m.Generation != 1 || m.Wish != 1 {
 			t.Errorf("%s: %d changes, generation %d, wish %d", services, len(ops), m.Generation, m.Wish)
+		}
+		for _, op := range ops {
+			if op.Key == record.MachineKey(m.App, m.ID) {
+				t.Errorf("%s: the lease rewrites the Machine's record", services)
+			}
 		}
 	}
 }

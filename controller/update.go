@@ -71,7 +71,6 @@ func (c *Controller) updateMachine(r *call) (int, any, error) {
 		ops := []store.Op{record.Put(record.VersionKey(m.App, m.ID, m.Instance), m.AsVersion(now()))}
 		if in.LeaseTTL != 0 && r.nonce() == "" {
 			l = newLease(r.who, m, "", ttl)
-			m.Hold(l)
 			ops = append(ops, record.Put(record.LeaseKey(m.App, m.ID), l))
 		}
 		return ops, nil

@@ -17,12 +17,12 @@ type User struct {
 	Name      string     `json:"name"`
 	Email     string     `json:"email,omitempty"`
 	Org       string     `json:"sso_organization,omitempty"` // whose identity provider vouched for the user
-	Operator  bool       `json:"operator"`
+	Operator  *bool      `json:"operator,omitempty"`         // absent where members see each other
 	CreatedAt string     `json:"created_at"`
 }
 
 func userBody(u *record.User) User {
-	return User{ID: u.ID, Name: u.Name, Email: u.Email, Org: u.Org, Operator: u.Operator, CreatedAt: stamp(u.CreatedAt)}
+	return User{ID: u.ID, Name: u.Name, Email: u.Email, Org: u.Org, Operator: &u.Operator, CreatedAt: stamp(u.CreatedAt)}
 }
 
 // Self is who the caller is.

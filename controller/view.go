@@ -31,6 +31,8 @@ type seen struct {
 	Wish  int64
 	// Secrets is the version of the app's secrets that it was started with.
 	Secrets uint64
+	// Lease is the revision of the lease that the worker knows.
+	Lease int64
 }
 
 // Bounds of what is kept of an observation: a worker that is in other hands must not
@@ -48,7 +50,7 @@ func seenOf(node key.Node, o *internalpb.Observation) *seen {
 		Machine: key.MachineID(o.MachineId), Node: node, Seq: o.Seq, Generation: o.Generation,
 		Instance: key.InstanceID(o.InstanceId), State: machine.State(o.State), PrivateIP: o.PrivateIp,
 		UpdatedAt: time.UnixMilli(o.UpdatedAtMs).UTC(), Error: strings.ToValidUTF8(o.Error[:min(len(o.Error), maxSeenError)], "\uFFFD"),
-		StartNonce: o.StartNonce, RestartNonce: o.RestartNonce, Secrets: o.SecretsVersion,
+		StartNonce: o.StartNonce, RestartNonce: o.RestartNonce, Secrets: o.SecretsVersion, Lease: o.LeaseRevision,
 	}
 	if l := machine.Desired(o.Local); l == machine.WantStarted || l == machine.WantStopped {
 		s.Local, s.Wish = l, o.Wish

@@ -20,11 +20,16 @@ import (
 // sealTimeout bounds one sealing, so that a source that trickles ends.
 const sealTimeout = 2 * time.Hour
 
+// linger is how long a sealing goes on without a caller that waits for it. A Machine's new
+// assignment cuts off the step that waits, and the next step asks for the same image.
+const linger = 30 * time.Second
+
 // flight is one sealing in progress, and everyone who waits for it.
 type flight struct {
 	done    chan struct{} // closed when img or err is set
 	cancel  context.CancelFunc
-	waiters int // guarded by Store.mu
+	waiters int         // guarded by Store.mu, as is linger
+	linger  *time.Timer // stops the sealing; runs while nobody waits
 	img     *Image
 	err     error
 }
@@ -32,9 +37,9 @@ type flight struct {
 // Ensure returns the sealed image that ref.Digest names, fetching and sealing it
 // first when it is not there. The digest may be an index's; the image's own is in
 // the result. Callers who ask for the same image at the same time share one
-// sealing, which takes from the first one's Source and goes on as long as one of
-// them waits: a Source must work until then. Nothing is left behind by
-// one that fails. Errors: Unprocessable for an image that cannot be used here, with
+// sealing, which takes from the first one's Source and goes on while one of them waits,
+// and for linger after the last has left: a Source must work until then. Nothing is left
+// behind by one that fails. Errors: Unprocessable for an image that cannot be used here, with
 // the reason for the user; the Source's own; Unavailable when this node is short of
 // disk or memory.
 func (s *Store) Ensure(ctx context.Context, src Source, ref machine.ImageRef) (*Image, error) {
@@ -95,6 +100,9 @@ func (s *Store) join(src Source, ins *Inspection) (*flight, error) {
 	}
 	if f := s.flights[ins.Digest]; f != nil {
 		f.waiters++
+		if f.linger != nil {
+			f.linger.Stop()
+		}
 		return f, nil
 	}
 	ctx, cancel := context.WithTimeoutCause(s.ctx, sealTimeout,
@@ -117,20 +125,33 @@ func (s *Store) join(src Source, ins *Inspection) (*flight, error) {
 		if s.flights[ins.Digest] == f {
 			delete(s.flights, ins.Digest)
 		}
+		if f.linger != nil {
+			f.linger.Stop()
+		}
 		close(f.done)
 	})
 	return f, nil
 }
 
-// leave ends the caller's part in a sealing; the last one who leaves stops it.
+// leave ends the caller's part in a sealing, which stops when nobody joins it for a while.
 func (s *Store) leave(digest key.Digest, f *flight) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if f.waiters--; f.waiters > 0 {
+	if f.waiters--; f.waiters > 0 || s.flights[digest] != f {
 		return
 	}
+	f.linger = time.AfterFunc(linger, func() { s.abandon(digest, f) })
+}
+
+// abandon stops a sealing that nobody waits for.
+func (s *Store) abandon(digest key.Digest, f *flight) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f.waiters > 0 {
+		return // it was joined while the timer fired
+	}
 	f.cancel()
-	// Whoever comes now starts anew and does not wait for one that is being stopped.
+	// A caller that comes now starts another one instead of waiting for this one to stop.
 	if s.flights[digest] == f {
 		delete(s.flights, digest)
 	}

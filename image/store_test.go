@@ -4,6 +4,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -306,6 +307,11 @@ func TestCancelledEnsureLeavesNothing(t *testing.T) {
 	if _, err := s.Ensure(ctx, src, machine.ImageRef{Digest: imagetest.Digest(t, img)}); err == nil {
 		t.Fatal("it was sealed")
 	}
+	// As the timer does, some time later.
+	s.mu.Lock()
+	left := s.flights[imagetest.Digest(t, img)]
+	s.mu.Unlock()
+	s.abandon(imagetest.Digest(t, img), left)
 	// A new caller does not wait for the one that is being stopped.
 	mustSeal(t, s, img)
 	s.Close()
@@ -316,6 +322,47 @@ func TestCancelledEnsureLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	nothingLeft(t, s)
+}
+
+// TestASealingOutlivesItsWaiter: a caller that leaves, as a step does that a new assignment
+// cuts off, loses no work when the next one asks for the same image.
+func TestASealingOutlivesItsWaiter(t *testing.T) {
+	s := openStore(t)
+	img := imagetest.New(t, v1.Config{}, small...)
+	src := &gatedSource{countingSource: countingSource{Source: FromImage(img)}, started: make(chan struct{}), open: make(chan struct{})}
+	ref := machine.ImageRef{Digest: imagetest.Digest(t, img)}
+	ctx, cancel := context.WithCancel(ctxT(t))
+	go func() { <-src.started; cancel() }()
+	if _, err := s.Ensure(ctx, src, ref); !errors.Is(err, context.Canceled) {
+		t.Fatalf("the caller that left got %v", err)
+	}
+	close(src.open)
+	if _, err := s.Ensure(ctxT(t), src, ref); err != nil {
+		t.Fatal(err)
+	}
+	if n := src.layers.Load(); n != 1 {
+		t.Errorf("the layer was fetched %d times", n)
+	}
+}
+
+// gatedSource holds back its layers until open is closed.
+type gatedSource struct {
+	countingSource
+	started, open chan struct{}
+	once          sync.Once
+}
+
+func (g *gatedSource) Blob(ctx context.Context, d key.Digest, size int64) (io.ReadCloser, error) {
+	r, err := g.countingSource.Blob(ctx, d, size)
+	if g.layers.Load() > 0 {
+		g.once.Do(func() { close(g.started) })
+		select {
+		case <-g.open:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return r, err
 }
 
 func TestCloseStopsSealing(t *testing.T) {

@@ -35,7 +35,8 @@ type Config struct {
 	Standbys    []string          `json:"standbys,omitempty"`
 	Containers  []json.RawMessage `json:"containers,omitempty"`
 	Volumes     []json.RawMessage `json:"volumes,omitempty"`
-	// Unused by Bulkhead, kept so that a config read from elsewhere round-trips.
+	// DisableMachineAutostart, if true, voids every service's autostart. The Machines API has
+	// replaced it by that field of the services.
 	DisableMachineAutostart *bool `json:"disable_machine_autostart,omitempty"`
 }
 

@@ -28,6 +28,9 @@ func (c *Config) Traffic() Traffic {
 			t.Min = max(t.Min, *s.MinMachinesRunning)
 		}
 	}
+	if c.DisableMachineAutostart != nil && *c.DisableMachineAutostart {
+		t.Autostart = false
+	}
 	if len(c.Services) > 0 {
 		t.Group = c.Metadata["fly_process_group"]
 		if t.Group == "" {

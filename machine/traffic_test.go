@@ -21,6 +21,7 @@ func TestTraffic(t *testing.T) {
 		{`{"services":[{"autostop":"stop","min_machines_running":1},{"autostop":true,"min_machines_running":3}]}`, Traffic{Autostop: true, Min: 3, Group: "app"}},
 		{`{"services":[{"autostart":true}],"metadata":{"fly_process_group":"web"}}`, Traffic{Autostart: true, Group: "web"}},
 		{`{"metadata":{"fly_process_group":"web"}}`, Traffic{}},
+		{`{"services":[{"autostart":true,"autostop":"stop"}],"disable_machine_autostart":true}`, Traffic{Autostop: true, Group: "app"}},
 	} {
 		conf := new(Config)
 		if err := json.Unmarshal([]byte(c.config), conf); err != nil {

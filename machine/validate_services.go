@@ -19,8 +19,20 @@ func (v *validator) services(ss []Service) {
 		v.bad("config.services", "has %d entries; at most %d are allowed", len(ss), MaxServices)
 		return
 	}
+	taken := map[int]string{}
 	for i := range ss {
-		v.service(fmt.Sprintf("config.services[%d]", i), &ss[i])
+		at := fmt.Sprintf("config.services[%d]", i)
+		v.service(at, &ss[i])
+		for j, p := range ss[i].Ports {
+			if p.Port == nil {
+				continue
+			}
+			at := fmt.Sprintf("%s.ports[%d].port", at, j)
+			if other, ok := taken[*p.Port]; ok {
+				v.bad(at, "is %d, which %s has already; a public port leads to one service", *p.Port, other)
+			}
+			taken[*p.Port] = at
+		}
 	}
 }
 

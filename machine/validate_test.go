@@ -108,6 +108,7 @@ func TestValidateRefuses(t *testing.T) {
 		{`{"image":"x","services":[{"internal_port":80,"ports":[{"port":443,"handlers":["pg_tls","http"]}]}]}`, "config.services[0].ports[0].handlers[0]"},
 		{`{"image":"x","services":[{"internal_port":80,"ports":[{"start_port":1,"end_port":9}]}]}`, "config.services[0].ports[0].start_port"},
 		{`{"image":"x","services":[{"internal_port":80,"ports":[{"port":443,"handlers":["http"],"http_options":{"idle_timeout":3}}]}]}`, "config.services[0].ports[0].http_options.idle_timeout"},
+		{`{"image":"x","services":[{"internal_port":80,"ports":[{"port":80,"handlers":["http"]}]},{"internal_port":81,"ports":[{"port":80,"handlers":["http"]}]}]}`, "config.services[1].ports[0].port"},
 		{`{"image":"x","services":[{"internal_port":80,"concurrency":{"type":"bytes"}}]}`, "config.services[0].concurrency.type"},
 		{`{"image":"x","services":[{"internal_port":80,"concurrency":{"soft_limit":9,"hard_limit":3}}]}`, "config.services[0].concurrency.soft_limit"},
 		{`{"image":"x","services":[{"internal_port":80,"checks":[{"type":"tcp"}]}]}`, "config.services[0].checks"},

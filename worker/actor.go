@@ -51,8 +51,9 @@ type actor struct {
 
 	mu     sync.Mutex
 	inbox  *internalpb.Assignment // the newest one not yet accepted
-	young  *internalpb.Assignment // of the generation that is known, under a grant that is not; not yet taken over
+	young  *internalpb.Assignment // of a known generation, with another grant or lease; not yet taken over
 	grant  []byte                 // the newest one heard of
+	lease  int64                  // the revision of the newest one heard of
 	cancel context.CancelCauseFunc
 	forget bool
 	news   []machine.LimitEvent // limits met that no event tells of
@@ -65,13 +66,13 @@ type actor struct {
 func newActor(w *Worker, e entry) *actor {
 	return &actor{
 		w: w, id: e.rec.Machine, log: w.log.With("machine", e.rec.Machine),
-		rec: e.rec, asg: e.asg, newest: e.asg.GetGeneration(), grant: e.asg.GetGrant(), wake: make(chan struct{}, 1), over: make(chan struct{}),
+		rec: e.rec, asg: e.asg, newest: e.asg.GetGeneration(), grant: e.asg.GetGrant(), lease: e.asg.GetLeaseRevision(), wake: make(chan struct{}, 1), over: make(chan struct{}),
 	}
 }
 
 // offer hands the actor an assignment; a stale one is ignored. A step that the new
-// one makes pointless is cut short. One that was heard before may bring another grant,
-// which cuts nothing short.
+// one makes pointless is cut short. One of a known generation may bring another grant or
+// lease, which cuts nothing short.
 func (a *actor) offer(asg *internalpb.Assignment) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -79,13 +80,13 @@ func (a *actor) offer(asg *internalpb.Assignment) {
 		return
 	}
 	if asg.GetGeneration() == a.newest {
-		if !bytes.Equal(asg.GetGrant(), a.grant) {
-			a.young, a.grant = asg, asg.GetGrant()
+		if !bytes.Equal(asg.GetGrant(), a.grant) || asg.GetLeaseRevision() != a.lease {
+			a.young, a.grant, a.lease = asg, asg.GetGrant(), asg.GetLeaseRevision()
 			a.poke()
 		}
 		return
 	}
-	a.newest, a.grant = asg.GetGeneration(), asg.GetGrant()
+	a.newest, a.grant, a.lease = asg.GetGeneration(), asg.GetGrant(), asg.GetLeaseRevision()
 	a.inbox = asg
 	if a.cancel != nil {
 		a.cancel(errSuperseded)

@@ -233,7 +233,7 @@ func cloneAsg(a *internalpb.Assignment) *internalpb.Assignment {
 		MachineId: a.MachineId, App: a.App, Name: a.Name, Generation: a.Generation, InstanceId: a.InstanceId, Config: a.Config,
 		ImageRef: a.ImageRef, Desired: a.Desired, StartNonce: a.StartNonce, RestartNonce: a.RestartNonce, StopSignal: a.StopSignal,
 		StopTimeoutMs: a.StopTimeoutMs, Force: a.Force, Grant: a.Grant, GrantSignature: a.GrantSignature, Region: a.Region, Cordoned: a.Cordoned,
-		Wish: a.Wish, LeaseUntilMs: a.LeaseUntilMs, LeaseTtlMs: a.LeaseTtlMs,
+		Wish: a.Wish, LeaseUntilMs: a.LeaseUntilMs, LeaseTtlMs: a.LeaseTtlMs, LeaseRevision: a.LeaseRevision,
 		SecretsVersion: a.SecretsVersion, MinSecretsVersion: a.MinSecretsVersion, SkipSecrets: a.SkipSecrets,
 	}
 	return c

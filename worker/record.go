@@ -136,15 +136,16 @@ func (r *record) wanted(a *internalpb.Assignment) machine.Desired {
 // observation is the record as the controller hears of it.
 func (r *record) observation(a *internalpb.Assignment, host privnet.Host) *internalpb.Observation {
 	o := &internalpb.Observation{
-		MachineId:    string(r.Machine),
-		Seq:          r.Seq,
-		Generation:   a.GetGeneration(),
-		InstanceId:   string(r.Instance),
-		State:        string(r.State),
-		UpdatedAtMs:  r.UpdatedAt.UnixMilli(),
-		Error:        r.Error,
-		StartNonce:   r.StartNonce,
-		RestartNonce: r.RestartNonce,
+		MachineId:     string(r.Machine),
+		Seq:           r.Seq,
+		Generation:    a.GetGeneration(),
+		InstanceId:    string(r.Instance),
+		State:         string(r.State),
+		UpdatedAtMs:   r.UpdatedAt.UnixMilli(),
+		Error:         r.Error,
+		StartNonce:    r.StartNonce,
+		RestartNonce:  r.RestartNonce,
+		LeaseRevision: a.GetLeaseRevision(),
 	}
 	if r.Sandbox != "" {
 		o.SecretsVersion = r.Secrets

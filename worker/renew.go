@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"bytes"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -10,9 +11,10 @@ import (
 	"bulkhead/machine"
 )
 
-// renew puts another grant in the place of the one that the Machine has, in the journal
-// too. Nothing else changes, and nobody is told: a grant counts when a sandbox is
-// started. Died before: the controller sends it again, to the next worker.
+// renew replaces the Machine's grant and lease, in the journal too. Nothing else changes:
+// a grant counts when a sandbox is started, a lease when traffic would start or stop the
+// Machine. The controller hears of a new lease, since its taker waits for that. After a
+// crash before the write the controller sends both again, to the next worker.
 func (a *actor) renew() error {
 	a.mu.Lock()
 	young := a.young
@@ -22,16 +24,23 @@ func (a *actor) renew() error {
 	}
 	if young.GetGeneration() == a.asg.GetGeneration() && a.rec.State != machine.Destroyed {
 		asg := proto.Clone(a.asg).(*internalpb.Assignment)
+		regranted := !bytes.Equal(asg.GetGrant(), young.GetGrant())
+		leased := asg.GetLeaseRevision() != young.GetLeaseRevision()
 		asg.Grant, asg.GrantSignature = young.GetGrant(), young.GetGrantSignature()
+		asg.LeaseUntilMs, asg.LeaseTtlMs, asg.LeaseRevision = young.GetLeaseUntilMs(), young.GetLeaseTtlMs(), young.GetLeaseRevision()
 		r := a.rec.clone()
-		if r.State == machine.Failed && r.Retry {
-			r.NextStart = time.Time{} // it may have failed for want of a grant: it is tried again at once
+		if regranted && r.State == machine.Failed && r.Retry {
+			r.NextStart = time.Time{} // a missing grant may be why it failed: try again at once
 		}
 		if err := a.w.journal.renew(r, asg); err != nil {
 			return err
 		}
 		a.rec, a.asg = r, asg
-		a.w.renewed(r, asg)
+		if leased {
+			a.w.publish(r, asg)
+		} else {
+			a.w.renewed(r, asg)
+		}
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -41,13 +50,13 @@ func (a *actor) renew() error {
 	return nil
 }
 
-// renew is put for another grant of an assignment. A node's Machines get theirs at the
+// renew is put for another grant or lease of an assignment. A node's Machines get theirs at the
 // same time: bbolt puts what comes within milliseconds into one transaction.
 func (j *journal) renew(r *record, a *internalpb.Assignment) error {
 	return j.writeBy(j.db.Batch, "renew", func(tx *bbolt.Tx) error { return putBoth(tx, r, a) })
 }
 
-// renewed takes over what a Machine's new grant changed, which nobody has to hear of.
+// renewed takes over a Machine's new grant, which the controller need not hear of.
 func (w *Worker) renewed(r *record, a *internalpb.Assignment) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -214,6 +214,42 @@ func TestGrantBeforeItsGeneration(t *testing.T) {
 	}
 }
 
+// TestALeaseCutsNoStepShort: a lease that is taken or refreshed while a step runs, the fetch of
+// a large image for one, lets the step go on. The worker has the lease after it and reports that.
+func TestALeaseCutsNoStepShort(t *testing.T) {
+	g := newGranted(t)
+	g.boot()
+	as := g.sign(g.asg(key.NewMachineID(), plain))
+	id := key.MachineID(as.MachineId)
+	r := &record{Machine: id, Seq: 1, State: machine.Created, Since: g.clock.now(), Instance: instanceOf(as)}
+	if err := g.w.journal.create(r, as); err != nil {
+		t.Fatal(err)
+	}
+	a := newActor(g.w, entry{rec: r, asg: as}) // which nobody runs
+	a.cancel = func(err error) { t.Errorf("the step was cut short: %v", err) }
+	for revision := range int64(3) {
+		leased := cloneAsg(as)
+		leased.LeaseRevision, leased.LeaseUntilMs, leased.LeaseTtlMs = 7+revision, 1000*revision, 13_000
+		a.offer(leased)
+		if a.inbox != nil {
+			t.Fatal("a lease counts as a new assignment")
+		}
+		if err := a.renew(); err != nil {
+			t.Fatal(err)
+		}
+		d := g.w.takeDirty()
+		if len(d) != 1 || d[0].LeaseRevision != 7+revision || d[0].Seq != 1 || a.asg.LeaseUntilMs != 1000*revision {
+			t.Errorf("after lease %d the worker has %v and reports %v", 7+revision, a.asg, d)
+		}
+	}
+	a.cancel = nil
+	released := cloneAsg(as)
+	a.offer(released)
+	if err := a.renew(); err != nil || a.asg.LeaseRevision != 0 || a.asg.LeaseUntilMs != 0 {
+		t.Errorf("the released lease stays: %v %v", a.asg, err)
+	}
+}
+
 // TestRenewalIsKilledAtEveryStep: the worker dies at every step around a renewal; after
 // it the journal holds the new grant, and the Machine was started once.
 func TestRenewalIsKilledAtEveryStep(t *testing.T) {

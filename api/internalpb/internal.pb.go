@@ -799,7 +799,10 @@ type Assignment struct {
 	// min_secrets_version is the oldest version that a start may use.
 	MinSecretsVersion uint64 `protobuf:"varint,22,opt,name=min_secrets_version,json=minSecretsVersion,proto3" json:"min_secrets_version,omitempty"`
 	// skip_secrets says that the Machine is started without the app's secrets.
-	SkipSecrets   bool `protobuf:"varint,23,opt,name=skip_secrets,json=skipSecrets,proto3" json:"skip_secrets,omitempty"`
+	SkipSecrets bool `protobuf:"varint,23,opt,name=skip_secrets,json=skipSecrets,proto3" json:"skip_secrets,omitempty"`
+	// lease_revision is the store's revision of the lease in lease_until_ms; 0 without a
+	// lease. A lease is no new assignment: generation stays, and no step is cut short.
+	LeaseRevision int64 `protobuf:"varint,24,opt,name=lease_revision,json=leaseRevision,proto3" json:"lease_revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -995,6 +998,13 @@ func (x *Assignment) GetSkipSecrets() bool {
 	return false
 }
 
+func (x *Assignment) GetLeaseRevision() int64 {
+	if x != nil {
+		return x.LeaseRevision
+	}
+	return 0
+}
+
 type FetchSecretsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	MachineId     string                 `protobuf:"bytes,1,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
@@ -1137,8 +1147,10 @@ type Observation struct {
 	// secrets_version is the version of the app's secrets that the sandbox was started
 	// with; 0 without secrets.
 	SecretsVersion uint64 `protobuf:"varint,14,opt,name=secrets_version,json=secretsVersion,proto3" json:"secrets_version,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// lease_revision is that of the assignment that the worker has taken over.
+	LeaseRevision int64 `protobuf:"varint,15,opt,name=lease_revision,json=leaseRevision,proto3" json:"lease_revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Observation) Reset() {
@@ -1265,6 +1277,13 @@ func (x *Observation) GetWish() int64 {
 func (x *Observation) GetSecretsVersion() uint64 {
 	if x != nil {
 		return x.SecretsVersion
+	}
+	return 0
+}
+
+func (x *Observation) GetLeaseRevision() int64 {
+	if x != nil {
+		return x.LeaseRevision
 	}
 	return 0
 }
@@ -2938,7 +2957,7 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"\bobserved\x18\x03 \x03(\v2!.bulkhead.internal.v1.ObservationR\bobserved\"'\n" +
 	"\x06Forget\x12\x1d\n" +
 	"\n" +
-	"machine_id\x18\x01 \x01(\tR\tmachineId\"\xd1\x05\n" +
+	"machine_id\x18\x01 \x01(\tR\tmachineId\"\xf8\x05\n" +
 	"\n" +
 	"Assignment\x12\x1d\n" +
 	"\n" +
@@ -2971,7 +2990,8 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"leaseTtlMs\x12'\n" +
 	"\x0fsecrets_version\x18\x15 \x01(\x04R\x0esecretsVersion\x12.\n" +
 	"\x13min_secrets_version\x18\x16 \x01(\x04R\x11minSecretsVersion\x12!\n" +
-	"\fskip_secrets\x18\x17 \x01(\bR\vskipSecrets\"t\n" +
+	"\fskip_secrets\x18\x17 \x01(\bR\vskipSecrets\x12%\n" +
+	"\x0elease_revision\x18\x18 \x01(\x03R\rleaseRevision\"t\n" +
 	"\x13FetchSecretsRequest\x12\x1d\n" +
 	"\n" +
 	"machine_id\x18\x01 \x01(\tR\tmachineId\x12\x1f\n" +
@@ -2981,7 +3001,7 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"public_key\x18\x03 \x01(\fR\tpublicKey\"H\n" +
 	"\x14FetchSecretsResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x16\n" +
-	"\x06sealed\x18\x02 \x01(\fR\x06sealed\"\x9f\x03\n" +
+	"\x06sealed\x18\x02 \x01(\fR\x06sealed\"\xc6\x03\n" +
 	"\vObservation\x12\x1d\n" +
 	"\n" +
 	"machine_id\x18\x01 \x01(\tR\tmachineId\x12\x10\n" +
@@ -3003,7 +3023,8 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"\rrestart_nonce\x18\v \x01(\x03R\frestartNonce\x12\x14\n" +
 	"\x05local\x18\f \x01(\tR\x05local\x12\x12\n" +
 	"\x04wish\x18\r \x01(\x03R\x04wish\x12'\n" +
-	"\x0fsecrets_version\x18\x0e \x01(\x04R\x0esecretsVersion\"A\n" +
+	"\x0fsecrets_version\x18\x0e \x01(\x04R\x0esecretsVersion\x12%\n" +
+	"\x0elease_revision\x18\x0f \x01(\x03R\rleaseRevision\"A\n" +
 	"\fMachineBytes\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1d\n" +
 	"\n" +

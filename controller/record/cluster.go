@@ -70,10 +70,6 @@ type Machine struct {
 	// SkipSecrets says that it gets none.
 	MinSecrets  uint64 `json:"min_secrets,omitempty"`
 	SkipSecrets bool   `json:"skip_secrets,omitempty"`
-	// LeaseUntil repeats the lease's end for the worker, which lets traffic do nothing to
-	// the Machine before; it is kept up for those with autostart or autostop only.
-	LeaseUntil time.Time     `json:"lease_until,omitzero"`
-	LeaseTTL   time.Duration `json:"lease_ttl,omitempty"` // of that lease
 
 	CreatedAt time.Time `json:"created_at"`
 	UpdatedAt time.Time `json:"updated_at"`
@@ -94,14 +90,6 @@ func (r *Machine) Assigned() Assigned {
 // that time.
 func (r *Machine) AsVersion(at time.Time) Version {
 	return Version{Instance: r.Instance, Config: r.Config, ImageRef: r.ImageRef, CreatedAt: at}
-}
-
-// Hold notes a lease in the Machine's record; nil notes that there is none.
-func (r *Machine) Hold(l *Lease) {
-	r.LeaseUntil, r.LeaseTTL = time.Time{}, 0
-	if l != nil {
-		r.LeaseUntil, r.LeaseTTL = l.ExpiresAt, l.TTL
-	}
 }
 
 // WantDestroyed changes the wish; it cannot be taken back.
