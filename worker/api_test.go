@@ -18,6 +18,7 @@ import (
 
 	"bulkhead/api/internalpb"
 	"bulkhead/fault"
+	"bulkhead/internal/await"
 	"bulkhead/key"
 	"bulkhead/sandbox/fake"
 )
@@ -87,22 +88,21 @@ func (r *apiRig) machine() string {
 // connect connects as the Machine, once the worker listens.
 func (r *apiRig) connect(id string) net.Conn {
 	r.t.Helper()
-	for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(time.Millisecond) {
+	var c net.Conn
+	await.True(r.t, "machine "+id+" reaches its API", func() bool {
 		r.mu.Lock()
 		p := r.procs[key.MachineID(id)]
 		r.mu.Unlock()
-		if p != nil {
-			c, err := p.Connect()
-			if err == nil {
-				r.t.Cleanup(func() { c.Close() })
-				c.SetDeadline(time.Now().Add(30 * time.Second))
-				return c
-			}
+		if p == nil {
+			return false
 		}
-		if time.Now().After(deadline) {
-			r.t.Fatalf("machine %s never reaches its API", id)
-		}
-	}
+		var err error
+		c, err = p.Connect()
+		return err == nil
+	})
+	r.t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(30 * time.Second))
+	return c
 }
 
 // ask sends a line and returns the answer's first.

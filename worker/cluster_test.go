@@ -20,6 +20,7 @@ import (
 	"bulkhead/api/rpc"
 	"bulkhead/fault"
 	"bulkhead/image/imagetest"
+	"bulkhead/internal/await"
 	"bulkhead/key"
 	"bulkhead/machine"
 	"bulkhead/pki"
@@ -35,6 +36,7 @@ type brain struct {
 	mu       sync.Mutex
 	assigned map[string]*internalpb.Assignment
 	heard    map[string]*internalpb.Observation
+	news     chan struct{} // closed when more was heard
 	hellos   []*internalpb.Hello
 	down     chan *internalpb.ToWorker // to the worker of the present stream
 	blobs    map[string][]byte
@@ -44,7 +46,13 @@ type brain struct {
 }
 
 func newBrain() *brain {
-	return &brain{assigned: map[string]*internalpb.Assignment{}, heard: map[string]*internalpb.Observation{}, blobs: map[string][]byte{}, calls: map[string]int{}}
+	return &brain{news: make(chan struct{}), assigned: map[string]*internalpb.Assignment{}, heard: map[string]*internalpb.Observation{}, blobs: map[string][]byte{}, calls: map[string]int{}}
+}
+
+// tell wakes those who wait for what was heard. b.mu is held.
+func (b *brain) tell() {
+	close(b.news)
+	b.news = make(chan struct{})
 }
 
 // Sync takes a hello, sends the snapshot, and then both ways.
@@ -60,6 +68,7 @@ func (b *brain) Sync(s grpc.BidiStreamingServer[internalpb.FromWorker, internalp
 	for _, o := range m.GetHello().GetObservations() {
 		b.heard[o.MachineId] = o
 	}
+	b.tell()
 	for _, a := range b.assigned {
 		snap.Assignments = append(snap.Assignments, a)
 	}
@@ -79,6 +88,7 @@ func (b *brain) Sync(s grpc.BidiStreamingServer[internalpb.FromWorker, internalp
 			b.mu.Lock()
 			if o := m.GetObservation(); o != nil && o.Seq >= b.heard[o.MachineId].GetSeq() {
 				b.heard[o.MachineId] = o
+				b.tell()
 			}
 			b.mu.Unlock()
 		}
@@ -172,14 +182,18 @@ func (b *brain) forget(id string) {
 // hears waits for an observation.
 func (b *brain) hears(t *testing.T, id, what string, ok func(o *internalpb.Observation) bool) *internalpb.Observation {
 	t.Helper()
-	for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(time.Millisecond) {
+	end := time.NewTimer(40 * time.Second)
+	defer end.Stop()
+	for {
 		b.mu.Lock()
-		o := b.heard[id]
+		o, news := b.heard[id], b.news
 		b.mu.Unlock()
 		if o != nil && ok(o) {
 			return o
 		}
-		if time.Now().After(deadline) {
+		select {
+		case <-news:
+		case <-end.C:
 			t.Fatalf("the controller never hears of %s; last: %v", what, o)
 		}
 	}
@@ -464,11 +478,7 @@ func TestARemovedNodeDestroysItsMachines(t *testing.T) {
 	}
 	c.admit = []rpc.Admit{refuse(fault.New(fault.Denied, "another reason"))}
 	c.startController()
-	for deadline := time.Now().Add(40 * time.Second); asked.Load() < 3; time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the worker does not ask")
-		}
-	}
+	await.True(t, "the worker asks", func() bool { return asked.Load() >= 3 })
 	for _, id := range ids {
 		if s, err := c.node.w.get(id); err != nil || s.asg.GetDesired() == string(machine.WantDestroyed) {
 			t.Errorf("machine %s is destroyed for another reason (%v)", id, err)
@@ -477,16 +487,8 @@ func TestARemovedNodeDestroysItsMachines(t *testing.T) {
 	c.stopController()
 	c.admit = []rpc.Admit{refuse(fault.New(fault.Denied, "node n1 was removed").WithStatus(rpc.NodeRemoved))}
 	c.startController()
-	for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		c.node.w.mu.Lock()
-		left := len(c.node.w.actors)
-		c.node.w.mu.Unlock()
-		if left == 0 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%d machines are left", left)
-		}
+	for _, id := range ids {
+		c.node.vanishes(id)
 	}
 	if all, err := c.node.host.List(context.Background()); err != nil || len(all) != 0 {
 		t.Errorf("sandboxes are left: %v, %v", all, err)

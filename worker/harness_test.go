@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -131,7 +132,7 @@ type node struct {
 
 func newNode(t testing.TB) *node {
 	t.Helper()
-	n := &node{t: t, dir: t.TempDir(), host: fake.NewHost(), images: newFakeImages()}
+	n := &node{t: t, dir: memoryDir(t), host: fake.NewHost(), images: newFakeImages()}
 	t.Cleanup(func() {
 		if n.w != nil {
 			n.w.Close()
@@ -256,24 +257,56 @@ func (n *node) assign(a *internalpb.Assignment) *internalpb.Assignment {
 	return a
 }
 
-// until waits until the Machine's newest truth satisfies ok.
-func (n *node) until(id string, what string, ok func(r *record) bool) *record {
-	n.t.Helper()
-	deadline := time.Now().Add(time.Minute)
-	for {
-		s, err := n.w.get(key.MachineID(id))
-		if err == nil && ok(s.rec) {
-			return s.rec
-		}
-		if time.Now().After(deadline) {
-			if err != nil {
-				n.t.Fatalf("waiting for %s: %v", what, err)
-			}
-			b, _ := json.MarshalIndent(s.rec, "", " ")
-			n.t.Fatalf("waiting for %s, it is %s:\n%s", what, s.rec.State, b)
-		}
-		time.Sleep(time.Millisecond)
+// memoryDir is a directory without a disk under it: a journal syncs every step.
+func memoryDir(t testing.TB) string {
+	dir, err := os.MkdirTemp("/dev/shm", "bulkhead-worker-")
+	if err != nil {
+		return t.TempDir()
 	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// watch asks ok whenever more becomes known of the Machine, until it returns true or
+// the limit has passed. It asks now and then as well: ok may look at what the fake
+// runtime says, or at a worker that has died, and neither is announced.
+func watch(w func() *Worker, id key.MachineID, limit time.Duration, ok func() bool) bool {
+	end, again := time.NewTimer(limit), time.NewTicker(5*time.Millisecond)
+	defer end.Stop()
+	defer again.Stop()
+	for {
+		var next chan struct{}
+		if s, err := w().get(id); err == nil {
+			next = s.next
+		}
+		if ok() {
+			return true
+		}
+		select {
+		case <-next:
+		case <-again.C:
+		case <-end.C:
+			return false
+		}
+	}
+}
+
+// until waits until the Machine's newest truth satisfies ok.
+func (n *node) until(id string, what string, ok func(r *record) bool) (r *record) {
+	n.t.Helper()
+	m := key.MachineID(id)
+	if !watch(func() *Worker { return n.w }, m, time.Minute, func() bool {
+		s, err := n.w.get(m)
+		if err != nil {
+			return false
+		}
+		r = s.rec
+		return ok(r)
+	}) {
+		b, _ := json.MarshalIndent(r, "", " ")
+		n.t.Fatalf("waiting for %s, it is\n%s", what, b)
+	}
+	return r
 }
 
 // state waits for a state that the given assignment led to.

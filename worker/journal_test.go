@@ -294,9 +294,9 @@ func TestJournalOnAFullDisk(t *testing.T) {
 			t.Errorf("opening it changed it (%v)", err)
 		}
 		var full error
-		for n := range 20 {
+		for n := range 5 {
 			for _, r := range all {
-				r.Error = strings.Repeat("e", 100*n) // they grow
+				r.Error = strings.Repeat("e", 475*n) // they grow
 				if err := j.put("up", r, r.Slot, nil); err != nil && full == nil {
 					full = err
 				}

@@ -161,26 +161,25 @@ func (d *driver) want(a *internalpb.Assignment) { d.asg = a; d.offer() }
 // until waits for what the controller can see; when the worker dies meanwhile, the
 // next one is started, which lives.
 func (d *driver) until(what string, ok func(r *record) bool) error {
-	deadline := time.Now().Add(15 * time.Second)
-	for {
+	state := "unknown"
+	var failed error
+	came := watch(func() *Worker { return d.n.w }, d.id, 15*time.Second, func() bool {
 		if d.m.isDead() {
-			if err := d.revive(); err != nil {
-				return err
+			if failed = d.revive(); failed != nil {
+				return true
 			}
 		}
 		s, err := d.n.w.get(d.id)
-		if err == nil && ok(s.rec) {
-			return nil
+		if err != nil {
+			return false
 		}
-		if time.Now().After(deadline) {
-			state := "unknown"
-			if err == nil {
-				state = fmt.Sprintf("%s, sandbox %q, error %q, events %s", s.rec.State, s.rec.Sandbox, s.rec.Error, types(s.rec))
-			}
-			return fmt.Errorf("%s never came; it is %s", what, state)
-		}
-		time.Sleep(200 * time.Microsecond)
+		state = fmt.Sprintf("%s, sandbox %q, error %q, events %s", s.rec.State, s.rec.Sandbox, s.rec.Error, types(s.rec))
+		return ok(s.rec)
+	})
+	if !came {
+		return fmt.Errorf("%s never came; it is %s", what, state)
 	}
+	return failed
 }
 
 func (d *driver) revive() error {
@@ -252,21 +251,21 @@ func (d *driver) life(at int) (exitsSeen int, err error) {
 
 // forget ends the Machine's story and checks that nothing of it is left.
 func (d *driver) forget() error {
-	for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(200 * time.Microsecond) {
+	var failed error
+	gone := watch(func() *Worker { return d.n.w }, d.id, 40*time.Second, func() bool {
 		if d.m.isDead() {
-			if err := d.reviveQuietly(); err != nil {
-				return err
+			if failed = d.reviveQuietly(); failed != nil {
+				return true
 			}
 		}
 		d.n.w.Forget(d.id)
-		if _, err := d.n.w.get(d.id); err != nil && !d.m.isDead() {
-			break
-		}
-		if time.Now().After(deadline) {
-			return errors.New("it is never forgotten")
-		}
+		_, err := d.n.w.get(d.id)
+		return err != nil && !d.m.isDead()
+	})
+	if !gone {
+		return errors.New("it is never forgotten")
 	}
-	return d.leftovers()
+	return errors.Join(failed, d.leftovers())
 }
 
 // reviveQuietly starts the next worker without a snapshot: the controller has noted
@@ -313,7 +312,7 @@ func everyPoint(t *testing.T, power bool, skip func(string) bool, story func(d *
 	}
 	var mu sync.Mutex
 	g := new(errgroup.Group)
-	g.SetLimit(8) // they mostly wait for back-offs
+	g.SetLimit(32) // they mostly wait for back-offs
 	for at := 1; at <= points; at++ {
 		g.Go(func() error {
 			_, died, err := onePoint(t, at, power, skip, story)
@@ -331,7 +330,7 @@ func everyPoint(t *testing.T, power bool, skip func(string) bool, story func(d *
 
 // onePoint runs story with a worker that dies at one point.
 func onePoint(t *testing.T, at int, power bool, skip func(string) bool, story func(d *driver, at int) error) (points int, died bool, err error) {
-	n := &node{t: t, dir: t.TempDir(), host: fake.NewHost(), images: newFakeImages()}
+	n := &node{t: t, dir: memoryDir(t), host: fake.NewHost(), images: newFakeImages()}
 	d := &driver{n: n, id: key.NewMachineID(), power: power, skip: skip}
 	err = story(d, at)
 	if n.w != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -12,7 +13,9 @@ import (
 
 	"bulkhead/api/internalpb"
 	"bulkhead/fault"
+	"bulkhead/internal/await"
 	"bulkhead/key"
+	"bulkhead/logs"
 	"bulkhead/machine"
 	"bulkhead/sandbox/fake"
 )
@@ -74,13 +77,11 @@ func TestLifeOfAMachine(t *testing.T) {
 // vanishes waits until the worker does not know the Machine.
 func (n *node) vanishes(id key.MachineID) {
 	n.t.Helper()
-	for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(time.Millisecond) {
-		if _, err := n.w.get(id); fault.Is(err, fault.NotFound) {
-			return
-		}
-		if time.Now().After(deadline) {
-			n.t.Fatal("the machine is never forgotten")
-		}
+	if !watch(func() *Worker { return n.w }, id, 40*time.Second, func() bool {
+		_, err := n.w.get(id)
+		return fault.Is(err, fault.NotFound)
+	}) {
+		n.t.Fatal("the machine is never forgotten")
 	}
 }
 
@@ -120,20 +121,13 @@ func TestStopKillsAfterTimeout(t *testing.T) {
 // line waits until the Machine has printed a line.
 func (n *node) line(a *internalpb.Assignment, text string) {
 	n.t.Helper()
-	for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(time.Millisecond) {
+	await.True(n.t, fmt.Sprintf("line %q came", text), func() bool {
 		lines, err := n.w.logs.Read(key.MachineID(a.MachineId), 0)
 		if err != nil {
 			n.t.Fatal(err)
 		}
-		for _, l := range lines {
-			if string(l.Text) == text {
-				return
-			}
-		}
-		if time.Now().After(deadline) {
-			n.t.Fatalf("line %q never came", text)
-		}
-	}
+		return slices.ContainsFunc(lines, func(l logs.Line) bool { return string(l.Text) == text })
+	})
 }
 
 // TestDestroyInterruptsALongStop: a forced destroy does not wait for a stop timeout.
@@ -448,10 +442,12 @@ func TestAnAssignmentIsTakenOverLater(t *testing.T) {
 // its Machine was destroyed and forgotten, before it would have been tried again.
 func TestALateAssignmentBringsNothingBack(t *testing.T) {
 	n := newNode(t)
-	var refused atomic.Bool
+	var refuse, refused atomic.Bool
+	refuse.Store(true)
 	n.tune = func(w *Worker) {
 		w.point = func(name string) error {
-			if name == "before create" && refused.CompareAndSwap(false, true) {
+			if name == "before create" && refuse.CompareAndSwap(true, false) {
+				refused.Store(true)
 				return errors.New("no")
 			}
 			return nil
@@ -469,7 +465,11 @@ func TestALateAssignmentBringsNothingBack(t *testing.T) {
 	n.state(n.assign(n.next(a, desired(machine.WantDestroyed))), machine.Destroyed)
 	n.w.Forget(id)
 	n.vanishes(id)
-	time.Sleep(assignAgain + assignAgain/2)
+	// One that comes late after it is taken over: the first would have been before.
+	refuse.Store(true)
+	later := n.asg(key.NewMachineID(), plain)
+	n.w.assign(later, false)
+	n.state(later, machine.Started)
 	if s, err := n.w.get(id); err == nil {
 		t.Errorf("the machine is back: %+v", s.rec)
 	}

@@ -126,11 +126,7 @@ func newLost(t *testing.T) *lost {
 		l.assign(l.next(l.w.seen[id].asg, desired(machine.WantDestroyed)))
 		l.until(string(id), "destruction", func(r *record) bool { return r.State == machine.Destroyed })
 		l.w.Forget(id)
-		for l.w.Forget(id); ; time.Sleep(time.Millisecond) {
-			if _, err := l.w.get(id); err != nil {
-				break
-			}
-		}
+		l.vanishes(id)
 	}
 	for _, a := range l.all {
 		s, _ := l.w.get(key.MachineID(a.MachineId))
@@ -218,7 +214,11 @@ func (l *lost) rebuilt(t *testing.T, run, remembered, salvaged bool) {
 	// Killed before it has heard of the controller: the next one waits as well.
 	l.down()
 	l.reboot()
-	time.Sleep(20 * time.Millisecond)
+	l.w.mu.Lock()
+	if n := len(l.w.actors); n > 0 {
+		t.Errorf("%d machines are led before the controller was there", n)
+	}
+	l.w.mu.Unlock()
 	if now, _ := l.host.List(t.Context()); len(now) != len(before) {
 		t.Fatalf("%d sandboxes before the controller was there, had %d", len(now), len(before))
 	}

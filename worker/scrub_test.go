@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"bulkhead/internal/await"
 	"bulkhead/key"
 	"bulkhead/machine"
 )
@@ -20,17 +21,11 @@ func TestScrubFindsDamage(t *testing.T) {
 	n.images.broken = map[key.Digest]bool{digestB: true}
 	n.opt.ScrubAfter = time.Millisecond
 	n.boot()
-	for end := time.Now().Add(40 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		_, a := n.images.Lookup(digestA)
-		_, b := n.images.Lookup(digestB)
-		if !a {
+	await.True(t, "the damage is found", func() bool {
+		if _, whole := n.images.Lookup(digestA); !whole {
 			t.Fatal("a whole image was removed")
 		}
-		if !b {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatal("the damage is not found")
-		}
-	}
+		_, there := n.images.Lookup(digestB)
+		return !there
+	})
 }

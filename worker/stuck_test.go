@@ -338,16 +338,6 @@ func plant(t *testing.T, j *journal, tr *trouble) {
 	}
 }
 
-// memoryDir is a directory without a disk under it: this test writes a lot.
-func memoryDir(t *testing.T) string {
-	dir, err := os.MkdirTemp("/dev/shm", "bulkhead-stuck-")
-	if err != nil {
-		return t.TempDir()
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
-
 // brokenWorld is a worker whose runtime and image store are broken, with Machines in
 // every state. It is made and used inside a bubble of synctest, whose clock it has.
 type brokenWorld struct {
