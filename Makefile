@@ -173,6 +173,10 @@ install: programs ## install the programs, the unit and the example configuratio
 	test -e $(DESTDIR)/etc/bulkhead/bulkhead.toml || install -m 0644 packaging/bulkhead.toml $(DESTDIR)/etc/bulkhead/bulkhead.toml
 	sed 's|/usr/local|$(PREFIX)|g' packaging/bulkhead.service >$(DESTDIR)/etc/systemd/system/bulkhead.service
 
+.PHONY: uninstall
+uninstall: ## stop the service, end all Machines, remove what make install put there; data stays (docs/uninstall.md)
+	DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) scripts/uninstall
+
 .PHONY: clean
 clean: ## remove build/
 	rm -rf build
