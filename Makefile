@@ -146,8 +146,12 @@ soak-crash: setup failpoints ## kill roles at every place of every operation in 
 test-guest: setup programs ## boot a Debian guest (systemd, cgroup v2) in QEMU, install Bulkhead there with its unit, deploy, restart, destroy
 	scripts/test-guest
 
+.PHONY: soak-states
+soak-states: ## break everything below a worker under all pairs of wishes in every state (two minutes)
+	BULKHEAD_STATES=all $(GO) test ./worker -run 'TestNoStateIsForEver$$' -count=1 -v
+
 .PHONY: soak
-soak: test-guest soak-random soak-power soak-crash ## everything that tries faults for minutes, one after the other
+soak: test-guest soak-random soak-power soak-crash soak-states ## everything that tries faults for minutes, one after the other
 
 .PHONY: soak-random
 soak-random: setup programs ## kill processes at random for SOAK (5m) under several clients, and check what they saw
