@@ -53,7 +53,9 @@ func TestMain(m *testing.M) {
 	if name, ok := strings.CutPrefix(filepath.Base(os.Args[0]), "bulkhead-"); ok {
 		fakeRole(name)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	os.RemoveAll(sharedDir)
+	os.Exit(code)
 }
 
 // behaviour tells a fake role how to misbehave; it lies in <lib_dir>/<role>.json.

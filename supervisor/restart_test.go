@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"bulkhead/internal/await"
 	"bulkhead/role"
 )
 
@@ -263,11 +264,7 @@ func TestClosedLibDir(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- s.Up(ctx) }()
 	n.lib = copies
-	for end := time.Now().Add(40 * time.Second); !strings.Contains(n.stdout.String(), "bulkhead login"); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("not ready\n%s", n.stderr.String())
-		}
-	}
+	await.True(t, "ready", func() bool { return strings.Contains(n.stdout.String(), "bulkhead login") })
 	cancel()
 	if err := <-done; err != nil {
 		t.Fatal(err)

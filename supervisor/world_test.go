@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"bulkhead/internal/await"
 )
 
 // node is one installation with fake roles, in its own directories.
@@ -51,6 +53,26 @@ func openDir(t *testing.T) string {
 	return d
 }
 
+// sharedDir is the directory of sharedSelf; TestMain removes it.
+var sharedDir string
+
+// sharedSelf is a copy of this program that other users can run. All nodes link to it:
+// a copy for each would be read from the disk each time.
+var sharedSelf = sync.OnceValues(func() (string, error) {
+	self, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		return "", err
+	}
+	if sharedDir, err = os.MkdirTemp("", "bulkhead-test-"); err != nil {
+		return "", err
+	}
+	path := filepath.Join(sharedDir, "self")
+	if err := os.WriteFile(path, self, 0o755); err != nil {
+		return "", err
+	}
+	return path, os.Chmod(path, 0o755)
+})
+
 func newNode(t *testing.T) *node {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -64,22 +86,14 @@ func newNode(t *testing.T) *node {
 		}
 		os.Chmod(d, 0o777)
 	}
-	self, err := os.ReadFile("/proc/self/exe")
+	self, err := sharedSelf()
 	if err != nil {
 		t.Fatal(err)
 	}
-	first := ""
 	for _, p := range programs {
-		path := filepath.Join(n.lib, p)
-		if first == "" {
-			if err := os.WriteFile(path, self, 0o755); err != nil {
-				t.Fatal(err)
-			}
-			first = path
-		} else if err := os.Link(first, path); err != nil {
+		if err := os.Link(self, filepath.Join(n.lib, p)); err != nil {
 			t.Fatal(err)
 		}
-		os.Chmod(path, 0o755)
 	}
 	events := filepath.Join(n.lib, "events")
 	if err := os.WriteFile(events, nil, 0o666); err != nil {
@@ -158,24 +172,23 @@ func (n *node) begin(tm timing) *running {
 }
 
 // await returns nil when the ready file is there and the token marked as given.
-func (r *running) await() error {
-	for end := time.Now().Add(90 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+func (r *running) await() (err error) {
+	r.t.Helper()
+	r.eventually("ready", func() bool {
 		select {
-		case err := <-r.ended:
+		case err = <-r.ended:
 			r.ended <- err
 			if err == nil {
-				return fmt.Errorf("it ended")
+				err = fmt.Errorf("it ended")
 			}
-			return err
+			return true
 		default:
 		}
 		_, err1 := os.Stat(r.config.ReadyFile)
 		_, err2 := os.Stat(filepath.Join(r.config.DataDir, tokenMark))
-		if err1 == nil && err2 == nil && strings.Contains(r.stdout.String(), "Bulkhead is ready") {
-			return nil
-		}
-	}
-	return fmt.Errorf("not ready in time")
+		return err1 == nil && err2 == nil && strings.Contains(r.stdout.String(), "Bulkhead is ready")
+	})
+	return err
 }
 
 func (r *running) stop() error {
@@ -214,12 +227,15 @@ func (n *node) pid(role string) (pid int) {
 
 func (n *node) eventually(what string, ok func() bool) {
 	n.t.Helper()
-	for end := time.Now().Add(40 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if ok() {
-			return
-		}
-	}
-	n.t.Fatalf("%s: not in time\n%s\n%s", what, strings.Join(n.events(), "\n"), n.stderr.String())
+	await.True(n, what, ok)
+}
+
+// Helper and Fatalf are await's: what the processes said belongs to the failure.
+func (n *node) Helper() { n.t.Helper() }
+
+func (n *node) Fatalf(format string, args ...any) {
+	n.t.Helper()
+	n.t.Fatalf(format+"\n%s\n%s", append(args, strings.Join(n.events(), "\n"), n.stderr.String())...)
 }
 
 // spawn starts a bulkheadd in a process of its own.
