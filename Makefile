@@ -139,7 +139,7 @@ soak-power: setup programs ## power cuts by the dozen: fifty machines, and under
 
 .PHONY: soak-crash
 soak-crash: setup failpoints ## kill roles at every place of every operation in every mode, one by one (an hour)
-	BULKHEAD_CRASH=all $(GO) test ./world -run 'TestCrash' -count=1 -timeout 4h -v
+	BULKHEAD_CRASH=all $(GO) test ./supervisor ./world -run 'TestCrash' -count=1 -p 1 -timeout 4h -v
 
 # Not a prerequisite of "make test": emulation takes minutes.
 .PHONY: test-guest

@@ -5,12 +5,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -188,15 +190,21 @@ func fixPorts(t *testing.T, n *node) {
 	}
 }
 
-// TestCrashAtEachStep kills bulkheadd at every step of an installation and looks
-// whether the next start gets it right, with a login line that works.
+// TestCrashAtEachStep kills bulkheadd at the steps of an installation and looks
+// whether the next start gets it right, with a login line that works. A seed chooses
+// one step of each kind; "make soak-crash" tries them all.
 func TestCrashAtEachStep(t *testing.T) {
 	n := newNode(t)
 	steps := stepsOf(t, n)
 	if len(steps) < 40 {
 		t.Fatalf("only %d steps: %q", len(steps), steps)
 	}
+	chosen := oneOfEachKind(t, steps)
+	t.Logf("dies at %d of %d steps", len(chosen), len(steps))
 	for i, step := range steps {
+		if !slices.Contains(chosen, i) {
+			continue
+		}
 		t.Run(fmt.Sprintf("%02d %s", i+1, step), func(t *testing.T) {
 			t.Parallel()
 			n := newNode(t)
@@ -217,6 +225,27 @@ func TestCrashAtEachStep(t *testing.T) {
 			checkFiles(t, r)
 		})
 	}
+}
+
+// oneOfEachKind returns the places of some steps, so that every file and directory and
+// every way to make one is among them; or of all when BULKHEAD_CRASH is "all". What
+// there is for each role counts once.
+func oneOfEachKind(t *testing.T, steps []string) (places []int) {
+	seed, err := strconv.ParseUint(os.Getenv("BULKHEAD_SEED"), 10, 64)
+	if err != nil {
+		seed = uint64(time.Now().UnixNano()) % 1e9
+	}
+	t.Logf("seed %d", seed)
+	roles := regexp.MustCompile(`\b(` + strings.Join(role.All, "|") + `)\b`)
+	seen := map[string]bool{}
+	for _, i := range rand.New(rand.NewPCG(seed, 1)).Perm(len(steps)) {
+		how, what, _ := strings.Cut(roles.ReplaceAllString(steps[i], "ROLE"), " ")
+		if !seen["how "+how] || !seen["what "+what] || os.Getenv("BULKHEAD_CRASH") == "all" {
+			seen["how "+how], seen["what "+what] = true, true
+			places = append(places, i)
+		}
+	}
+	return places
 }
 
 // stepsOf brings a node up once and returns the steps it took.

@@ -174,7 +174,7 @@ func (n *node) begin(tm timing) *running {
 // await returns nil when the ready file is there and the token marked as given.
 func (r *running) await() (err error) {
 	r.t.Helper()
-	r.eventually("ready", func() bool {
+	await.Within(r, 90*time.Second, "ready", func() bool {
 		select {
 		case err = <-r.ended:
 			r.ended <- err

@@ -20,6 +20,14 @@ func True(t test, what string, ok func() bool) {
 	if h, is := t.(interface{ Helper() }); is {
 		h.Helper()
 	}
+	Within(t, limit, what, ok)
+}
+
+// Within is True with a limit of its own, for what takes many processes.
+func Within(t test, limit time.Duration, what string, ok func() bool) {
+	if h, is := t.(interface{ Helper() }); is {
+		h.Helper()
+	}
 	deadline := time.Now().Add(limit)
 	for next := time.Millisecond; !ok(); next = min(2*next, most) {
 		if time.Now().After(deadline) {

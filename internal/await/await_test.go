@@ -25,14 +25,20 @@ func TestTrue(t *testing.T) {
 		if took := time.Since(began); took > time.Second+20*time.Millisecond {
 			t.Errorf("it took %v to see it", took)
 		}
-		began = time.Now()
-		f := &failing{}
-		func() {
-			defer func() { recover() }()
-			await.True(f, "never", func() bool { return false })
-		}()
-		if took := time.Since(began); f.said != "not so after 40s: never" || took < 40*time.Second || took > 41*time.Second {
-			t.Errorf("after %v it says %q", took, f.said)
+		never := func() bool { return false }
+		for limit, wait := range map[time.Duration]func(*failing){
+			40 * time.Second: func(f *failing) { await.True(f, "never", never) },
+			time.Hour:        func(f *failing) { await.Within(f, time.Hour, "never", never) },
+		} {
+			began = time.Now()
+			f := &failing{}
+			func() {
+				defer func() { recover() }()
+				wait(f)
+			}()
+			if took := time.Since(began); f.said != fmt.Sprintf("not so after %v: never", limit) || took < limit || took > limit+time.Second {
+				t.Errorf("after %v it says %q", took, f.said)
+			}
 		}
 	})
 }
