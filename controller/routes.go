@@ -3,10 +3,6 @@ package controller
 import (
 	"context"
 	"errors"
-	"net"
-	"net/netip"
-	"sort"
-	"strconv"
 	"sync"
 	"time"
 
@@ -17,8 +13,6 @@ import (
 	"bulkhead/controller/record"
 	"bulkhead/fault"
 	"bulkhead/key"
-	"bulkhead/machine"
-	"bulkhead/privnet"
 	"bulkhead/store"
 )
 
@@ -174,107 +168,13 @@ func (r *routes) step(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		route, known := r.derive(a, records, over)
+		runs, err := r.running(ctx, records)
+		if err != nil {
+			return err
+		}
+		route, known := r.derive(a, records, runs, over)
 		r.publish(a, route, known, since)
 	}
-}
-
-// derive makes an app's route; known is false while a worker's report is missing.
-// The route is nil for an app without services.
-func (r *routes) derive(a key.AppName, records []*record.Machine, over bool) (route *internalpb.Route, known bool) {
-	ports := map[int32]*internalpb.ServiceRoute{}
-	for _, m := range records {
-		if m.Gone != nil || m.Desired == machine.WantDestroyed || len(m.Config.Services) == 0 {
-			continue
-		}
-		if _, reported := r.c.view.node(m.Node); !reported && !over {
-			return nil, false
-		}
-		s := r.c.view.get(m.ID)
-		for i := range m.Config.Services {
-			addService(ports, m, s, &m.Config.Services[i])
-		}
-	}
-	if len(ports) == 0 {
-		return nil, true
-	}
-	route = &internalpb.Route{App: string(a)}
-	for _, p := range ports {
-		sort.Slice(p.Backends, func(i, j int) bool {
-			if p.Backends[i].MachineId != p.Backends[j].MachineId {
-				return p.Backends[i].MachineId < p.Backends[j].MachineId
-			}
-			return p.Backends[i].Address < p.Backends[j].Address
-		})
-		route.Services = append(route.Services, p)
-	}
-	sort.Slice(route.Services, func(i, j int) bool { return route.Services[i].Port < route.Services[j].Port })
-	return route, true
-}
-
-// addService adds one Machine's service to the app's ports. Machines are seen in the
-// order of their ids: where their configs differ, the first says how a port is served.
-func addService(ports map[int32]*internalpb.ServiceRoute, m *record.Machine, s *seen, svc *machine.Service) {
-	if svc.Protocol == "udp" {
-		return
-	}
-	for _, p := range svc.Ports {
-		if p.Port == nil {
-			continue
-		}
-		port := int32(*p.Port)
-		sr := ports[port]
-		if sr == nil {
-			sr = &internalpb.ServiceRoute{Port: port, Handlers: p.Handlers, ForceHttps: p.ForceHTTPS}
-			if p.HTTPOptions != nil && p.HTTPOptions.H2Backend != nil {
-				sr.H2Backend = *p.HTTPOptions.H2Backend
-			}
-			ports[port] = sr
-		}
-		if s == nil || m.Cordoned || !ownAddress(m, s.PrivateIP) {
-			continue
-		}
-		may := m.Config.Traffic()
-		awake := s.State == machine.Started && wants(m, s) == machine.WantStarted
-		if !awake && !(may.Autostart && wakeable(s.State)) {
-			continue
-		}
-		b := &internalpb.Backend{
-			MachineId: string(m.ID), Region: m.Region,
-			Address:   net.JoinHostPort(s.PrivateIP, strconv.Itoa(svc.InternalPort)),
-			SoftLimit: 20, LimitType: "connections",
-		}
-		if c := svc.Concurrency; c != nil {
-			if c.Type != "" {
-				b.LimitType = c.Type
-			}
-			if c.SoftLimit != 0 {
-				b.SoftLimit = int32(c.SoftLimit)
-			}
-			b.HardLimit = int32(c.HardLimit)
-		}
-		if may.Autostart || may.Autostop {
-			b.Asleep, b.Seq, b.Autostart, b.Autostop = !awake, s.Seq, may.Autostart, may.Autostop
-		}
-		sr.Backends = append(sr.Backends, b)
-	}
-}
-
-// wakeable reports whether a Machine in this state that takes no requests now may be
-// asked to come up: it is down, or on its way, or its worker has yet to hear of a stop.
-func wakeable(s machine.State) bool {
-	switch s {
-	case machine.Started, machine.Stopped, machine.Suspended, machine.Stopping, machine.Starting, machine.Restarting, machine.Updating:
-		return true
-	}
-	return false
-}
-
-// ownAddress reports whether an address that a worker reported is one of the
-// Machine's own network: nobody may send the edge anywhere else.
-func ownAddress(m *record.Machine, addr string) bool {
-	ip, err := netip.ParseAddr(addr)
-	return err == nil && ip.Zone() == "" && m.Network != 0 && privnet.Prefix(m.Network).Contains(ip)
 }
 
 // publish enters a route and tells the edges, if it is another than before.

@@ -280,7 +280,8 @@ type failure struct {
 	code   string // as in Fly's list
 	text   string // for the client
 	cause  error  // for the log
-	retry  bool   // another Machine may be asked
+	client bool   // the client's fault, and its alone
+	again  again  // whether the request may be sent again
 }
 
 // Error gives the text for logs.

@@ -1,13 +1,15 @@
 package edge
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
-	"sync/atomic"
+	"strings"
+	"sync"
 	"time"
 
 	"bulkhead/edge/route"
@@ -43,43 +45,70 @@ func (s *Server) h2Of(b *route.Backend) h2Transport {
 	return fresh.(h2Transport)
 }
 
-// h2Body is a client's body on its way to an HTTP/2 Machine. The transport may
-// close it while it is being read, which net/http's server does not allow.
+// h2Body is a client's body on its way to an HTTP/2 Machine: the sink that the body goes
+// to, and what the transport reads. The first read takes the body over.
 type h2Body struct {
-	q     *request
-	rc    *http.ResponseController
-	began atomic.Bool
-	eof   atomic.Bool
-	err   atomic.Pointer[error]
+	u    *upload
+	pr   *io.PipeReader
+	pw   *io.PipeWriter
+	take sync.Once
+	held []byte // of an earlier attempt
 }
 
-// Read reads from the client, for at most ReadIdle.
+func newH2Body(u *upload) *h2Body {
+	b := &h2Body{u: u}
+	b.pr, b.pw = io.Pipe()
+	return b
+}
+
+// leave ends the body for this attempt: a transport that reads only now gets nothing.
+func (b *h2Body) leave() {
+	b.take.Do(func() {})
+	b.u.detach(b)
+	b.pr.Close()
+}
+
+// Read gives what an earlier attempt has read of the body, and then the rest.
 func (b *h2Body) Read(p []byte) (int, error) {
-	b.began.Store(true)
-	_ = b.rc.SetReadDeadline(time.Now().Add(b.q.s.Limits.ReadIdle))
-	n, err := b.q.r.Body.Read(p)
-	if err == io.EOF {
-		b.eof.Store(true)
-		_ = b.rc.SetReadDeadline(time.Time{})
-		for k, vv := range b.q.r.Trailer {
-			for _, v := range vv {
-				if !upstream.TrailerAllowed(k, v) {
-					delete(b.q.r.Trailer, k)
-					break
-				}
+	b.take.Do(func() {
+		b.u.attach(b, func(held []byte, eof bool) {
+			if b.held = bytes.Clone(held); eof {
+				b.pw.Close()
 			}
-		}
-	} else if err != nil {
-		b.err.Store(&err)
+		})
+	})
+	if len(b.held) > 0 {
+		n := copy(p, b.held)
+		b.held = b.held[n:]
+		return n, nil
 	}
-	return n, err
+	return b.pr.Read(p)
 }
 
-// Close does nothing: net/http closes the client's body when the request ends.
-func (b *h2Body) Close() error { return nil }
+// Close tells the sink that nobody reads any more.
+func (b *h2Body) Close() error { return b.pr.Close() }
 
-// attemptH2 is attempt for a service whose Machines take HTTP/2.
+func (b *h2Body) write(p []byte) error { _, err := b.pw.Write(p); return err }
+func (b *h2Body) finish() error        { return b.pw.Close() }
+func (b *h2Body) fail(err error)       { _ = b.pw.CloseWithError(err) }
+
+// attemptH2 is attempt for a Machine that takes HTTP/2.
 func (q *request) attemptH2(lease route.Lease) *failure {
+	for {
+		fail := q.exchangeH2(lease)
+		if fail == nil {
+			return nil
+		}
+		q.failed(fail)
+		if fail.again != once || q.r.Context().Err() != nil || !q.mayResend(fail) {
+			return fail
+		}
+		q.s.m.retries.Inc() // over a fresh connection: the transport has dropped the broken one
+	}
+}
+
+// exchangeH2 is exchange over the connections that the transport keeps.
+func (q *request) exchangeH2(lease route.Lease) *failure {
 	r := q.r
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
@@ -95,48 +124,49 @@ func (q *request) attemptH2(lease route.Lease) *failure {
 	if _, ok := out.Header["User-Agent"]; !ok {
 		out.Header["User-Agent"] = nil // or the transport adds its own
 	}
-	var body *h2Body
-	if r.ContentLength != 0 && r.Body != nil && r.Body != http.NoBody {
-		body = &h2Body{q: q, rc: http.NewResponseController(q.w)}
+	if q.upload != nil {
+		body := newH2Body(q.upload)
 		out.Body = body
-		if r.ProtoMajor == 1 {
-			_ = body.rc.EnableFullDuplex()
+		defer func() { body.leave() }()
+		// The transport asks for it when the Machine says that it has not taken the request.
+		out.GetBody = func() (io.ReadCloser, error) {
+			body.leave()
+			if whole, _ := q.upload.replayable(); !whole {
+				return nil, errors.New("the beginning of the body is not kept")
+			}
+			body = newH2Body(q.upload)
+			return body, nil
 		}
 	}
 	resp, err := q.s.h2Of(lease.Backend).RoundTrip(out.WithContext(ctx))
 	if err != nil {
-		return q.h2Failure(lease, body, err)
+		return q.h2Failure(lease, err)
 	}
 	lease.Worked()
 	if resp.StatusCode == http.StatusSwitchingProtocols {
 		resp.Body.Close()
 		return &failure{status: 502, code: "PU01", text: "app " + q.app + " sent a response that makes no sense"}
 	}
-	q.relay(resp, nil, body != nil && !body.eof.Load())
+	q.relay(resp, nil, q.upload.open())
 	return nil
 }
 
 // h2Failure says what a failed round trip means for the client.
-func (q *request) h2Failure(lease route.Lease, body *h2Body, err error) *failure {
-	if body != nil {
-		if cerr := body.err.Load(); cerr != nil {
-			return clientFailure(*cerr)
-		}
+func (q *request) h2Failure(lease route.Lease, err error) *failure {
+	if cerr := q.upload.clientError(); cerr != nil {
+		return clientFailure(cerr)
 	}
-	untouched := body == nil || !body.began.Load()
 	var op *net.OpError
 	if errors.As(err, &op) && op.Op == "dial" {
 		lease.Failed(time.Now())
-		f := connectFailure(lease, err)
-		f.retry = untouched
-		return f
+		return connectFailure(lease, err)
 	}
 	f := &failure{status: 502, code: "PU01", text: "app " + q.app + " does not speak HTTP/2 as its service says", cause: err}
 	if upstream.IsTimeout(err) {
 		f.status, f.code, f.text = 504, "PC05", "app "+q.app+" did not answer in time"
-	} else if upstream.IsClosed(err) {
+	} else if upstream.IsClosed(err) || strings.Contains(err.Error(), "GOAWAY") || strings.Contains(err.Error(), "connection lost") {
 		f.code, f.text = "PC04", "app "+q.app+" broke the connection off"
-		f.retry = untouched && idempotent(q.r.Method)
+		f.again = q.againAfter(false, true) // the transport keeps connections, and does not say which
 	}
 	return f
 }

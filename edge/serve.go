@@ -50,6 +50,11 @@ type request struct {
 
 	origin upstream.Origin
 	hop    upstream.Hop
+	upload *upload // nil for a request without a body
+
+	sends   int    // how often a Machine may have got it without answering
+	broke   broken // the first time
+	stopped bool   // because somebody stops that Machine
 }
 
 // ServeHTTP checks a request and serves it.

@@ -1725,14 +1725,17 @@ func (x *Route) GetChangedAtNs() int64 {
 	return 0
 }
 
-// ServiceRoute is one public port of an app and the Machines behind it.
+// ServiceRoute is one public port of an app and the Machines behind it. Its options come
+// from a Machine that takes traffic, if there is one.
 type ServiceRoute struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Port          int32                  `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`        // public port as configured: 80 or 443 by convention
-	Handlers      []string               `protobuf:"bytes,2,rep,name=handlers,proto3" json:"handlers,omitempty"` // "http", "tls"
-	ForceHttps    bool                   `protobuf:"varint,3,opt,name=force_https,json=forceHttps,proto3" json:"force_https,omitempty"`
-	H2Backend     bool                   `protobuf:"varint,4,opt,name=h2_backend,json=h2Backend,proto3" json:"h2_backend,omitempty"`
-	Backends      []*Backend             `protobuf:"bytes,5,rep,name=backends,proto3" json:"backends,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Port       int32                  `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`        // public port as configured: 80 or 443 by convention
+	Handlers   []string               `protobuf:"bytes,2,rep,name=handlers,proto3" json:"handlers,omitempty"` // "http", "tls"
+	ForceHttps bool                   `protobuf:"varint,3,opt,name=force_https,json=forceHttps,proto3" json:"force_https,omitempty"`
+	H2Backend  bool                   `protobuf:"varint,4,opt,name=h2_backend,json=h2Backend,proto3" json:"h2_backend,omitempty"`
+	Backends   []*Backend             `protobuf:"bytes,5,rep,name=backends,proto3" json:"backends,omitempty"`
+	// leaving are the ids of Machines that somebody stops, updates or destroys.
+	Leaving       []string `protobuf:"bytes,6,rep,name=leaving,proto3" json:"leaving,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1802,6 +1805,13 @@ func (x *ServiceRoute) GetBackends() []*Backend {
 	return nil
 }
 
+func (x *ServiceRoute) GetLeaving() []string {
+	if x != nil {
+		return x.Leaving
+	}
+	return nil
+}
+
 // Backend is an uncordoned Machine that is started, or asleep: it takes no requests,
 // but may be woken for one (Worker.Wake).
 type Backend struct {
@@ -1815,9 +1825,12 @@ type Backend struct {
 	Asleep    bool                   `protobuf:"varint,7,opt,name=asleep,proto3" json:"asleep,omitempty"`
 	// seq is that of the observation which asleep is taken from, for Machines that the
 	// edge may wake or stop: of two words about one the one with the higher seq counts.
-	Seq           int64 `protobuf:"varint,8,opt,name=seq,proto3" json:"seq,omitempty"`
-	Autostart     bool  `protobuf:"varint,9,opt,name=autostart,proto3" json:"autostart,omitempty"` // the edge may wake it
-	Autostop      bool  `protobuf:"varint,10,opt,name=autostop,proto3" json:"autostop,omitempty"`  // the edge may report it idle
+	Seq       int64 `protobuf:"varint,8,opt,name=seq,proto3" json:"seq,omitempty"`
+	Autostart bool  `protobuf:"varint,9,opt,name=autostart,proto3" json:"autostart,omitempty"` // the edge may wake it
+	Autostop  bool  `protobuf:"varint,10,opt,name=autostop,proto3" json:"autostop,omitempty"`  // the edge may report it idle
+	// options are how this Machine is spoken to. Routes of earlier versions have none: there
+	// the service's count for all of its Machines.
+	Options       *BackendOptions `protobuf:"bytes,11,opt,name=options,proto3" json:"options,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1922,6 +1935,66 @@ func (x *Backend) GetAutostop() bool {
 	return false
 }
 
+func (x *Backend) GetOptions() *BackendOptions {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+// BackendOptions are a Machine's own options of a public port.
+type BackendOptions struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Handlers      []string               `protobuf:"bytes,1,rep,name=handlers,proto3" json:"handlers,omitempty"`
+	H2Backend     bool                   `protobuf:"varint,2,opt,name=h2_backend,json=h2Backend,proto3" json:"h2_backend,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackendOptions) Reset() {
+	*x = BackendOptions{}
+	mi := &file_api_internalpb_internal_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackendOptions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackendOptions) ProtoMessage() {}
+
+func (x *BackendOptions) ProtoReflect() protoreflect.Message {
+	mi := &file_api_internalpb_internal_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackendOptions.ProtoReflect.Descriptor instead.
+func (*BackendOptions) Descriptor() ([]byte, []int) {
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *BackendOptions) GetHandlers() []string {
+	if x != nil {
+		return x.Handlers
+	}
+	return nil
+}
+
+func (x *BackendOptions) GetH2Backend() bool {
+	if x != nil {
+		return x.H2Backend
+	}
+	return false
+}
+
 type IssueServerCertificateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	App           string                 `protobuf:"bytes,1,opt,name=app,proto3" json:"app,omitempty"`
@@ -1932,7 +2005,7 @@ type IssueServerCertificateRequest struct {
 
 func (x *IssueServerCertificateRequest) Reset() {
 	*x = IssueServerCertificateRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[27]
+	mi := &file_api_internalpb_internal_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1944,7 +2017,7 @@ func (x *IssueServerCertificateRequest) String() string {
 func (*IssueServerCertificateRequest) ProtoMessage() {}
 
 func (x *IssueServerCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[27]
+	mi := &file_api_internalpb_internal_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1957,7 +2030,7 @@ func (x *IssueServerCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueServerCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueServerCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{27}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *IssueServerCertificateRequest) GetApp() string {
@@ -1983,7 +2056,7 @@ type IssueServerCertificateResponse struct {
 
 func (x *IssueServerCertificateResponse) Reset() {
 	*x = IssueServerCertificateResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[28]
+	mi := &file_api_internalpb_internal_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1995,7 +2068,7 @@ func (x *IssueServerCertificateResponse) String() string {
 func (*IssueServerCertificateResponse) ProtoMessage() {}
 
 func (x *IssueServerCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[28]
+	mi := &file_api_internalpb_internal_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2008,7 +2081,7 @@ func (x *IssueServerCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueServerCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueServerCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{28}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *IssueServerCertificateResponse) GetChainDer() [][]byte {
@@ -2034,7 +2107,7 @@ type ReserveRequest struct {
 
 func (x *ReserveRequest) Reset() {
 	*x = ReserveRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[29]
+	mi := &file_api_internalpb_internal_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2046,7 +2119,7 @@ func (x *ReserveRequest) String() string {
 func (*ReserveRequest) ProtoMessage() {}
 
 func (x *ReserveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[29]
+	mi := &file_api_internalpb_internal_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2059,7 +2132,7 @@ func (x *ReserveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReserveRequest.ProtoReflect.Descriptor instead.
 func (*ReserveRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{29}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ReserveRequest) GetMachineId() string {
@@ -2113,7 +2186,7 @@ type ReserveResponse struct {
 
 func (x *ReserveResponse) Reset() {
 	*x = ReserveResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[30]
+	mi := &file_api_internalpb_internal_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2125,7 +2198,7 @@ func (x *ReserveResponse) String() string {
 func (*ReserveResponse) ProtoMessage() {}
 
 func (x *ReserveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[30]
+	mi := &file_api_internalpb_internal_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2138,7 +2211,7 @@ func (x *ReserveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReserveResponse.ProtoReflect.Descriptor instead.
 func (*ReserveResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{30}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ReserveResponse) GetImageRef() []byte {
@@ -2157,7 +2230,7 @@ type WakeRequest struct {
 
 func (x *WakeRequest) Reset() {
 	*x = WakeRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[31]
+	mi := &file_api_internalpb_internal_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2169,7 +2242,7 @@ func (x *WakeRequest) String() string {
 func (*WakeRequest) ProtoMessage() {}
 
 func (x *WakeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[31]
+	mi := &file_api_internalpb_internal_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2182,7 +2255,7 @@ func (x *WakeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WakeRequest.ProtoReflect.Descriptor instead.
 func (*WakeRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{31}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WakeRequest) GetMachineId() string {
@@ -2201,7 +2274,7 @@ type WakeResponse struct {
 
 func (x *WakeResponse) Reset() {
 	*x = WakeResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[32]
+	mi := &file_api_internalpb_internal_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2213,7 +2286,7 @@ func (x *WakeResponse) String() string {
 func (*WakeResponse) ProtoMessage() {}
 
 func (x *WakeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[32]
+	mi := &file_api_internalpb_internal_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2226,7 +2299,7 @@ func (x *WakeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WakeResponse.ProtoReflect.Descriptor instead.
 func (*WakeResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{32}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *WakeResponse) GetSeq() int64 {
@@ -2245,7 +2318,7 @@ type IdleRequest struct {
 
 func (x *IdleRequest) Reset() {
 	*x = IdleRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[33]
+	mi := &file_api_internalpb_internal_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2257,7 +2330,7 @@ func (x *IdleRequest) String() string {
 func (*IdleRequest) ProtoMessage() {}
 
 func (x *IdleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[33]
+	mi := &file_api_internalpb_internal_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2270,7 +2343,7 @@ func (x *IdleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdleRequest.ProtoReflect.Descriptor instead.
 func (*IdleRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{33}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *IdleRequest) GetMachineId() string {
@@ -2289,7 +2362,7 @@ type IdleResponse struct {
 
 func (x *IdleResponse) Reset() {
 	*x = IdleResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[34]
+	mi := &file_api_internalpb_internal_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2301,7 +2374,7 @@ func (x *IdleResponse) String() string {
 func (*IdleResponse) ProtoMessage() {}
 
 func (x *IdleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[34]
+	mi := &file_api_internalpb_internal_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2314,7 +2387,7 @@ func (x *IdleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdleResponse.ProtoReflect.Descriptor instead.
 func (*IdleResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{34}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *IdleResponse) GetSeq() int64 {
@@ -2334,7 +2407,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[35]
+	mi := &file_api_internalpb_internal_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2346,7 +2419,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[35]
+	mi := &file_api_internalpb_internal_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2359,7 +2432,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{35}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SignalRequest) GetMachineId() string {
@@ -2384,7 +2457,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[36]
+	mi := &file_api_internalpb_internal_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2396,7 +2469,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[36]
+	mi := &file_api_internalpb_internal_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2409,7 +2482,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{36}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{37}
 }
 
 type ExecRequest struct {
@@ -2424,7 +2497,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[37]
+	mi := &file_api_internalpb_internal_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2436,7 +2509,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[37]
+	mi := &file_api_internalpb_internal_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2449,7 +2522,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{37}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ExecRequest) GetMachineId() string {
@@ -2492,7 +2565,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[38]
+	mi := &file_api_internalpb_internal_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2504,7 +2577,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[38]
+	mi := &file_api_internalpb_internal_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2517,7 +2590,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{38}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ExecResponse) GetExitCode() int32 {
@@ -2557,7 +2630,7 @@ type ProcessesRequest struct {
 
 func (x *ProcessesRequest) Reset() {
 	*x = ProcessesRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[39]
+	mi := &file_api_internalpb_internal_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2569,7 +2642,7 @@ func (x *ProcessesRequest) String() string {
 func (*ProcessesRequest) ProtoMessage() {}
 
 func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[39]
+	mi := &file_api_internalpb_internal_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2582,7 +2655,7 @@ func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{39}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ProcessesRequest) GetMachineId() string {
@@ -2601,7 +2674,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[40]
+	mi := &file_api_internalpb_internal_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2613,7 +2686,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[40]
+	mi := &file_api_internalpb_internal_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2626,7 +2699,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{40}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -2652,7 +2725,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[41]
+	mi := &file_api_internalpb_internal_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2664,7 +2737,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[41]
+	mi := &file_api_internalpb_internal_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2677,7 +2750,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{41}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Process) GetPid() int32 {
@@ -2746,7 +2819,7 @@ type ListenSocket struct {
 
 func (x *ListenSocket) Reset() {
 	*x = ListenSocket{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[42]
+	mi := &file_api_internalpb_internal_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2758,7 +2831,7 @@ func (x *ListenSocket) String() string {
 func (*ListenSocket) ProtoMessage() {}
 
 func (x *ListenSocket) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[42]
+	mi := &file_api_internalpb_internal_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2771,7 +2844,7 @@ func (x *ListenSocket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListenSocket.ProtoReflect.Descriptor instead.
 func (*ListenSocket) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{42}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListenSocket) GetProto() string {
@@ -2799,7 +2872,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[43]
+	mi := &file_api_internalpb_internal_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2811,7 +2884,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[43]
+	mi := &file_api_internalpb_internal_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2824,7 +2897,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{43}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *LogsRequest) GetMachineId() string {
@@ -2859,7 +2932,7 @@ type LogLine struct {
 
 func (x *LogLine) Reset() {
 	*x = LogLine{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[44]
+	mi := &file_api_internalpb_internal_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2871,7 +2944,7 @@ func (x *LogLine) String() string {
 func (*LogLine) ProtoMessage() {}
 
 func (x *LogLine) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[44]
+	mi := &file_api_internalpb_internal_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2884,7 +2957,7 @@ func (x *LogLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogLine.ProtoReflect.Descriptor instead.
 func (*LogLine) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{44}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *LogLine) GetTimeNs() int64 {
@@ -3059,7 +3132,7 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"\x05Route\x12\x10\n" +
 	"\x03app\x18\x01 \x01(\tR\x03app\x12>\n" +
 	"\bservices\x18\x02 \x03(\v2\".bulkhead.internal.v1.ServiceRouteR\bservices\x12\"\n" +
-	"\rchanged_at_ns\x18\x03 \x01(\x03R\vchangedAtNs\"\xb9\x01\n" +
+	"\rchanged_at_ns\x18\x03 \x01(\x03R\vchangedAtNs\"\xd3\x01\n" +
 	"\fServiceRoute\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\x05R\x04port\x12\x1a\n" +
 	"\bhandlers\x18\x02 \x03(\tR\bhandlers\x12\x1f\n" +
@@ -3067,7 +3140,8 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"forceHttps\x12\x1d\n" +
 	"\n" +
 	"h2_backend\x18\x04 \x01(\bR\th2Backend\x129\n" +
-	"\bbackends\x18\x05 \x03(\v2\x1d.bulkhead.internal.v1.BackendR\bbackends\"\x9b\x02\n" +
+	"\bbackends\x18\x05 \x03(\v2\x1d.bulkhead.internal.v1.BackendR\bbackends\x12\x18\n" +
+	"\aleaving\x18\x06 \x03(\tR\aleaving\"\xdb\x02\n" +
 	"\aBackend\x12\x1d\n" +
 	"\n" +
 	"machine_id\x18\x01 \x01(\tR\tmachineId\x12\x18\n" +
@@ -3083,7 +3157,12 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"\x03seq\x18\b \x01(\x03R\x03seq\x12\x1c\n" +
 	"\tautostart\x18\t \x01(\bR\tautostart\x12\x1a\n" +
 	"\bautostop\x18\n" +
-	" \x01(\bR\bautostop\"J\n" +
+	" \x01(\bR\bautostop\x12>\n" +
+	"\aoptions\x18\v \x01(\v2$.bulkhead.internal.v1.BackendOptionsR\aoptions\"K\n" +
+	"\x0eBackendOptions\x12\x1a\n" +
+	"\bhandlers\x18\x01 \x03(\tR\bhandlers\x12\x1d\n" +
+	"\n" +
+	"h2_backend\x18\x02 \x01(\bR\th2Backend\"J\n" +
 	"\x1dIssueServerCertificateRequest\x12\x10\n" +
 	"\x03app\x18\x01 \x01(\tR\x03app\x12\x17\n" +
 	"\acsr_der\x18\x02 \x01(\fR\x06csrDer\"=\n" +
@@ -3192,7 +3271,7 @@ func file_api_internalpb_internal_proto_rawDescGZIP() []byte {
 	return file_api_internalpb_internal_proto_rawDescData
 }
 
-var file_api_internalpb_internal_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_api_internalpb_internal_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_api_internalpb_internal_proto_goTypes = []any{
 	(*RenewRequest)(nil),                   // 0: bulkhead.internal.v1.RenewRequest
 	(*RenewResponse)(nil),                  // 1: bulkhead.internal.v1.RenewResponse
@@ -3221,24 +3300,25 @@ var file_api_internalpb_internal_proto_goTypes = []any{
 	(*Route)(nil),                          // 24: bulkhead.internal.v1.Route
 	(*ServiceRoute)(nil),                   // 25: bulkhead.internal.v1.ServiceRoute
 	(*Backend)(nil),                        // 26: bulkhead.internal.v1.Backend
-	(*IssueServerCertificateRequest)(nil),  // 27: bulkhead.internal.v1.IssueServerCertificateRequest
-	(*IssueServerCertificateResponse)(nil), // 28: bulkhead.internal.v1.IssueServerCertificateResponse
-	(*ReserveRequest)(nil),                 // 29: bulkhead.internal.v1.ReserveRequest
-	(*ReserveResponse)(nil),                // 30: bulkhead.internal.v1.ReserveResponse
-	(*WakeRequest)(nil),                    // 31: bulkhead.internal.v1.WakeRequest
-	(*WakeResponse)(nil),                   // 32: bulkhead.internal.v1.WakeResponse
-	(*IdleRequest)(nil),                    // 33: bulkhead.internal.v1.IdleRequest
-	(*IdleResponse)(nil),                   // 34: bulkhead.internal.v1.IdleResponse
-	(*SignalRequest)(nil),                  // 35: bulkhead.internal.v1.SignalRequest
-	(*SignalResponse)(nil),                 // 36: bulkhead.internal.v1.SignalResponse
-	(*ExecRequest)(nil),                    // 37: bulkhead.internal.v1.ExecRequest
-	(*ExecResponse)(nil),                   // 38: bulkhead.internal.v1.ExecResponse
-	(*ProcessesRequest)(nil),               // 39: bulkhead.internal.v1.ProcessesRequest
-	(*ProcessesResponse)(nil),              // 40: bulkhead.internal.v1.ProcessesResponse
-	(*Process)(nil),                        // 41: bulkhead.internal.v1.Process
-	(*ListenSocket)(nil),                   // 42: bulkhead.internal.v1.ListenSocket
-	(*LogsRequest)(nil),                    // 43: bulkhead.internal.v1.LogsRequest
-	(*LogLine)(nil),                        // 44: bulkhead.internal.v1.LogLine
+	(*BackendOptions)(nil),                 // 27: bulkhead.internal.v1.BackendOptions
+	(*IssueServerCertificateRequest)(nil),  // 28: bulkhead.internal.v1.IssueServerCertificateRequest
+	(*IssueServerCertificateResponse)(nil), // 29: bulkhead.internal.v1.IssueServerCertificateResponse
+	(*ReserveRequest)(nil),                 // 30: bulkhead.internal.v1.ReserveRequest
+	(*ReserveResponse)(nil),                // 31: bulkhead.internal.v1.ReserveResponse
+	(*WakeRequest)(nil),                    // 32: bulkhead.internal.v1.WakeRequest
+	(*WakeResponse)(nil),                   // 33: bulkhead.internal.v1.WakeResponse
+	(*IdleRequest)(nil),                    // 34: bulkhead.internal.v1.IdleRequest
+	(*IdleResponse)(nil),                   // 35: bulkhead.internal.v1.IdleResponse
+	(*SignalRequest)(nil),                  // 36: bulkhead.internal.v1.SignalRequest
+	(*SignalResponse)(nil),                 // 37: bulkhead.internal.v1.SignalResponse
+	(*ExecRequest)(nil),                    // 38: bulkhead.internal.v1.ExecRequest
+	(*ExecResponse)(nil),                   // 39: bulkhead.internal.v1.ExecResponse
+	(*ProcessesRequest)(nil),               // 40: bulkhead.internal.v1.ProcessesRequest
+	(*ProcessesResponse)(nil),              // 41: bulkhead.internal.v1.ProcessesResponse
+	(*Process)(nil),                        // 42: bulkhead.internal.v1.Process
+	(*ListenSocket)(nil),                   // 43: bulkhead.internal.v1.ListenSocket
+	(*LogsRequest)(nil),                    // 44: bulkhead.internal.v1.LogsRequest
+	(*LogLine)(nil),                        // 45: bulkhead.internal.v1.LogLine
 }
 var file_api_internalpb_internal_proto_depIdxs = []int32{
 	4,  // 0: bulkhead.internal.v1.Revoked.identities:type_name -> bulkhead.internal.v1.RevokedIdentity
@@ -3254,47 +3334,48 @@ var file_api_internalpb_internal_proto_depIdxs = []int32{
 	24, // 10: bulkhead.internal.v1.RouteUpdate.route:type_name -> bulkhead.internal.v1.Route
 	25, // 11: bulkhead.internal.v1.Route.services:type_name -> bulkhead.internal.v1.ServiceRoute
 	26, // 12: bulkhead.internal.v1.ServiceRoute.backends:type_name -> bulkhead.internal.v1.Backend
-	41, // 13: bulkhead.internal.v1.ProcessesResponse.processes:type_name -> bulkhead.internal.v1.Process
-	42, // 14: bulkhead.internal.v1.Process.listen_sockets:type_name -> bulkhead.internal.v1.ListenSocket
-	7,  // 15: bulkhead.internal.v1.Controller.Sync:input_type -> bulkhead.internal.v1.FromWorker
-	18, // 16: bulkhead.internal.v1.Controller.FetchManifest:input_type -> bulkhead.internal.v1.FetchManifestRequest
-	20, // 17: bulkhead.internal.v1.Controller.FetchBlob:input_type -> bulkhead.internal.v1.FetchBlobRequest
-	14, // 18: bulkhead.internal.v1.Controller.FetchSecrets:input_type -> bulkhead.internal.v1.FetchSecretsRequest
-	22, // 19: bulkhead.internal.v1.Controller.WatchRoutes:input_type -> bulkhead.internal.v1.WatchRoutesRequest
-	27, // 20: bulkhead.internal.v1.Controller.IssueServerCertificate:input_type -> bulkhead.internal.v1.IssueServerCertificateRequest
-	17, // 21: bulkhead.internal.v1.Controller.MachineAPI:input_type -> bulkhead.internal.v1.MachineBytes
-	29, // 22: bulkhead.internal.v1.Worker.Reserve:input_type -> bulkhead.internal.v1.ReserveRequest
-	35, // 23: bulkhead.internal.v1.Worker.Signal:input_type -> bulkhead.internal.v1.SignalRequest
-	37, // 24: bulkhead.internal.v1.Worker.Exec:input_type -> bulkhead.internal.v1.ExecRequest
-	39, // 25: bulkhead.internal.v1.Worker.Processes:input_type -> bulkhead.internal.v1.ProcessesRequest
-	43, // 26: bulkhead.internal.v1.Worker.Logs:input_type -> bulkhead.internal.v1.LogsRequest
-	31, // 27: bulkhead.internal.v1.Worker.Wake:input_type -> bulkhead.internal.v1.WakeRequest
-	33, // 28: bulkhead.internal.v1.Worker.Idle:input_type -> bulkhead.internal.v1.IdleRequest
-	0,  // 29: bulkhead.internal.v1.Membership.Renew:input_type -> bulkhead.internal.v1.RenewRequest
-	2,  // 30: bulkhead.internal.v1.Membership.WatchRevoked:input_type -> bulkhead.internal.v1.WatchRevokedRequest
-	5,  // 31: bulkhead.internal.v1.Telemetry.Metrics:input_type -> bulkhead.internal.v1.MetricsRequest
-	8,  // 32: bulkhead.internal.v1.Controller.Sync:output_type -> bulkhead.internal.v1.ToWorker
-	19, // 33: bulkhead.internal.v1.Controller.FetchManifest:output_type -> bulkhead.internal.v1.FetchManifestResponse
-	21, // 34: bulkhead.internal.v1.Controller.FetchBlob:output_type -> bulkhead.internal.v1.BlobChunk
-	15, // 35: bulkhead.internal.v1.Controller.FetchSecrets:output_type -> bulkhead.internal.v1.FetchSecretsResponse
-	23, // 36: bulkhead.internal.v1.Controller.WatchRoutes:output_type -> bulkhead.internal.v1.RouteUpdate
-	28, // 37: bulkhead.internal.v1.Controller.IssueServerCertificate:output_type -> bulkhead.internal.v1.IssueServerCertificateResponse
-	17, // 38: bulkhead.internal.v1.Controller.MachineAPI:output_type -> bulkhead.internal.v1.MachineBytes
-	30, // 39: bulkhead.internal.v1.Worker.Reserve:output_type -> bulkhead.internal.v1.ReserveResponse
-	36, // 40: bulkhead.internal.v1.Worker.Signal:output_type -> bulkhead.internal.v1.SignalResponse
-	38, // 41: bulkhead.internal.v1.Worker.Exec:output_type -> bulkhead.internal.v1.ExecResponse
-	40, // 42: bulkhead.internal.v1.Worker.Processes:output_type -> bulkhead.internal.v1.ProcessesResponse
-	44, // 43: bulkhead.internal.v1.Worker.Logs:output_type -> bulkhead.internal.v1.LogLine
-	32, // 44: bulkhead.internal.v1.Worker.Wake:output_type -> bulkhead.internal.v1.WakeResponse
-	34, // 45: bulkhead.internal.v1.Worker.Idle:output_type -> bulkhead.internal.v1.IdleResponse
-	1,  // 46: bulkhead.internal.v1.Membership.Renew:output_type -> bulkhead.internal.v1.RenewResponse
-	3,  // 47: bulkhead.internal.v1.Membership.WatchRevoked:output_type -> bulkhead.internal.v1.Revoked
-	6,  // 48: bulkhead.internal.v1.Telemetry.Metrics:output_type -> bulkhead.internal.v1.MetricsResponse
-	32, // [32:49] is the sub-list for method output_type
-	15, // [15:32] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	27, // 13: bulkhead.internal.v1.Backend.options:type_name -> bulkhead.internal.v1.BackendOptions
+	42, // 14: bulkhead.internal.v1.ProcessesResponse.processes:type_name -> bulkhead.internal.v1.Process
+	43, // 15: bulkhead.internal.v1.Process.listen_sockets:type_name -> bulkhead.internal.v1.ListenSocket
+	7,  // 16: bulkhead.internal.v1.Controller.Sync:input_type -> bulkhead.internal.v1.FromWorker
+	18, // 17: bulkhead.internal.v1.Controller.FetchManifest:input_type -> bulkhead.internal.v1.FetchManifestRequest
+	20, // 18: bulkhead.internal.v1.Controller.FetchBlob:input_type -> bulkhead.internal.v1.FetchBlobRequest
+	14, // 19: bulkhead.internal.v1.Controller.FetchSecrets:input_type -> bulkhead.internal.v1.FetchSecretsRequest
+	22, // 20: bulkhead.internal.v1.Controller.WatchRoutes:input_type -> bulkhead.internal.v1.WatchRoutesRequest
+	28, // 21: bulkhead.internal.v1.Controller.IssueServerCertificate:input_type -> bulkhead.internal.v1.IssueServerCertificateRequest
+	17, // 22: bulkhead.internal.v1.Controller.MachineAPI:input_type -> bulkhead.internal.v1.MachineBytes
+	30, // 23: bulkhead.internal.v1.Worker.Reserve:input_type -> bulkhead.internal.v1.ReserveRequest
+	36, // 24: bulkhead.internal.v1.Worker.Signal:input_type -> bulkhead.internal.v1.SignalRequest
+	38, // 25: bulkhead.internal.v1.Worker.Exec:input_type -> bulkhead.internal.v1.ExecRequest
+	40, // 26: bulkhead.internal.v1.Worker.Processes:input_type -> bulkhead.internal.v1.ProcessesRequest
+	44, // 27: bulkhead.internal.v1.Worker.Logs:input_type -> bulkhead.internal.v1.LogsRequest
+	32, // 28: bulkhead.internal.v1.Worker.Wake:input_type -> bulkhead.internal.v1.WakeRequest
+	34, // 29: bulkhead.internal.v1.Worker.Idle:input_type -> bulkhead.internal.v1.IdleRequest
+	0,  // 30: bulkhead.internal.v1.Membership.Renew:input_type -> bulkhead.internal.v1.RenewRequest
+	2,  // 31: bulkhead.internal.v1.Membership.WatchRevoked:input_type -> bulkhead.internal.v1.WatchRevokedRequest
+	5,  // 32: bulkhead.internal.v1.Telemetry.Metrics:input_type -> bulkhead.internal.v1.MetricsRequest
+	8,  // 33: bulkhead.internal.v1.Controller.Sync:output_type -> bulkhead.internal.v1.ToWorker
+	19, // 34: bulkhead.internal.v1.Controller.FetchManifest:output_type -> bulkhead.internal.v1.FetchManifestResponse
+	21, // 35: bulkhead.internal.v1.Controller.FetchBlob:output_type -> bulkhead.internal.v1.BlobChunk
+	15, // 36: bulkhead.internal.v1.Controller.FetchSecrets:output_type -> bulkhead.internal.v1.FetchSecretsResponse
+	23, // 37: bulkhead.internal.v1.Controller.WatchRoutes:output_type -> bulkhead.internal.v1.RouteUpdate
+	29, // 38: bulkhead.internal.v1.Controller.IssueServerCertificate:output_type -> bulkhead.internal.v1.IssueServerCertificateResponse
+	17, // 39: bulkhead.internal.v1.Controller.MachineAPI:output_type -> bulkhead.internal.v1.MachineBytes
+	31, // 40: bulkhead.internal.v1.Worker.Reserve:output_type -> bulkhead.internal.v1.ReserveResponse
+	37, // 41: bulkhead.internal.v1.Worker.Signal:output_type -> bulkhead.internal.v1.SignalResponse
+	39, // 42: bulkhead.internal.v1.Worker.Exec:output_type -> bulkhead.internal.v1.ExecResponse
+	41, // 43: bulkhead.internal.v1.Worker.Processes:output_type -> bulkhead.internal.v1.ProcessesResponse
+	45, // 44: bulkhead.internal.v1.Worker.Logs:output_type -> bulkhead.internal.v1.LogLine
+	33, // 45: bulkhead.internal.v1.Worker.Wake:output_type -> bulkhead.internal.v1.WakeResponse
+	35, // 46: bulkhead.internal.v1.Worker.Idle:output_type -> bulkhead.internal.v1.IdleResponse
+	1,  // 47: bulkhead.internal.v1.Membership.Renew:output_type -> bulkhead.internal.v1.RenewResponse
+	3,  // 48: bulkhead.internal.v1.Membership.WatchRevoked:output_type -> bulkhead.internal.v1.Revoked
+	6,  // 49: bulkhead.internal.v1.Telemetry.Metrics:output_type -> bulkhead.internal.v1.MetricsResponse
+	33, // [33:50] is the sub-list for method output_type
+	16, // [16:33] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_api_internalpb_internal_proto_init() }
@@ -3317,7 +3398,7 @@ func file_api_internalpb_internal_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_internalpb_internal_proto_rawDesc), len(file_api_internalpb_internal_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   45,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -15,7 +15,9 @@ type Lease struct {
 	*Backend
 	// OverSoft says that every Machine had reached its soft limit.
 	OverSoft bool
-	gate     *gate
+	// H2 says that the Machine takes HTTP/2 without TLS.
+	H2   bool
+	gate *gate
 }
 
 // Verdict says why Pick gave no lease.
@@ -50,7 +52,7 @@ func (s *Service) Pick(now time.Time, tried []*Backend) (Lease, Verdict) {
 			}
 		}
 		if t.load.Load() < t.Soft && !t.down(ns) && t.take() {
-			return Lease{Backend: t.Backend, gate: s.gate}, Picked
+			return Lease{Backend: t.Backend, H2: t.H2, gate: s.gate}, Picked
 		}
 	}
 	return s.scan(ns, tried)
@@ -94,7 +96,7 @@ func (s *Service) scan(now int64, tried []*Backend) (Lease, Verdict) {
 		case best == nil:
 			return Lease{}, Full
 		case best.take():
-			return Lease{Backend: best.Backend, OverSoft: bestBand&1 == 1, gate: s.gate}, Picked
+			return Lease{Backend: best.Backend, OverSoft: bestBand&1 == 1, H2: best.H2, gate: s.gate}, Picked
 		}
 		// Another request took the last place meanwhile: look again.
 	}

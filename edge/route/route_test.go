@@ -249,3 +249,16 @@ func BenchmarkLookup(b *testing.B) {
 		})
 	}
 }
+
+// TestRouteOfAnEarlierVersion: a cached route that has options for the whole service alone
+// is used as it was meant.
+func TestRouteOfAnEarlierVersion(t *testing.T) {
+	table := route.NewTable(noDial)
+	r := routeOf("web", backend(1, 0, 0), backend(2, 0, 0))
+	r.Services[0].H2Backend = true
+	table.Set(r)
+	svc := table.Lookup("web").HTTPS
+	if !svc.TLS || !svc.Web || len(svc.Targets) != 2 || !svc.Targets[0].H2 || !svc.Targets[1].H2 {
+		t.Errorf("the service is %+v", svc)
+	}
+}

@@ -50,10 +50,10 @@ type Service struct {
 	// TLS and Web say which handlers the port has: "tls" ends TLS, "http" speaks HTTP.
 	TLS, Web   bool
 	ForceHTTPS bool
-	// H2 says that the Machines take HTTP/2 without TLS.
-	H2 bool
 	// Targets are the Machines that run, Asleep those that can be woken.
 	Targets, Asleep []Target
+	// Leaving are the ids of Machines that somebody stops or updates.
+	Leaving []string
 
 	gate *gate
 }
@@ -62,6 +62,8 @@ type Service struct {
 type Target struct {
 	*Backend
 	Soft, Hard int64 // Hard 0 is no limit
+	// H2 says that the Machine takes HTTP/2 without TLS.
+	H2 bool
 	// Autostart and Autostop say whether the Machine may be woken, and reported idle.
 	Autostart, Autostop bool
 }
@@ -159,16 +161,18 @@ func (t *Table) build(r *internalpb.Route, old *App) *App {
 	app := &App{Name: r.GetApp(), Route: r, replaced: make(chan struct{}), backends: map[backendKey]*Backend{}}
 	app.Replaced = app.replaced
 	for _, sr := range r.GetServices() {
-		s := &Service{ForceHTTPS: sr.GetForceHttps(), H2: sr.GetH2Backend()}
-		s.TLS = slices.Contains(sr.GetHandlers(), "tls")
-		s.Web = slices.Contains(sr.GetHandlers(), "http")
+		s := &Service{ForceHTTPS: sr.GetForceHttps(), Leaving: sr.GetLeaving()}
+		s.TLS, s.Web = handlers(sr.GetHandlers())
 		for _, b := range sr.GetBackends() {
+			if tls, web := handlers(optionsOf(sr, b).GetHandlers()); tls != s.TLS || web != s.Web {
+				continue // it takes its turn when those that speak as the service does are gone
+			}
 			have := t.backend(app, old, b)
 			have.settle(b)
 			if have.asleep.Load() {
-				s.Asleep = append(s.Asleep, target(b, have))
+				s.Asleep = append(s.Asleep, target(sr, b, have))
 			} else {
-				s.Targets = append(s.Targets, target(b, have))
+				s.Targets = append(s.Targets, target(sr, b, have))
 			}
 		}
 		switch sr.GetPort() {
@@ -217,11 +221,25 @@ func (t *Table) backend(app, old *App, b *internalpb.Backend) *Backend {
 	return have
 }
 
+// optionsOf returns how a Machine is spoken to. A route that an earlier version wrote says
+// it for the whole service.
+func optionsOf(sr *internalpb.ServiceRoute, b *internalpb.Backend) *internalpb.BackendOptions {
+	if o := b.GetOptions(); o != nil {
+		return o
+	}
+	return &internalpb.BackendOptions{Handlers: sr.GetHandlers(), H2Backend: sr.GetH2Backend()}
+}
+
+// handlers reads the handlers of a port.
+func handlers(names []string) (tls, web bool) {
+	return slices.Contains(names, "tls"), slices.Contains(names, "http")
+}
+
 // Fly's default: a Machine with 20 under way is passed over while others have less.
 const defaultSoft = 20
 
-func target(b *internalpb.Backend, have *Backend) Target {
-	t := Target{Backend: have, Soft: int64(b.GetSoftLimit()), Hard: int64(b.GetHardLimit()), Autostart: b.GetAutostart(), Autostop: b.GetAutostop()}
+func target(sr *internalpb.ServiceRoute, b *internalpb.Backend, have *Backend) Target {
+	t := Target{Backend: have, H2: optionsOf(sr, b).GetH2Backend(), Soft: int64(b.GetSoftLimit()), Hard: int64(b.GetHardLimit()), Autostart: b.GetAutostart(), Autostop: b.GetAutostop()}
 	if t.Soft <= 0 {
 		t.Soft = defaultSoft
 	}

@@ -13,8 +13,8 @@ const writeIdle = 60 * time.Second
 // SendHead writes the request line and the headers of r as they go to the Machine.
 // target is the request target; chunked and length frame the body (length -1 with
 // chunked false is no body and no Content-Length). upgrade is the protocol asked
-// for, or "". With flush false the bytes wait for the body.
-func (c *Conn) SendHead(r *http.Request, target string, o *Origin, hop Hop, chunked bool, length int64, upgrade string, flush bool) error {
+// for, or "".
+func (c *Conn) SendHead(r *http.Request, target string, o *Origin, hop Hop, chunked bool, length int64, upgrade string) error {
 	w := c.bw
 	w.WriteString(r.Method)
 	w.WriteByte(' ')
@@ -51,12 +51,9 @@ func (c *Conn) SendHead(r *http.Request, target string, o *Origin, hop Hop, chun
 		w.Write(strconv.AppendInt(b[:0], length, 10))
 		w.WriteString("\r\n")
 	}
-	_, err := w.WriteString("\r\n") // a bufio.Writer keeps its first error
-	if err != nil || !flush {
-		return err
-	}
+	w.WriteString("\r\n")
 	c.rollWrite()
-	return w.Flush()
+	return w.Flush() // a bufio.Writer keeps its first error
 }
 
 // rollWrite moves the write deadline on.
@@ -70,14 +67,7 @@ func (c *Conn) rollWrite() {
 // WriteBody sends p of a body whose length was announced.
 func (c *Conn) WriteBody(p []byte) error {
 	c.rollWrite()
-	if c.bw.Buffered() > 0 && len(p) <= c.bw.Available() {
-		c.bw.Write(p) // a small body goes out with its head, in one packet
-		return c.bw.Flush()
-	}
-	if err := c.bw.Flush(); err != nil {
-		return err
-	}
-	_, err := c.nc.Write(p)
+	_, err := (*connWriter)(c).Write(p)
 	return err
 }
 
@@ -106,12 +96,6 @@ func (c *Conn) EndChunks(trailer http.Header) error {
 		}
 	}
 	c.bw.WriteString("\r\n")
-	return c.bw.Flush()
-}
-
-// Flush sends what waits, for a body that turned out to be empty.
-func (c *Conn) Flush() error {
-	c.rollWrite()
 	return c.bw.Flush()
 }
 

@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Limits of a connection to a Machine.
@@ -163,6 +165,8 @@ type Conn struct {
 	reused    bool
 	idleSince time.Time
 	dead      atomic.Bool
+	wrote     atomic.Uint64 // bytes, ever
+	before    uint64        // of them, before this exchange
 
 	// budget is how many bytes may still be read for a header; -1 is no bound.
 	budget int
@@ -187,7 +191,7 @@ func newConn(nc net.Conn, p *Pool) *Conn {
 		return true
 	}
 	c.br = bufio.NewReaderSize((*connReader)(c), 8<<10)
-	c.bw = bufio.NewWriterSize(c.nc, 4<<10)
+	c.bw = bufio.NewWriterSize((*connWriter)(c), 4<<10)
 	return c
 }
 
@@ -219,7 +223,7 @@ func (c *Conn) Release() {
 		c.Close()
 		return
 	}
-	c.budget, c.readIdle = -1, 0
+	c.budget, c.readIdle, c.before = -1, 0, c.wrote.Load()
 	c.pool.put(c)
 }
 
@@ -234,6 +238,31 @@ func (c *Conn) alive() bool {
 	}
 	c.quiet = false
 	return c.raw.Read(c.check) == nil && c.quiet
+}
+
+// Unseen reports whether the Machine certainly got no byte of this exchange: its
+// kernel acknowledged none. A connection that the Machine closed just before the
+// request was sent ends this way. False means that nobody knows.
+func (c *Conn) Unseen() bool {
+	if c.raw == nil {
+		return false
+	}
+	unseen := false
+	_ = c.raw.Control(func(fd uintptr) {
+		if i, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil && i.Bytes_acked > 0 {
+			unseen = i.Bytes_acked-1 <= c.before // the SYN counts as one
+		}
+	})
+	return unseen
+}
+
+// connWriter is where Conn.bw writes to: it counts.
+type connWriter Conn
+
+func (c *connWriter) Write(b []byte) (int, error) {
+	n, err := c.nc.Write(b)
+	c.wrote.Add(uint64(n))
+	return n, err
 }
 
 // connReader is the source of Conn.br: it keeps the budget and the read deadline.
