@@ -3,6 +3,7 @@ package edge
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"sync"
@@ -179,6 +180,8 @@ func (x *exchange) roundTrip() (*http.Response, *failure) {
 			return nil, x.exchangeFailure(err, started)
 		}
 		switch {
+		case resp.StatusCode < 100:
+			return nil, oddStatus(x.app, resp.StatusCode)
 		case resp.StatusCode >= 200 || resp.StatusCode == 101 && x.up != "" && strings.EqualFold(resp.Header.Get("Upgrade"), x.up):
 			x.mu.Lock()
 			x.head = true
@@ -194,18 +197,23 @@ func (x *exchange) roundTrip() (*http.Response, *failure) {
 	}
 }
 
+// oddStatus is the failure of a response whose status is none.
+func oddStatus(app string, status int) *failure {
+	return &failure{status: 502, code: "PU02", text: fmt.Sprintf("app %s sent the status %03d", app, status)}
+}
+
 // sendInterim passes a 1xx response on, such as 103 Early Hints.
 func (x *exchange) sendInterim(resp *http.Response) {
 	h := x.w.Header()
 	hop := upstream.HopOf(resp.Header)
 	for k, vv := range resp.Header {
 		if !hop.Drops(k) {
-			h[k] = vv
+			x.s.give(h, k, vv)
 		}
 	}
 	x.w.WriteHeader(resp.StatusCode)
 	for k := range resp.Header {
-		delete(h, k)
+		delete(h, upstream.Spelling(k))
 	}
 }
 

@@ -147,6 +147,10 @@ func (q *request) exchangeH2(lease route.Lease) *failure {
 		resp.Body.Close()
 		return &failure{status: 502, code: "PU01", text: "app " + q.app + " sent a response that makes no sense"}
 	}
+	if resp.StatusCode < 100 || resp.StatusCode > 999 {
+		resp.Body.Close()
+		return oddStatus(q.app, resp.StatusCode)
+	}
 	q.relay(resp, nil, q.upload.open())
 	return nil
 }

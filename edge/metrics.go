@@ -36,6 +36,7 @@ type metrics struct {
 	routeLive prometheus.Histogram
 	synced    prometheus.Gauge
 	cacheErrs prometheus.Counter
+	cookies   prometheus.Counter
 	wakes     *prometheus.CounterVec // by result
 	wakeTime  prometheus.Histogram
 	held      prometheus.Gauge
@@ -85,6 +86,7 @@ func newMetrics(routes func() int) *metrics {
 		wakeTime:  histogram("wake_seconds", "Time from asking for a Machine to be woken until it runs.", []float64{.05, .1, .2, .3, .5, .75, 1, 2, 5, 10, 30}),
 		held:      gauge("requests_held", "Requests that wait for a Machine to be woken."),
 		idles:     counters("idle_reports_total", "Machines that were reported idle, by what came of it.", "result"),
+		cookies:   counter("cookies_refused_total", "Cookies of apps that were left out because their Domain is the cluster's."),
 		cacheErrs: counter("route_cache_errors_total", "Writes of the route cache that failed."),
 	}
 	req := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Subsystem: ss, Name: "requests_total", Help: "Requests, by scheme, HTTP version and status class."}, []string{"scheme", "http", "code"})
@@ -101,7 +103,7 @@ func newMetrics(routes func() int) *metrics {
 	}
 	m.routes = prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: ns, Subsystem: ss, Name: "routes", Help: "Apps in the route table."}, func() float64 { return float64(routes()) })
 	m.reg.MustRegister(req, m.errors, m.duration, m.inflight, m.retries, m.overSoft, m.queued, m.dials, m.conns, m.accepted, m.refused,
-		m.wakes, m.wakeTime, m.held, m.idles, m.tlsFails, m.certs, m.routes, m.updates, m.routeLive, m.synced, m.cacheErrs,
+		m.wakes, m.wakeTime, m.held, m.idles, m.tlsFails, m.certs, m.routes, m.updates, m.routeLive, m.synced, m.cacheErrs, m.cookies,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

@@ -19,7 +19,7 @@ func (q *request) relay(resp *http.Response, conn *upstream.Conn, uploading bool
 	hop := upstream.HopOf(resp.Header)
 	for k, vv := range resp.Header {
 		if k == "Content-Length" || !hop.Drops(k) {
-			h[k] = vv
+			q.s.give(h, k, vv)
 		}
 	}
 	if resp.ContentLength < 0 && q.r.Method != http.MethodHead {

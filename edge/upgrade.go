@@ -43,7 +43,7 @@ func (x *exchange) upgrade(resp *http.Response, stop func() bool) *failure {
 	h := http.Header{}
 	for k, vv := range resp.Header {
 		if !hop.Drops(k) {
-			h[k] = vv
+			x.s.give(h, k, vv)
 		}
 	}
 	h["Via"] = append(h["Via"], via(1))

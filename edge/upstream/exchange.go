@@ -29,7 +29,7 @@ func (c *Conn) SendHead(r *http.Request, target string, o *Origin, hop Hop, chun
 		w.WriteString("\r\n")
 	})
 	if TrailersWanted(r.Header) {
-		w.WriteString("Te: trailers\r\nConnection: Te\r\n")
+		w.WriteString("TE: trailers\r\nConnection: TE\r\n")
 	}
 	switch {
 	case upgrade != "":

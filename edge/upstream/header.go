@@ -58,21 +58,35 @@ func (h Hop) Drops(name string) bool {
 	return len(h.listed) > 0 && h.Has(name)
 }
 
+// separators may stand in a header's name (RFC 9110 section 5.6.2), besides the dash.
+const separators = "!#$%&'*+.^_`|~"
+
 // Spoofs reports whether a client's header, by its canonical name, claims what only
-// the edge may say. An underscore counts as a dash, because CGI and its heirs make
-// both the same variable. Fly-Force-Instance-Id and its kin are a client's to set
+// the edge may say: where a request comes from and what it asked for. Every separator counts
+// as a dash, because CGI and its heirs make the same variable of them. No proxy in front of
+// the edge is trusted. Fly-Force-Instance-Id and its kin are a client's to set
 // on Fly, but nothing here acts on them, and they pass.
 func Spoofs(name string) bool {
 	switch name[0] {
-	case 'F', 'X', 'f', 'x', 'V', 'v':
+	case 'F', 'X', 'V', 'T', 'C', 'P', 'W':
 	default:
 		return false
 	}
-	if strings.IndexByte(name, '_') >= 0 {
-		name = http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
+	if strings.ContainsAny(name, separators) {
+		name = http.CanonicalHeaderKey(strings.Map(func(r rune) rune {
+			if strings.ContainsRune(separators, r) {
+				return '-'
+			}
+			return r
+		}, name))
 	}
 	switch name {
-	case "Forwarded", "X-Forwarded", "X-Real-Ip", "X-Client-Ip", "X-Cluster-Client-Ip":
+	case "Forwarded", "X-Forwarded", "X-Real-Ip", "X-Client-Ip", "X-Cluster-Client-Ip", "Client-Ip", "True-Client-Ip",
+		"Cf-Connecting-Ip", "Cf-Connecting-Ipv6", "Cf-Pseudo-Ipv4", "Fastly-Client-Ip", "X-Azure-Clientip", "X-Azure-Socketip",
+		"X-Envoy-External-Address", "X-Appengine-User-Ip", "X-Proxyuser-Ip", "X-Remote-Ip", "X-Remote-Addr", "X-Originating-Ip",
+		"X-Original-Forwarded-For", "X-Original-Remote-Addr", "Proxy-Client-Ip", "Wl-Proxy-Client-Ip",
+		"X-Original-Url", "X-Rewrite-Url", "X-Original-Uri", "X-Original-Host", "X-Host", "X-Http-Host-Override",
+		"Proxy": // HTTP_PROXY in CGI's environment
 		return true
 	case "Fly-Prefer-Region", "Fly-Force-Region", "Fly-Prefer-Instance-Id", "Fly-Force-Instance-Id":
 		return false
@@ -87,6 +101,7 @@ func (o *Origin) Each(h http.Header, hop Hop, line func(name, value string)) {
 		if k == "Via" || k == "" || hop.Drops(k) || Spoofs(k) {
 			continue
 		}
+		k = Spelling(k)
 		for _, v := range vv {
 			line(k, v)
 		}
