@@ -22,6 +22,7 @@ const parsers = `
 	edge/sni.Read: FuzzParse
 	edge.check: FuzzRequest
 	edge.appOf: FuzzRequest
+	edge.hostName: FuzzRequest
 	edge.upgradeOf: FuzzRequest
 	edge/upstream.HopOf: edge.FuzzRequest
 	edge/upstream.SendHead: edge.FuzzRequest

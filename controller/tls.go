@@ -20,7 +20,7 @@ import (
 	"bulkhead/pki"
 )
 
-// apiCert is the certificate of api.<domain> and registry.<domain>. Its key is made
+// apiCert is the certificate of api.<domain>, registry.<domain> and the domain itself. Its key is made
 // once and stays, in a file of mode 0600, so that the pin in every login string
 // stays good; the certificate is renewed at half its life.
 type apiCert struct {
@@ -38,7 +38,7 @@ func openAPICert(ca *pki.CA, dir, domain string) (*apiCert, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &apiCert{ca: ca, key: k, names: []string{"api." + domain, "registry." + domain}}
+	a := &apiCert{ca: ca, key: k, names: []string{"api." + domain, "registry." + domain, domain}}
 	_, err = a.get(nil)
 	return a, err
 }
@@ -159,7 +159,8 @@ func (c *Controller) apiServer() *http.Server {
 }
 
 // byHost sends requests for registry.<domain> to the registry and those for
-// api.<domain> to the API. Another name is misdirected.
+// api.<domain> to the API, and browsers at the domain itself to the sign-in page. Another
+// name is misdirected.
 func (c *Controller) byHost() http.Handler {
 	api, registry, domain := c.serveAPI(), c.registryHandler(), c.cfg.Role.Domain
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -169,9 +170,9 @@ func (c *Controller) byHost() http.Handler {
 			// proxy in front of another end: nothing may follow (RFC 9112 section 6.1).
 			w.Header().Set("Connection", "close")
 		}
-		host := strings.ToLower(r.Host)
-		if h, _, err := net.SplitHostPort(host); err == nil {
-			host = h
+		host := hostOf(r)
+		if (host == domain || host == "api."+domain && r.URL.Path == "/") && c.toSignIn(w, r) {
+			return
 		}
 		switch host {
 		case "api." + domain:

@@ -51,7 +51,7 @@ func (s *Server) accept(l net.Listener, hand *handoff, https bool) error {
 		}
 		if !https {
 			s.m.accepted.WithLabelValues("http").Inc()
-			hand.give(c)
+			hand.give(s.http1(c, false))
 			continue
 		}
 		s.sessions.add()
@@ -88,7 +88,8 @@ func (s *Server) secure(c *clientConn, hand *handoff) {
 		s.badHello(c, raw, err)
 		return
 	}
-	if name == "api."+s.Domain || name == "registry."+s.Domain {
+	name = hostName(name)
+	if name == "api."+s.Domain || name == "registry."+s.Domain || name == s.Domain {
 		s.m.accepted.WithLabelValues("passthrough").Inc()
 		s.passThrough(c, raw)
 		return
@@ -109,7 +110,7 @@ func (s *Server) secure(c *clientConn, hand *handoff) {
 	case svc == nil || svc.TLS && svc.Web:
 		s.endTLS(c, s.tlsHTTP, func(t *tls.Conn) {
 			s.m.accepted.WithLabelValues("https").Inc()
-			hand.give(t)
+			hand.give(s.http1(t, true))
 		})
 	case svc.TLS:
 		s.endTLS(c, s.tlsRaw, func(t *tls.Conn) {

@@ -273,6 +273,7 @@ func (s *Server) httpServer(https bool) *http.Server {
 		IdleTimeout:       s.Limits.KeepAlive,
 		MaxHeaderBytes:    s.Limits.MaxHeaderBytes,
 		ConnContext:       withClient,
+		ConnState:         anotherRead,
 		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: int(s.Limits.MaxStreams),
@@ -280,6 +281,11 @@ func (s *Server) httpServer(https bool) *http.Server {
 			SendPingTimeout:      30 * time.Second,
 			PingTimeout:          15 * time.Second,
 			WriteByteTimeout:     s.Limits.WriteIdle,
+			CountError: func(what string) { // a stream or connection that net/http ends by itself
+				if what != "closed" { // the rest of a body that nobody wants
+					s.m.errors.WithLabelValues("PU04").Inc()
+				}
+			},
 		},
 	}
 	srv.Protocols = new(http.Protocols)
@@ -301,7 +307,7 @@ func (s *Server) makeTLS() {
 		},
 		NextProtos: []string{"h2", "http/1.1"},
 		GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
-			app, ok := s.appOf(h.ServerName)
+			app, ok := s.appOf(hostName(h.ServerName))
 			if !ok || s.table.Lookup(app) == nil {
 				return nil, fault.New(fault.NotFound, "no app for this server name")
 			}
@@ -312,8 +318,7 @@ func (s *Server) makeTLS() {
 	s.tlsRaw.NextProtos = nil
 }
 
-// appOf returns the app that a host name below the domain names, without its port.
-// The name is in lower case.
+// appOf returns the app that a host name below the domain names, as hostName gives it.
 func (s *Server) appOf(host string) (string, bool) {
 	label, ok := strings.CutSuffix(host, "."+s.Domain)
 	if !ok || label == "" || strings.IndexByte(label, '.') >= 0 {
@@ -341,11 +346,8 @@ func (s *Server) issue(ctx context.Context, app string, csr []byte) ([][]byte, e
 	return resp.GetChainDer(), nil
 }
 
-// publicURL is the https address of host (which may hold a port).
+// publicURL is the https address of a host.
 func (s *Server) publicURL(host, target string) string {
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	}
 	if s.HTTPSPort != "" && s.HTTPSPort != "443" {
 		host = net.JoinHostPort(host, s.HTTPSPort)
 	}

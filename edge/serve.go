@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/base32"
 	"encoding/binary"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -18,15 +19,26 @@ import (
 	"bulkhead/edge/upstream"
 )
 
-// clientKey is the context key of a request's *clientConn.
+// clientKey is the context key of a request's client.
 type clientKey struct{}
 
-// withClient is an http.Server.ConnContext that remembers the clientConn.
+// client is the connection that a request came on.
+type client struct {
+	conn  *clientConn
+	http1 *http1Conn // nil for HTTP/2
+}
+
+// withClient is an http.Server.ConnContext that remembers the client.
 func withClient(ctx context.Context, nc net.Conn) context.Context {
+	var from client
+	if c, ok := nc.(*http1Conn); ok {
+		from.http1, nc = c, c.Conn
+	}
 	if t, ok := nc.(*tls.Conn); ok {
 		nc = t.NetConn()
 	}
-	return context.WithValue(ctx, clientKey{}, nc)
+	from.conn, _ = nc.(*clientConn)
+	return context.WithValue(ctx, clientKey{}, from)
 }
 
 // front is the http.Handler of one listener.
@@ -42,6 +54,7 @@ type request struct {
 	r     *http.Request
 	c     *clientConn
 	https bool
+	host  string // as hostName gives it
 	app   string
 	// target is the request target as the Machine gets it.
 	target string
@@ -62,7 +75,10 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	s := f.s
 	q := &request{s: s, w: w, r: r, https: f.https, id: newRequestID(start)}
-	q.c, _ = r.Context().Value(clientKey{}).(*clientConn)
+	from, _ := r.Context().Value(clientKey{}).(client)
+	if q.c = from.conn; from.http1 != nil {
+		from.http1.entered.Store(true)
+	}
 	s.m.inflight.Inc()
 	defer func() {
 		s.m.inflight.Dec()
@@ -83,11 +99,8 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // check finds the app and refuses what must not reach it.
 func (q *request) check() *failure {
 	r := q.r
-	host := strings.ToLower(r.Host)
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	}
-	app, ok := q.s.appOf(host)
+	q.host = hostName(r.Host)
+	app, ok := q.s.appOf(q.host)
 	q.app = app
 	switch {
 	case r.Method == http.MethodConnect || !httpguts.ValidHeaderFieldName(r.Method):
@@ -98,6 +111,9 @@ func (q *request) check() *failure {
 		return &failure{status: 421, code: "PM06", text: "this connection is for another host name"}
 	case !ok:
 		return nil // the plain listener redirects the API's names too
+	}
+	if name, port := splitPort(r.Host); name != q.host {
+		r.Host = q.host + port // an app knows its name in one form
 	}
 	q.target = r.RequestURI
 	if !strings.HasPrefix(q.target, "/") {
@@ -132,13 +148,9 @@ func printableTarget(s string) bool {
 // servePlain answers on the plain listener: an app that has HTTP on port 80 is
 // served there, everything else below the domain is sent to https.
 func (q *request) servePlain() {
-	host := strings.ToLower(q.r.Host)
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	}
 	a := q.s.table.Lookup(q.app)
 	switch {
-	case host == "api."+q.s.Domain || host == "registry."+q.s.Domain:
+	case q.host == "api."+q.s.Domain || q.host == "registry."+q.s.Domain || q.host == q.s.Domain:
 		q.redirect()
 	case q.app == "" || a == nil:
 		q.fail(&failure{status: 404, code: "PM06", text: "no app at this address"})
@@ -154,7 +166,7 @@ func (q *request) servePlain() {
 // redirect sends the client to https: 301, as Fly does.
 func (q *request) redirect() {
 	h := q.w.Header()
-	h["Location"] = []string{q.s.publicURL(q.r.Host, q.r.RequestURI)}
+	h["Location"] = []string{q.s.publicURL(q.host, q.r.RequestURI)}
 	h["Fly-Request-Id"] = []string{q.id}
 	h["Content-Length"] = []string{"0"}
 	q.status = http.StatusMovedPermanently
@@ -174,13 +186,12 @@ func (q *request) fail(f *failure) {
 	body := f.text + " (" + f.code + ", request " + q.id + ")\n"
 	h := q.w.Header()
 	clear(h)
-	h["Content-Type"] = []string{"text/plain; charset=utf-8"}
+	maps.Copy(h, ownHeaders(f.code, q.id))
+	if f.status == http.StatusNotFound && wantsPage(q.r) {
+		body = notFoundPage
+		asPage(h)
+	}
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
-	h["Cache-Control"] = []string{"no-store"}
-	h["X-Content-Type-Options"] = []string{"nosniff"}
-	h["Fly-Request-Id"] = []string{q.id}
-	h["Bulkhead-Error"] = []string{f.code}
-	h["Server"] = []string{"bulkhead"}
 	if f.status == 503 {
 		h["Retry-After"] = []string{"1"}
 	}

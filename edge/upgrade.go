@@ -70,6 +70,9 @@ func (x *exchange) upgrade(resp *http.Response, stop func() bool) *failure {
 // bare takes the wrapper off a plain connection, so that the kernel can move its
 // bytes.
 func bare(nc net.Conn) net.Conn {
+	if c, ok := nc.(*http1Conn); ok {
+		nc = c.Conn
+	}
 	if c, ok := nc.(*clientConn); ok && len(c.prefix) == 0 {
 		return c.Conn
 	}

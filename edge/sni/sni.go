@@ -30,7 +30,7 @@ var (
 )
 
 // Read reads a ClientHello from r into buf[:0] and returns all bytes read (they
-// may reach past the hello) and the server name in lower case, "" when the hello
+// may reach past the hello) and the server name as typed, "" when the hello
 // has none. The caller bounds the time by a deadline on r. The raw bytes are
 // returned with an error too.
 func Read(r io.Reader, buf []byte) (raw []byte, name string, err error) {
@@ -214,7 +214,7 @@ func hostName(ext cursor) (string, error) {
 		if name != "" || len(v.b) > 253 || !printable(v.b) {
 			return "", ErrMalformed
 		}
-		name = strings.ToLower(string(v.b))
+		name = string(v.b)
 	}
 	if strings.HasSuffix(name, ".") {
 		return "", ErrMalformed // RFC 6066 forbids the trailing dot
