@@ -64,6 +64,14 @@ func TestMergedTree(t *testing.T) {
 			[]files{{text(".wh..wh.aufs", ""), text(".wh..wh.plnk/1.2", "x"), text("a", "1")}},
 			map[string]string{"a": "1"},
 		},
+		"hard links to aufs bookkeeping get its files": {
+			[]files{{text(".wh..wh.plnk/1.2", "x"), hard("a", ".wh..wh.plnk/1.2"), hard("b", "/.wh..wh.plnk/1.2")}},
+			map[string]string{"a": "x", "b": "x"},
+		},
+		"hard links to devices are left out with them": {
+			[]files{{{Name: "dev/null", Type: tar.TypeChar, Major: 1, Minor: 3}, hard("n", "dev/null"), hard("m", "/n"), text("a", "1")}, {hard("o", "n")}},
+			map[string]string{"a": "1"},
+		},
 		"hard links, also across layers, and over what they replace": {
 			[]files{{text("a", "1"), hard("b", "a"), sym("s", "a")}, {hard("c", "/a"), hard("t", "s"), text("a", "2"), hard("b", "b")}},
 			map[string]string{"a": "2", "b": "1", "c": "1", "s": "-> a", "t": "-> a"},

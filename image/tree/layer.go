@@ -67,6 +67,7 @@ func (b bounded) Read(p []byte) (int, error) {
 // is of no use.
 func (t *Tree) Apply(r io.Reader) error {
 	t.layer++
+	t.pseudo = nil
 	in := bounded{r, t}
 	tr := tar.NewReader(in)
 	for n := int64(1); ; n++ {
@@ -122,6 +123,8 @@ const (
 	whiteout = ".wh."
 	opaque   = ".wh..wh..opq"
 	auxiliar = ".wh..wh."
+	// plink is where AUFS kept files with several names, as other entries' hard links name them.
+	plink = ".wh..wh.plnk/"
 )
 
 // entry applies one entry whose contents r gives.
@@ -130,12 +133,17 @@ func (t *Tree) entry(h *tar.Header, r io.Reader) error {
 	case tar.TypeXGlobalHeader:
 		return nil
 	case tar.TypeChar, tar.TypeBlock:
-		t.Counts.Devices++
+		if name, err := t.clean(h.Name); err == nil {
+			t.leaveOut(name)
+		}
 		return nil
 	}
 	name, err := t.clean(h.Name)
 	if err != nil {
 		return err
+	}
+	if strings.HasPrefix(name, plink) && isRegular(h.Typeflag) {
+		return t.keepPseudo(name, h, r)
 	}
 	if name == "" {
 		return t.rootEntry(h)
@@ -150,7 +158,10 @@ func (t *Tree) entry(h *tar.Header, r io.Reader) error {
 	// A hard link's target is looked up before its parents are made.
 	var target *inode
 	if h.Typeflag == tar.TypeLink {
-		if target, err = t.linkTarget(h.Linkname); err != nil {
+		if target, err = t.linkTarget(h.Linkname); errors.Is(err, errLeftOut) {
+			t.leaveOut(name)
+			return nil
+		} else if err != nil {
 			return err
 		}
 	}
@@ -178,6 +189,34 @@ func (t *Tree) entry(h *tar.Header, r io.Reader) error {
 	}
 	_, err = t.link(at, base, ino)
 	return err
+}
+
+// errLeftOut is of a hard link to a device that is left out.
+var errLeftOut = errors.New("its target is left out")
+
+// leaveOut counts a device, and remembers its name: a hard link to it is left out, too.
+func (t *Tree) leaveOut(name string) {
+	t.Counts.Devices++
+	if t.devices == nil {
+		t.devices = map[string]bool{}
+	}
+	t.devices[name] = true
+}
+
+// keepPseudo keeps a file of AUFS's bookkeeping, for the hard links of the same layer.
+func (t *Tree) keepPseudo(name string, h *tar.Header, r io.Reader) error {
+	ino, err := t.attributes(h)
+	if err != nil {
+		return err
+	}
+	if err := t.contents(ino, h.Size, r); err != nil {
+		return err
+	}
+	if t.pseudo == nil {
+		t.pseudo = map[string]*inode{}
+	}
+	t.pseudo[name] = ino
+	return nil
 }
 
 // rootEntry applies an entry that names the root.
@@ -248,10 +287,16 @@ func (t *Tree) linkTarget(linkname string) (*inode, error) {
 	if err != nil {
 		return nil, fmt.Errorf("it is a hard link to %q: %w", clip(linkname), err)
 	}
+	if ino := t.pseudo[name]; ino != nil {
+		return ino, nil
+	}
 	dirName, base := path.Split(name)
 	at, err := t.dir(dirName, false)
 	if err != nil {
 		return nil, fmt.Errorf("it is a hard link to %q: %w", clip(linkname), err)
+	}
+	if (at == nil || at.kids[base] == nil) && t.devices[name] {
+		return nil, errLeftOut
 	}
 	if base == "" {
 		return nil, errors.New("it is a hard link to the root directory")

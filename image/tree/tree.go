@@ -16,14 +16,15 @@
 //   - ".wh.NAME" hides NAME of the layers below, ".wh..wh..opq" everything of the
 //     layers below in its directory; neither hides what its own layer brings,
 //     wherever in the layer it stands. Other names that begin with ".wh..wh." are
-//     bookkeeping of a file system of old and are left out.
+//     bookkeeping of AUFS and are left out; hard links to files in ".wh..wh.plnk" of the
+//     same layer get those files.
 //   - A hard link is one more name for the same file, also of an earlier layer. Its
 //     target's parents are resolved as above. A target that does not exist or is a
 //     directory is refused. The link's own attributes do not count.
 //   - Symbolic links keep their target, byte for byte. FIFOs are kept.
 //   - Character and block devices are left out, as if the layer did not hold them: a
 //     sandbox has its own /dev. The device 0/0, which overlayfs takes for a whiteout,
-//     is no exception.
+//     is no exception. A hard link to a device is left out with it.
 //   - Permission bits with setuid, setgid and sticky, numeric owners (0 to 2³²-2)
 //     and modification times are kept; a time before 1970 becomes 1970. Names of
 //     owners do not count. Extended attributes, file capabilities among them, are
@@ -70,8 +71,11 @@ type Tree struct {
 	out    *erofs.Writer
 	limits Limits
 	root   *node
-	layer  int   // of the layer being applied, from 1
-	stream int64 // uncompressed bytes read of all layers
+	layer  int // of the layer being applied, from 1
+	// pseudo are files of AUFS's bookkeeping in the layer being applied, by name.
+	pseudo  map[string]*inode
+	devices map[string]bool // names of devices that were left out
+	stream  int64           // uncompressed bytes read of all layers
 }
 
 // node is one name in a directory.
