@@ -16,8 +16,10 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"bulkhead/fault"
 	"bulkhead/key"
@@ -25,6 +27,20 @@ import (
 
 // MaxLine is the longest line, in bytes; a longer one is split.
 const MaxLine = 64 << 10
+
+// Whole is how many of the first most bytes of b make a part of a line: it ends between
+// characters. Bytes that are no text end anywhere.
+func Whole(b []byte, most int) int {
+	if len(b) <= most {
+		return len(b)
+	}
+	for n := most; n > most-utf8.UTFMax && n > 0; n-- {
+		if utf8.RuneStart(b[n]) {
+			return n
+		}
+	}
+	return most
+}
 
 // Streams of a Line.
 const (
@@ -208,7 +224,67 @@ func (s *Store) Remove(id key.MachineID) error {
 	return nil
 }
 
-// Sweep removes what belongs to no Machine that keep names.
+// retiredMark is the file that keeps the lines of a Machine that is no more. Its time is when
+// that began.
+const retiredMark = "retired"
+
+// Retire ends the Machine's followers, once they have read everything, and keeps its lines
+// for some time: see SweepRetired.
+func (s *Store) Retire(id key.MachineID) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r := s.rings[id]; r != nil {
+		r.retire()
+		delete(s.rings, id)
+	}
+	err := os.WriteFile(filepath.Join(s.dir, string(id), retiredMark), nil, 0o600)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // it has no lines
+	}
+	if err != nil {
+		return fault.System(err, "the logs of machine %s cannot be kept", id)
+	}
+	return nil
+}
+
+// Retired reports whether there are lines of a Machine that is no more.
+func (s *Store) Retired(id key.MachineID) bool {
+	_, err := os.Stat(filepath.Join(s.dir, string(id), retiredMark))
+	return err == nil
+}
+
+// SweepRetired removes lines that were retired before a time, and the oldest ones of more
+// than most Machines.
+func (s *Store) SweepRetired(before time.Time, most int) error {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return fault.Wrap(fault.Internal, err, "the log directory cannot be read")
+	}
+	type retired struct {
+		id key.MachineID
+		at time.Time
+	}
+	var all []retired
+	for _, e := range entries {
+		id, err := key.ParseMachineID(e.Name())
+		if err != nil {
+			continue
+		}
+		if fi, err := os.Stat(filepath.Join(s.dir, e.Name(), retiredMark)); err == nil {
+			all = append(all, retired{id, fi.ModTime()})
+		}
+	}
+	slices.SortFunc(all, func(a, b retired) int { return b.at.Compare(a.at) }) // newest first
+	var errs []error
+	for i, r := range all {
+		if i >= most || r.at.Before(before) {
+			errs = append(errs, s.Remove(r.id))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Sweep removes what belongs to no Machine that keep names and is not retired.
 func (s *Store) Sweep(keep func(key.MachineID) bool) error {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -217,7 +293,7 @@ func (s *Store) Sweep(keep func(key.MachineID) bool) error {
 	var errs []error
 	for _, e := range entries {
 		id, err := key.ParseMachineID(e.Name())
-		if err == nil && keep(id) {
+		if err == nil && (keep(id) || s.Retired(id)) {
 			continue
 		}
 		if err != nil {

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"pgregory.net/rapid"
 
@@ -323,4 +324,89 @@ func TestRingAgainstModel(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestRetire: lines of a Machine that is no more can be read until their time is over, those
+// of the newest Machines at most; its followers get everything and end.
+func TestRetire(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, Options{})
+	ids := []key.MachineID{key.NewMachineID(), key.NewMachineID(), key.NewMachineID()}
+	for _, id := range ids {
+		if err := s.Append(id, line("last words")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first := make(chan struct{})
+	followed := make(chan int, 1)
+	go func() {
+		n := 0
+		s.Follow(t.Context(), ids[0], 0, func(Line) error {
+			if n++; n == 1 {
+				close(first)
+			}
+			return nil
+		})
+		followed <- n
+	}()
+	<-first
+	s.Append(ids[0], line("very last"))
+	for i, id := range ids {
+		if err := s.Retire(id); err != nil || !s.Retired(id) {
+			t.Fatal(err)
+		}
+		at := time.Now().Add(time.Duration(i) * time.Minute)
+		if err := os.Chtimes(filepath.Join(dir, string(id), retiredMark), at, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := <-followed; n != 2 {
+		t.Errorf("a follower got %d lines, want 2", n)
+	}
+	if err := s.Sweep(func(key.MachineID) bool { return false }); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.Read(ids[0], 0); err != nil || len(got) != 2 {
+		t.Errorf("retired lines are %v, %v", got, err)
+	}
+	if err := s.SweepRetired(time.Now().Add(30*time.Second), 1); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []bool{false, false, true} { // too old, one too many, kept
+		if s.Retired(ids[i]) != want {
+			t.Errorf("machine %d is kept: %t", i, !want)
+		}
+	}
+	if err := s.Retire(key.NewMachineID()); err != nil {
+		t.Errorf("a machine that wrote nothing: %v", err)
+	}
+}
+
+// TestLongLinesEndBetweenCharacters: a line that is split is not split inside a character.
+func TestLongLinesEndBetweenCharacters(t *testing.T) {
+	s := open(t, t.TempDir(), Options{})
+	id := key.NewMachineID()
+	for _, char := range []string{"ä", "€", "😀", "\xff"} {
+		text := "x" + strings.Repeat(char, MaxLine)
+		if err := s.Append(id, line(text)); err != nil {
+			t.Fatal(err)
+		}
+		lines, err := s.Read(id, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := ""
+		for _, l := range lines {
+			if char != "\xff" && !utf8.Valid(l.Text) {
+				t.Errorf("a part of %d bytes is cut inside %q", len(l.Text), char)
+			}
+			all += string(l.Text)
+		}
+		if all != text {
+			t.Errorf("%d bytes became %d", len(text), len(all))
+		}
+		if err := s.Remove(id); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

@@ -32,6 +32,7 @@ type ring struct {
 	bytes   map[uint64]int64
 	changed chan struct{} // closed and replaced at each append
 	ended   bool
+	kept    bool // its files outlive its end
 
 	lineRate, lineBurst float64 // lines per second, and at once; 0 for no limit
 	lines               float64 // that may be written now
@@ -142,7 +143,7 @@ func (r *ring) appendLocked(lines []Line) error {
 		for first := true; first || len(l.Text) > 0; first = false {
 			part := l
 			if len(part.Text) > MaxLine {
-				part.Text = part.Text[:MaxLine]
+				part.Text = part.Text[:Whole(part.Text, MaxLine)]
 			}
 			l.Text = l.Text[len(part.Text):]
 			if !r.admit(part) {
@@ -282,6 +283,14 @@ func (r *ring) release() {
 	}
 }
 
+// retire ends the ring and keeps its files: a follower still reads them to their end.
+func (r *ring) retire() {
+	r.mu.Lock()
+	r.kept = true
+	r.mu.Unlock()
+	r.end()
+}
+
 // end closes the file for good and wakes the followers.
 func (r *ring) end() {
 	r.mu.Lock()
@@ -358,7 +367,7 @@ func (r *ring) after(c cursor) (lines []Line, next cursor, gap bool, err error) 
 func (r *ring) segment(c cursor) (f *os.File, end int64, at cursor, gap bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.ended {
+	if r.ended && !r.kept {
 		return nil, 0, c, false, nil
 	}
 	name := current
@@ -376,7 +385,11 @@ func (r *ring) segment(c cursor) (f *os.File, end int64, at cursor, gap bool, er
 	if at.off >= end {
 		return nil, 0, c, false, nil
 	}
-	if f, err = os.Open(filepath.Join(r.dir, name)); err != nil {
+	f, err = os.Open(filepath.Join(r.dir, name))
+	if r.ended && errors.Is(err, os.ErrNotExist) {
+		return nil, 0, c, false, nil // its time is over
+	}
+	if err != nil {
 		return nil, 0, c, false, fault.Wrap(fault.Internal, err, "a machine's log cannot be opened")
 	}
 	return f, end, at, gap, nil
@@ -404,9 +417,6 @@ func (r *ring) follow(ctx context.Context, tail int, fn func(Line) error) error 
 		r.mu.Lock()
 		changed, ended := r.changed, r.ended
 		r.mu.Unlock()
-		if ended {
-			return nil
-		}
 		more, next, gap, err := r.after(c)
 		if err != nil {
 			return err
@@ -418,6 +428,9 @@ func (r *ring) follow(ctx context.Context, tail int, fn func(Line) error) error 
 		if next != c {
 			c = next
 			continue
+		}
+		if ended {
+			return nil
 		}
 		select {
 		case <-changed:
