@@ -59,13 +59,14 @@ programs: ## build the programs of this machine into build/bin
 	mkdir -p build/bin
 	$(BUILD) -o build/bin/ ./cmd/...
 	cd cmd/bulkhead-sandbox && $(BUILD) -o ../../build/bin/ .
+	scripts/build-init $(CURDIR)/build/bin/bulkhead-init
 
 # The same programs, but with places at which tests kill them (package failpoint).
 .PHONY: failpoints
 failpoints: programs ## build the programs with failpoints, for tests, into build/failpoints
 	mkdir -p build/failpoints
 	$(BUILD) -tags failpoints -o build/failpoints/ ./cmd/...
-	ln -sf ../bin/bulkhead-sandbox build/failpoints/bulkhead-sandbox
+	ln -sf ../bin/bulkhead-sandbox ../bin/bulkhead-init build/failpoints/
 
 # The same roles once more, with a clock that tests can set (internal/clockshift). Only the roles:
 # what is confined or runs inside a sandbox could not read the setting.

@@ -37,6 +37,7 @@ const layers = `
 	image/wire, image/confine, image/erofs
 	image/tree
 	image/unpack, image
+	api/execstream
 	api/rpc: api/internalpb pki role
 	api/local: role
 	audit

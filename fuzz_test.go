@@ -31,6 +31,7 @@ const parsers = `
 	controller.checkSize: FuzzForm
 	controller.checkForm: FuzzForm
 	controller.checkMedia: FuzzForm
+	api/execstream.Next: FuzzNext
 	controller.parseWait: FuzzQuery
 	controller.flag: FuzzQuery
 	controller.number: FuzzQuery
@@ -94,7 +95,7 @@ const parsers = `
 
 // readers are the packages that the list must be complete for.
 var readers = []string{"edge", "edge/sni", "edge/upstream", "controller", "controller/record", "controller/directory", "controller/access", "registry", "pki", "key", "client", "limit", "machine", "api/rpc", "grant",
-	"token", "sso", "passkey", "workload"}
+	"token", "sso", "passkey", "workload", "api/execstream"}
 
 // parserName is how functions that turn bytes into meaning are called here.
 var parserName = regexp.MustCompile(`^(Parse|parse|Decode|decode|Unmarshal|unmarshal)`)

@@ -1,16 +1,15 @@
 package cli
 
 import (
-	"io"
+	"bytes"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
 	"bulkhead/client"
 )
-
-// maxExecStdin bounds what is sent as a command's standard input.
-const maxExecStdin = 1 << 20
 
 func (s *session) machineExecCommand() *cobra.Command {
 	var timeout time.Duration
@@ -18,8 +17,8 @@ func (s *session) machineExecCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "exec ID -- COMMAND ARG...",
 		Short: "Run a command inside a Machine",
-		Long: `Run a command inside a started Machine, without a terminal, and print what it
-wrote when it has ended.
+		Long: `Run a command inside a started Machine, without a terminal. What it writes comes
+out while it runs, byte for byte and without a limit.
 
 bulkhead exits with the command's own exit code, 128+N when signal N ended it. Where
 the command could not be run at all, the exit code is one of those that
@@ -41,17 +40,15 @@ the command could not be run at all, the exit code is one of those that
 				return err
 			}
 			in := client.ExecInput{Command: args[1:], Timeout: int((timeout + time.Second - 1) / time.Second)}
-			if stdin {
-				b, err := io.ReadAll(io.LimitReader(s.env.Stdin, maxExecStdin+1))
-				if err != nil {
-					return usagef("cannot read standard input: %v", err)
-				}
-				if len(b) > maxExecStdin {
-					return usagef("standard input has more than %d bytes", maxExecStdin)
-				}
-				in.Stdin = string(b)
+			var stdout, stderr bytes.Buffer
+			to := client.Streams{Stdout: s.env.Stdout, Stderr: s.env.Stderr}
+			if s.ui.json {
+				to.Stdout, to.Stderr = &limited{b: &stdout}, &limited{b: &stderr}
 			}
-			out, err := api.Exec(c.Context(), app, id, in)
+			if stdin {
+				to.Stdin = s.env.Stdin
+			}
+			out, err := api.ExecStream(c.Context(), app, id, in, to)
 			if err != nil {
 				return machineError(err, app, id)
 			}
@@ -60,19 +57,39 @@ the command could not be run at all, the exit code is one of those that
 				code = 128 + out.ExitSignal
 			}
 			if s.ui.json {
+				out.Stdout, out.StdoutBase64 = textOf(stdout.Bytes())
+				out.Stderr, out.StderrBase64 = textOf(stderr.Bytes())
 				if err := s.ui.result(out, nil); err != nil {
 					return err
 				}
-			} else {
-				// As ssh does: what the command wrote goes through unchanged.
-				io.WriteString(s.env.Stdout, out.Stdout)
-				io.WriteString(s.env.Stderr, out.Stderr)
 			}
 			return exitStatus(code)
 		},
 	}
 	c.Flags().SetInterspersed(true)
-	c.Flags().DurationVar(&timeout, "timeout", time.Minute, "how long the command may run")
-	c.Flags().BoolVarP(&stdin, "stdin", "i", false, "give the command this command's standard input, read to its end first")
+	c.Flags().DurationVar(&timeout, "timeout", 0, "how long the command may run (default 24h)")
+	c.Flags().BoolVarP(&stdin, "stdin", "i", false, "give the command this command's standard input, as it comes")
 	return c
+}
+
+// maxExecJSON bounds each stream of a command that --json collects, in bytes.
+const maxExecJSON = 64 << 20
+
+// limited collects up to maxExecJSON bytes; more is an error.
+type limited struct{ b *bytes.Buffer }
+
+// Write implements io.Writer.
+func (l *limited) Write(p []byte) (int, error) {
+	if l.b.Len()+len(p) > maxExecJSON {
+		return 0, usagef("--json collects at most %d bytes of output; leave it out", maxExecJSON)
+	}
+	return l.b.Write(p)
+}
+
+// textOf gives bytes as text, and as they are when the text is not the same.
+func textOf(b []byte) (string, []byte) {
+	if utf8.Valid(b) {
+		return string(b), nil
+	}
+	return strings.ToValidUTF8(string(b), "\uFFFD"), b
 }

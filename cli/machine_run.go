@@ -83,6 +83,9 @@ func (s *session) machineRunCommand() *cobra.Command {
 reference, or an OCI layout folder or archive on this computer, which is uploaded to
 the cluster's registry first. What follows "--" replaces the image's command.
 
+With --rm, what the command writes comes out line by line until it ends, and bulkhead
+exits with its exit code, 128+N when signal N ended it. Ctrl-C destroys the Machine.
+
 "bulkhead deploy" leaves Machines made in this way alone.`,
 		Example: `  bulkhead machine run registry.example.com/app:1 --app shop --env MODE=debug
   bulkhead machine run ./job.tar --app shop --rm -- ./migrate --all`,
@@ -109,7 +112,7 @@ the cluster's registry first. What follows "--" replaces the image's command.
 	fl.IntVar(&f.port, "port", 0, "port the app listens on, to be reached at the app's HTTPS address (default none)")
 	fl.StringVar(&f.restart, "restart", "", "restart policy: no, on-failure or always (default no with --rm, else on-failure)")
 	fl.StringVar(&f.entrypoint, "entrypoint", "", "program to run instead of the image's entrypoint")
-	fl.BoolVar(&f.rm, "rm", false, "destroy the Machine when its process ends")
+	fl.BoolVar(&f.rm, "rm", false, "show the output until the process ends, then destroy the Machine")
 	fl.BoolVarP(&f.detach, "detach", "d", false, "do not wait until it runs")
 	fl.BoolVar(&f.keepFailed, "keep-failed", false, "keep a Machine that does not start, to look at it")
 	fl.DurationVar(&f.wait, "wait", 5*time.Minute, "how long to wait until it runs")
@@ -182,25 +185,18 @@ func (s *session) machineRun(ctx context.Context, image string, command []string
 	s.ui.progress("created machine %s", m.ID)
 	if !f.detach {
 		now, err := awaitStarted(ctx, api, app, m, f.wait, 0, func(st machine.State) { s.ui.progress("%s is %s", m.ID, st) })
-		if err != nil && f.rm && ranToItsEnd(now) {
+		if err != nil && f.rm && exitOfMachine(now) != nil {
 			err = nil // a job that was over before anybody looked
 		}
 		if err != nil {
 			return s.abandon(ctx, api, app, []client.Machine{m}, f.keepFailed, err)
 		}
 		m = now
-	}
-	return s.ui.result(m, func(w io.Writer) { fmt.Fprintln(w, m.ID) })
-}
-
-// ranToItsEnd reports whether a Machine's process ended by itself and well.
-func ranToItsEnd(m client.Machine) bool {
-	for _, e := range m.Events {
-		if x := exitOf(e); x != nil {
-			return x.ExitCode == 0
+		if f.rm {
+			return s.attach(ctx, api, app, m)
 		}
 	}
-	return false
+	return s.ui.result(m, func(w io.Writer) { fmt.Fprintln(w, m.ID) })
 }
 
 // logTail is how many log lines a failed start shows.
@@ -217,7 +213,11 @@ func (s *session) abandon(ctx context.Context, api *client.Client, app string, m
 			s.ui.warn("machine %s was kept; \"bulkhead machine destroy --force --app %s %s\" removes it", m.ID, app, m.ID)
 			continue
 		}
-		if derr := api.DestroyMachine(ctx, app, m.ID, true, m.Nonce); derr != nil && classify(derr).exit != ExitNotFound {
+		derr := api.DestroyMachine(ctx, app, m.ID, true, m.Nonce)
+		if now, gerr := api.Machine(ctx, app, m.ID); derr != nil && gerr == nil && (now.State == machine.Destroyed || now.State == machine.Destroying) {
+			derr = nil // it was destroyed by itself
+		}
+		if derr != nil && classify(derr).exit != ExitNotFound {
 			s.ui.warn("machine %s could not be destroyed: %s; \"bulkhead machine destroy --force --app %s %s\" tries again", m.ID, classify(derr).msg, app, m.ID)
 			continue
 		}
@@ -247,7 +247,7 @@ func (s *session) explain(ctx context.Context, api *client.Client, app string, e
 	if id == "" {
 		return err
 	}
-	var lines []string
+	lines := []string{} // not null for --json
 	since := sinceOf(err)
 	lerr := api.Logs(ctx, client.LogQuery{App: app, Machine: id, Tail: logTail}, func(l client.LogLine) error {
 		if !l.Timestamp.Before(since) {

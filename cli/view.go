@@ -72,10 +72,11 @@ func (s *session) logs(ctx context.Context, api *client.Client, q client.LogQuer
 // logText is a log line as people read it. On a terminal the app's control
 // characters are made harmless; a file or pipe gets the bytes that it wrote.
 func (s *session) logText(l client.LogLine) string {
-	msg := strings.TrimRight(l.Message, "\r\n")
+	msg := string(l.Raw())
 	if s.ui.outTTY {
-		msg = clean(msg)
+		msg = clean(l.Message)
 	}
+	msg = strings.TrimRight(msg, "\r\n")
 	return fmt.Sprintf("%s %s %s %s", l.Timestamp.UTC().Format("2006-01-02T15:04:05.000Z"), clean(string(l.Machine)), clean(l.Stream), msg)
 }
 

@@ -164,6 +164,8 @@ type call struct {
 	timeout time.Duration // 0 means defaultTimeout
 	root    string        // of the path, in place of /v1
 	bearer  string        // in place of the token
+	stream  io.Reader     // sent as it is, of type media
+	media   string
 }
 
 // maxPatience is the longest that the server may ask to wait before the call is sent
@@ -226,7 +228,7 @@ func (c *Client) send(ctx context.Context, r call) (*http.Response, error) {
 		return nil, err
 	}
 	resp, err := c.sendAs(ctx, r, token)
-	if c.renew == nil || !NeedsDischarge(err) {
+	if c.renew == nil || r.stream != nil || !NeedsDischarge(err) {
 		return resp, err
 	}
 	// The clocks differ, or the discharge was withdrawn. Nothing was done.
@@ -245,6 +247,9 @@ func (c *Client) sendAs(ctx context.Context, r call, token string) (*http.Respon
 			return nil, fault.Wrap(fault.Invalid, err, "the request cannot be written as JSON")
 		}
 		body = bytes.NewReader(b)
+	}
+	if r.stream != nil {
+		body = r.stream
 	}
 	root := r.root
 	if root == "" {
@@ -265,6 +270,9 @@ func (c *Client) sendAs(ctx context.Context, r call, token string) (*http.Respon
 	req.Header.Set("Accept", "application/json")
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
+	}
+	if r.media != "" {
+		req.Header.Set("Content-Type", r.media)
 	}
 	if r.nonce != "" {
 		req.Header.Set(NonceHeader, r.nonce)

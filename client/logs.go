@@ -21,6 +21,16 @@ type LogLine struct {
 	Machine   key.MachineID `json:"machine"`
 	Stream    string        `json:"stream"` // stdout or stderr
 	Message   string        `json:"message"`
+	// Bytes are those of a line that is no UTF-8, whose Message has other characters in place.
+	Bytes []byte `json:"message_base64,omitempty"`
+}
+
+// Raw is the line as the app wrote it, without its end.
+func (l LogLine) Raw() []byte {
+	if l.Bytes != nil {
+		return l.Bytes
+	}
+	return []byte(l.Message)
 }
 
 // LogQuery selects log lines.

@@ -180,6 +180,9 @@ type ExecResult struct {
 	ExitSignal int    `json:"exit_signal,omitempty"`
 	Stdout     string `json:"stdout"`
 	Stderr     string `json:"stderr"`
+	// The same bytes as they were, when they are no UTF-8.
+	StdoutBase64 []byte `json:"stdout_base64,omitempty"`
+	StderrBase64 []byte `json:"stderr_base64,omitempty"`
 }
 
 // Exec runs a command inside a started Machine and returns when it has ended.

@@ -58,7 +58,7 @@ func (e endpoint) recorded() bool { return e.act != access.Read }
 // outside reports whether an endpoint does something that is no change of the store: its
 // record is written down first.
 func (e endpoint) outside() bool {
-	return strings.HasSuffix(e.pattern, "/exec") || strings.HasSuffix(e.pattern, "/signal")
+	return strings.HasSuffix(e.pattern, "/exec") || strings.HasSuffix(e.pattern, "/exec/stream") || strings.HasSuffix(e.pattern, "/signal")
 }
 
 // audited runs an endpoint. What changes something does not begin when the audit log
@@ -183,6 +183,9 @@ func (c *Controller) recordOf(r *call) audit.Record {
 	}
 	if rec.Action == "" || rec.Action == "/" {
 		rec.Action = r.Method // the path is the caller's words
+	}
+	if r.cmd != nil {
+		r.cmd.noteIn(&rec)
 	}
 	if t := r.who.Token; t != nil {
 		rec.Token = string(t.ID)

@@ -32,7 +32,7 @@ var mayCall = map[string]string{
 	"POST /m/start": "OADM", "POST /m/stop": "OADM", "POST /m/suspend": "OADM", "POST /m/restart": "OADM", "POST /m/signal": "OADM",
 	"POST /m/cordon": "OADM", "POST /m/uncordon": "OADM",
 	"GET /m/wait": "OADVUM", "GET /m/events": "OADVUM", "GET /m/versions": "OADVUM", "GET /m/memory": "OADVUM",
-	"POST /m/exec": "OAD", "GET /m/ps": "OAD", "GET /m/logs": "OADV",
+	"POST /m/exec": "OAD", "POST /m/exec/stream": "OAD", "GET /m/ps": "OAD", "GET /m/logs": "OADV",
 	"GET /m/lease": "OADVUM", "POST /m/lease": "OAD", "DELETE /m/lease": "OAD",
 	"GET /m/metadata": "OADVUM", "PUT /m/metadata": "OADM", "PATCH /m/metadata": "OADM",
 	"GET /m/metadata/{key}": "OADVUM", "POST /m/metadata/{key}": "OADM", "DELETE /m/metadata/{key}": "OADM",

@@ -97,6 +97,7 @@ func cuts() map[string]cut {
 		"GET " + m + "/wait":                reads(M + "/wait?state=stopped&timeout=60"),
 		"GET " + m + "/events":              reads(M + "/events"),
 		"GET " + m + "/versions":            reads(M + "/versions"),
+		"POST " + m + "/exec/stream":        {path: M + "/exec/stream", body: config{"command": []string{"true"}}},
 		"POST " + m + "/exec":               {path: M + "/exec", body: config{"command": []string{"true"}}},
 		"GET " + m + "/ps":                  reads(M + "/ps"),
 		"GET " + m + "/logs":                reads(M + "/logs?follow=true"),

@@ -133,10 +133,11 @@ type Controller struct {
 	ceremonies   *pending[ceremony]
 	passkeyLinks *pending[*passkeyLink]
 
-	receivers  sync.WaitGroup // sessions and their readers; a new one starts only while a call is served
-	finishing  sync.Mutex     // held by finishApp
-	unfinished chan struct{}  // holds one: an app's deletion could not be finished
-	logStreams atomic.Int64   // Machines whose logs are being read
+	receivers   sync.WaitGroup // sessions and their readers; a new one starts only while a call is served
+	finishing   sync.Mutex     // held by finishApp
+	unfinished  chan struct{}  // holds one: an app's deletion could not be finished
+	logStreams  atomic.Int64   // Machines whose logs are being read
+	execStreams atomic.Int64   // commands whose bytes are being carried
 
 	closing context.Context // ends when Serve ends: long answers stop
 	close   context.CancelFunc

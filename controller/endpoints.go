@@ -39,6 +39,7 @@ func (c *Controller) endpoints() []endpoint {
 		{"GET " + m + "/events", access.Read, access.Machine, c.machineEvents},
 		{"GET " + m + "/versions", access.Read, access.Machine, c.machineVersions},
 		{"POST " + m + "/exec", access.Control, access.Exec, c.execMachine},
+		{"POST " + m + "/exec/stream", access.Control, access.Exec, c.streamExec},
 		{"GET " + m + "/ps", access.Read, access.Exec, c.processes},
 		{"GET " + m + "/logs", access.Read, access.Logs, c.machineLogs},
 		{"GET " + m + "/lease", access.Read, access.Machine, c.showLease},

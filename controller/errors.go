@@ -67,14 +67,9 @@ func writeError(w http.ResponseWriter, log *slog.Logger, err error) int {
 	if errors.As(err, &ns) {
 		return writeJSON(w, http.StatusNotImplemented, errorBody{Error: ns.Error(), Status: "unknown"})
 	}
-	kind, code := fault.KindOf(err), statusOf(err)
-	body := errorBody{Error: fault.MessageOf(err)}
-	var f *fault.Error
-	if errors.As(err, &f) {
-		body.Status = f.Status
-		if c := statusCode[f.Status]; c != 0 {
-			code, body.Status = c, "" // the code says it
-		}
+	kind := fault.KindOf(err)
+	code, body := errorAnswer(err)
+	if f := (*fault.Error)(nil); errors.As(err, &f) {
 		setRetryAfter(w, f.RetryAfter)
 	}
 	if code >= 500 && kind != fault.Full { // bulkheadd says once that the disk is full
@@ -83,6 +78,18 @@ func writeError(w http.ResponseWriter, log *slog.Logger, err error) int {
 		log.Debug("request refused", "err", err)
 	}
 	return writeJSON(w, code, body)
+}
+
+// errorAnswer is the code and the body that an error is answered with.
+func errorAnswer(err error) (int, errorBody) {
+	code, body := statusOf(err), errorBody{Error: fault.MessageOf(err)}
+	if f := (*fault.Error)(nil); errors.As(err, &f) {
+		body.Status = f.Status
+		if c := statusCode[f.Status]; c != 0 {
+			code, body.Status = c, "" // the code says it
+		}
+	}
+	return code, body
 }
 
 // setRetryAfter says in whole seconds when to come again.

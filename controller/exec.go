@@ -2,12 +2,15 @@ package controller
 
 import (
 	"cmp"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"bulkhead/api/internalpb"
+	"bulkhead/audit"
 	"bulkhead/controller/record"
 	"bulkhead/fault"
 )
@@ -20,12 +23,15 @@ const (
 	maxCommand  = 1 << 20          // bytes of the command and its input
 )
 
-// ExecResult is the answer to an exec.
+// ExecResult is the answer to an exec. Bytes that are no UTF-8 are replaced in the text; then
+// the field in base64 has them as they were.
 type ExecResult struct {
-	ExitCode   int32  `json:"exit_code"`
-	ExitSignal int32  `json:"exit_signal"`
-	Stdout     string `json:"stdout"`
-	Stderr     string `json:"stderr"`
+	ExitCode     int32  `json:"exit_code"`
+	ExitSignal   int32  `json:"exit_signal"`
+	Stdout       string `json:"stdout"`
+	Stderr       string `json:"stderr"`
+	StdoutBase64 []byte `json:"stdout_base64,omitempty"`
+	StderrBase64 []byte `json:"stderr_base64,omitempty"`
 }
 
 // execRequest is the body of an exec.
@@ -41,7 +47,13 @@ type execRequest struct {
 // only, so it is known before anything is decided.
 func (r *call) command() ([]string, error) {
 	var in execRequest
-	if err := r.read(&in, true); err != nil {
+	var err error
+	if strings.HasSuffix(r.Pattern, "/exec/stream") {
+		err = r.readBegin(&in)
+	} else {
+		err = r.read(&in, true)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if len(in.Command) == 0 && in.Cmd != "" {
@@ -58,32 +70,46 @@ func (r *call) command() ([]string, error) {
 	return in.Command, nil
 }
 
-// execMachine runs one command inside a Machine and answers its output.
-func (c *Controller) execMachine(r *call) (int, any, error) {
+// execOf checks what is asked, and says where it runs and for how long.
+func (c *Controller) execOf(r *call, limit, most time.Duration) (*record.Machine, time.Duration, error) {
 	in := r.cmd
 	if in == nil {
-		return 0, nil, fault.New(fault.Internal, "an exec was not read before it was allowed")
+		return nil, 0, fault.New(fault.Internal, "an exec was not read before it was allowed")
 	}
 	if in.Container != "" {
-		return 0, nil, fault.New(fault.Invalid, "container is %q, but a machine has no containers; leave it out", fault.Clip(in.Container))
+		return nil, 0, fault.New(fault.Invalid, "container is %q, but a machine has no containers; leave it out", fault.Clip(in.Container))
 	}
 	if len(strings.Join(in.Command, ""))+len(in.Stdin) > maxCommand {
-		return 0, nil, fault.New(fault.Invalid, "the command and its input are larger than %d MiB", maxCommand>>20)
+		return nil, 0, fault.New(fault.Invalid, "the command and its input are larger than %d MiB", maxCommand>>20)
 	}
-	limit := defaultExec
 	if in.Timeout != 0 {
-		if in.Timeout < 0 || in.Timeout > int(maxExec.Seconds()) {
-			return 0, nil, fault.New(fault.Invalid, "timeout is %d seconds; it must be 1 to %d", in.Timeout, int(maxExec.Seconds()))
+		if in.Timeout < 0 || in.Timeout > int(most.Seconds()) {
+			return nil, 0, fault.New(fault.Invalid, "timeout is %d seconds; it must be 1 to %d", in.Timeout, int(most.Seconds()))
 		}
 		limit = time.Duration(in.Timeout) * time.Second
 	}
 	m, err := c.runningMachine(r)
 	if err != nil {
+		return nil, 0, err
+	}
+	_, _, err = c.checkLease(r.Context(), m, r.nonce())
+	return m, limit, err
+}
+
+// noteIn puts the command's program into its audit record, and how many words follow. The
+// words themselves may hold secrets.
+func (in *execRequest) noteIn(rec *audit.Record) {
+	rec.Target = "command=" + cutTokens(fault.Clip(in.Command[0]))
+	rec.Detail = fmt.Sprintf("%d arguments", len(in.Command)-1)
+}
+
+// execMachine runs one command inside a Machine and answers its output.
+func (c *Controller) execMachine(r *call) (int, any, error) {
+	m, limit, err := c.execOf(r, defaultExec, maxExec)
+	if err != nil {
 		return 0, nil, err
 	}
-	if _, _, err := c.checkLease(r.Context(), m, r.nonce()); err != nil {
-		return 0, nil, err
-	}
+	in := r.cmd
 	r.rc.SetWriteDeadline(time.Now().Add(limit + 2*execSlack))
 	w, ctx, cancel, err := c.worker(r.Context(), m.Node, limit+execSlack)
 	if err != nil {
@@ -94,10 +120,18 @@ func (c *Controller) execMachine(r *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	return http.StatusOK, ExecResult{
-		ExitCode: out.ExitCode, ExitSignal: out.ExitSignal,
-		Stdout: strings.ToValidUTF8(string(out.Stdout), "\uFFFD"), Stderr: strings.ToValidUTF8(string(out.Stderr), "\uFFFD"),
-	}, nil
+	res := ExecResult{ExitCode: out.ExitCode, ExitSignal: out.ExitSignal}
+	res.Stdout, res.StdoutBase64 = textOf(out.Stdout)
+	res.Stderr, res.StderrBase64 = textOf(out.Stderr)
+	return http.StatusOK, res, nil
+}
+
+// textOf gives bytes as text, and as they are when the text is not the same.
+func textOf(b []byte) (string, []byte) {
+	if utf8.Valid(b) {
+		return string(b), nil
+	}
+	return strings.ToValidUTF8(string(b), "\uFFFD"), b
 }
 
 // splitCommand splits a line as a POSIX shell splits words, without expanding

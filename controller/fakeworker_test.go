@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -31,17 +32,18 @@ type fakeWorker struct {
 	internalpb.UnimplementedTelemetryServer
 	node key.Node
 
-	mu       sync.Mutex
-	machines map[key.MachineID]*fakeMachine
-	slots    privnet.Slot
-	out      chan *internalpb.FromWorker // of the open Sync; nil when there is none
-	forgot   map[key.MachineID]bool
-	signals  []int32
-	deaf     bool // takes assignments without acting on them
-	memory   int64
-	renewed  int    // grants that came for a generation that was known under another
-	refused  int    // how often Sync said that the node was removed
-	reserve  func() // if set, called in the middle of each Reserve
+	mu         sync.Mutex
+	machines   map[key.MachineID]*fakeMachine
+	slots      privnet.Slot
+	out        chan *internalpb.FromWorker // of the open Sync; nil when there is none
+	forgot     map[key.MachineID]bool
+	signals    []int32
+	deaf       bool // takes assignments without acting on them
+	memory     int64
+	renewed    int    // grants that came for a generation that was known under another
+	execsEnded int    // commands that were killed
+	refused    int    // how often Sync said that the node was removed
+	reserve    func() // if set, called in the middle of each Reserve
 
 	controller internalpb.ControllerClient // for Reserve to look at images with
 	reserveErr error                       // of the last look
@@ -315,6 +317,46 @@ func (w *fakeWorker) Exec(ctx context.Context, in *internalpb.ExecRequest) (*int
 		return &internalpb.ExecResponse{ExitCode: 1, Stderr: []byte("no\xff")}, nil
 	}
 	return &internalpb.ExecResponse{Stdout: []byte(strings.Join(in.Command, "|") + string(in.Stdin))}, nil
+}
+
+// ExecStream implements internalpb.WorkerServer: "cat" gives back what comes in, "flood N" writes
+// N bytes for as long as they are taken, "fail" is refused.
+func (w *fakeWorker) ExecStream(s internalpb.Worker_ExecStreamServer) error {
+	first, err := s.Recv()
+	if err != nil {
+		return err
+	}
+	code, command := int32(0), first.Begin.Command
+	switch command[0] {
+	case "fail":
+		return fault.New(fault.Unprocessable, "the command %q does not exist in the image", command[0])
+	case "sleep":
+		s.Send(&internalpb.ExecOutput{Stdout: []byte("ready\n")})
+		<-s.Context().Done()
+		w.mu.Lock()
+		w.execsEnded++
+		w.mu.Unlock()
+		return s.Context().Err()
+	case "flood":
+		n, _ := strconv.Atoi(command[1])
+		for at := 0; at < n; at += 32 << 10 {
+			if err := s.Send(&internalpb.ExecOutput{Stdout: bytes.Repeat([]byte{0xff}, min(32<<10, n-at))}); err != nil {
+				return err
+			}
+		}
+	case "cat":
+		for {
+			in, err := s.Recv()
+			if err != nil || in.End {
+				break
+			}
+			if err := s.Send(&internalpb.ExecOutput{Stdout: in.Stdin}); err != nil {
+				return err
+			}
+		}
+		code = 3
+	}
+	return s.Send(&internalpb.ExecOutput{End: &internalpb.ExecEnd{ExitCode: code}})
 }
 
 // Processes implements internalpb.WorkerServer.

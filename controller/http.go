@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"time"
 
+	"bulkhead/api/execstream"
 	"bulkhead/controller/access"
 	"bulkhead/controller/record"
 	"bulkhead/fault"
@@ -34,10 +35,12 @@ type call struct {
 	w       http.ResponseWriter
 	rc      *http.ResponseController
 	who     access.Caller
-	cmd     *execRequest   // of an exec, once it is read
-	on      access.Request // what the endpoint is about, as it was allowed
-	allowed *record.App    // the app of on, at that time
-	id      string         // fly-request-id
+	cmd     *execRequest       // of an exec, once it is read
+	frames  *execstream.Reader // of an exec whose bytes are carried
+	exec    *execWriter        // of the same, once it runs
+	on      access.Request     // what the endpoint is about, as it was allowed
+	allowed *record.App        // the app of on, at that time
+	id      string             // fly-request-id
 
 	pending  *callRecord   // the call's record, once it is allowed to change something
 	bodyTime time.Duration // to send the body
@@ -261,6 +264,15 @@ func (c *Controller) handle(e endpoint) http.Handler {
 			w.Header().Set("Connection", "close")
 		}
 		code, body, err := c.audited(r, e)
+		if r.exec != nil {
+			if why := endedBy(r.Context()); why != nil && err != nil {
+				err = why
+			}
+			if !r.exec.end(body, err) {
+				writeError(w, log, err) // the request's context may have ended with its reading
+			}
+			return
+		}
 		if req.Context().Err() != nil && err != nil && !errors.Is(err, errSlowBody) {
 			return // the client is gone
 		}

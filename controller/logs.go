@@ -35,15 +35,14 @@ type LogLine struct {
 	Machine   string `json:"machine"`
 	Stream    string `json:"stream"` // "stdout", "stderr", or "bulkhead" for the platform's own words
 	Message   string `json:"message"`
+	// Bytes are those of a line that is no UTF-8, whose Message has other characters in place.
+	Bytes []byte `json:"message_base64,omitempty"`
 }
 
 func (c *Controller) machineLogs(r *call) (int, any, error) {
 	m, _, err := c.getMachine(r.Context(), r.app(), r.machine())
 	if err != nil {
 		return 0, nil, err
-	}
-	if m.Gone != nil {
-		return 0, nil, fault.New(fault.Precondition, "failed_precondition: machine %s is destroyed; its logs are gone with it", m.ID)
 	}
 	return c.streamLogs(r, []*record.Machine{m}, false)
 }
@@ -132,7 +131,8 @@ func (c *Controller) readLogs(ctx context.Context, m *record.Machine, follow boo
 }
 
 func logLine(id key.MachineID, l *internalpb.LogLine) LogLine {
-	return LogLine{Timestamp: stamp(time.Unix(0, l.TimeNs)), Machine: string(id), Stream: l.Stream, Message: string(l.Line)}
+	message, bytes := textOf(l.Line)
+	return LogLine{Timestamp: stamp(time.Unix(0, l.TimeNs)), Machine: string(id), Stream: l.Stream, Message: message, Bytes: bytes}
 }
 
 // writeLogs writes lines until there are no more.

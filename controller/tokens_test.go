@@ -295,7 +295,10 @@ func TestRevocationEndsWhatIsOpen(t *testing.T) {
 		"wait": func(text string) <-chan string {
 			return e.follow(t, "/v1/apps/hello/machines/"+m.ID+"/wait?state=stopped", text)
 		},
-		"exec":   func(text string) <-chan string { return e.sleep(t, "/v1/apps/hello/machines/"+m.ID+"/exec", text) },
+		"exec": func(text string) <-chan string { return e.sleep(t, "/v1/apps/hello/machines/"+m.ID+"/exec", text) },
+		"exec stream": func(text string) <-chan string {
+			return e.sleepStream(t, "/v1/apps/hello/machines/"+m.ID+"/exec/stream", text)
+		},
 		"upload": func(text string) <-chan string { return e.upload(t, text) },
 	}
 	for name, open := range ends {

@@ -8,6 +8,7 @@ package sandbox
 
 import (
 	"context"
+	"io"
 	"net"
 	"os"
 	"time"
@@ -33,9 +34,10 @@ type Spec struct {
 	// the worker's image store.
 	Image key.Digest `json:"image"`
 
-	// Upper is a tar archive that is laid over the image's root, made by the worker
-	// (hosts, resolv.conf, files of the config): at most MaxUpper bytes. Every entry
-	// starts with "./", and parents come before children.
+	// Upper is a tar archive of files that are put into the image's root, made by the
+	// worker (hosts, resolv.conf, files of the config): at most MaxUpper bytes. Every name
+	// starts with "./". Links of the image are followed inside its root, its directories
+	// stay as they are, and missing ones are made.
 	Upper []byte `json:"upper"`
 
 	Args []string `json:"args"` // at least one; looked up in Env's PATH inside the sandbox
@@ -52,14 +54,16 @@ type Spec struct {
 	GID      uint32   `json:"gid"`
 	Groups   []uint32 `json:"groups"`
 	Hostname string   `json:"hostname"`
-	TTY      bool     `json:"tty"`
+	TTY      bool     `json:"tty"` // the process runs on a terminal, whose output is Stdout
+	// OwnInit makes the process the first of its sandbox. Otherwise bulkhead-init is, and
+	// starts it, unless it is an init by its name (docs/api.md).
+	OwnInit bool `json:"own_init"`
 }
 
 // Bounds on a Spec and on an ExecSpec.
 const (
 	MaxUpper   = 4 << 20  // bytes
 	MaxStrings = 1 << 20  // bytes of Args and Env together, and again of what is secret, files in base64
-	MaxOutput  = 1 << 20  // bytes of each stream that Exec returns
 	MaxMessage = 16 << 20 // bytes of one message to the warden
 )
 
@@ -109,7 +113,8 @@ type Info struct {
 	Running  bool           `json:"running"`
 }
 
-// ExecSpec is one command to run inside a running sandbox.
+// ExecSpec is one command to run inside a running sandbox, and where its bytes come from
+// and go to.
 type ExecSpec struct {
 	Args    []string      `json:"args"`
 	Env     []string      `json:"env"`
@@ -117,17 +122,25 @@ type ExecSpec struct {
 	Cwd     string        `json:"cwd"`
 	UID     uint32        `json:"uid"`
 	GID     uint32        `json:"gid"`
-	Stdin   []byte        `json:"stdin"`
-	Timeout time.Duration `json:"timeout"` // then it is killed; at most 5 minutes
+	Groups  []uint32      `json:"groups"`
+	Timeout time.Duration `json:"timeout"` // then it is killed; 0 is MaxExec
+
+	// Stdin is read until it or the command ends; a Read under way may outlast Exec. Nil is
+	// an empty one. Writers get all that the command wrote, byte for byte; while they do not
+	// return, the command waits. Nil drops it. What the command's children write after its
+	// end may be lost.
+	Stdin          io.Reader `json:"-"`
+	Stdout, Stderr io.Writer `json:"-"`
 }
 
 // ExecResult is what an ExecSpec gave.
 type ExecResult struct {
-	Code   int    `json:"code"`
-	Signal int    `json:"signal"`
-	Stdout []byte `json:"stdout"` // cut after MaxOutput
-	Stderr []byte `json:"stderr"`
+	Code   int `json:"code"`
+	Signal int `json:"signal"`
 }
+
+// MaxExec bounds how long a command runs.
+const MaxExec = 24 * time.Hour
 
 // Process is one process inside a sandbox.
 type Process struct {
@@ -155,7 +168,8 @@ type Runtime interface {
 	Attach(ctx context.Context, id key.MachineID) (Sandbox, error)
 	// Signal signals the first process.
 	Signal(ctx context.Context, id key.MachineID, signal int) error
-	// Exec runs a command and waits for it.
+	// Exec runs a command and waits for it. When ctx ends, or a writer fails, the command is
+	// killed.
 	Exec(ctx context.Context, id key.MachineID, spec ExecSpec) (ExecResult, error)
 	// Processes lists the processes.
 	Processes(ctx context.Context, id key.MachineID) ([]Process, error)

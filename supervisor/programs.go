@@ -11,7 +11,7 @@ import (
 // programs are what lib_dir must hold.
 var programs = []string{
 	"bulkhead-warden", "bulkhead-controller", "bulkhead-worker", "bulkhead-edge",
-	"bulkhead-shim", "bulkhead-sandbox", "bulkhead-unpack",
+	"bulkhead-shim", "bulkhead-sandbox", "bulkhead-unpack", "bulkhead-init",
 }
 
 // checkPrograms looks whether all programs are there and can be run.

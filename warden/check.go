@@ -2,8 +2,8 @@ package warden
 
 import (
 	"path"
+	"slices"
 	"strings"
-	"time"
 
 	"bulkhead/fault"
 	"bulkhead/grant"
@@ -14,9 +14,8 @@ import (
 
 // Bounds on what a Spec may hold beyond those of package sandbox.
 const (
-	maxGroups   = 64
-	maxExecTime = 5 * time.Minute
-	noID        = ^uint32(0) // "no user" to the kernel
+	maxGroups = 64
+	noID      = ^uint32(0) // "no user" to the kernel
 )
 
 // checkSpec checks every field of s and returns the grant that covers it. It looks
@@ -84,9 +83,6 @@ func checkProcess(spec *sandbox.Spec) error {
 	if !hostname(spec.Hostname) {
 		return fault.New(fault.Invalid, "hostname must have 1 to 63 letters, digits and dashes")
 	}
-	if spec.TTY {
-		return fault.New(fault.Unprocessable, "init.tty: a terminal for a machine's first process is not supported; use exec")
-	}
 	return checkStrings(spec.Args, spec.Env, spec.Cwd)
 }
 
@@ -136,14 +132,14 @@ func checkExec(e *sandbox.ExecSpec) error {
 	if e == nil {
 		return fault.New(fault.Invalid, "an exec without a command")
 	}
-	if e.Timeout <= 0 || e.Timeout > maxExecTime {
-		return fault.New(fault.Invalid, "timeout %s of an exec is not between 0 and %s", e.Timeout, maxExecTime)
+	if e.Timeout < 0 || e.Timeout > sandbox.MaxExec {
+		return fault.New(fault.Invalid, "timeout %s of an exec is not between 0 and %s", e.Timeout, sandbox.MaxExec)
 	}
-	if e.UID == noID || e.GID == noID {
+	if len(e.Groups) > maxGroups {
+		return fault.New(fault.Invalid, "%d supplementary groups are over the limit of %d", len(e.Groups), maxGroups)
+	}
+	if e.UID == noID || e.GID == noID || slices.Contains(e.Groups, noID) {
 		return fault.New(fault.Invalid, "user or group id %d means nobody", noID)
-	}
-	if len(e.Stdin) > sandbox.MaxUpper {
-		return fault.New(fault.Invalid, "stdin of %d bytes is over the limit of %d", len(e.Stdin), sandbox.MaxUpper)
 	}
 	return checkStrings(e.Args, e.Env, e.Cwd)
 }

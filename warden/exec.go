@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -26,8 +27,7 @@ import (
 const (
 	// commandTimeout bounds commands to the sandbox that do not wait for a tenant.
 	commandTimeout = 15 * time.Second
-	// outputGrace is how long output is awaited after a command has ended: its children
-	// may keep the pipe open for ever.
+	// outputGrace is how long the answer of a command of our own is awaited.
 	outputGrace = 200 * time.Millisecond
 	// maxCommands is how many commands may run at a time for one Machine: each is a
 	// process on the host, beside the shim.
@@ -36,6 +36,8 @@ const (
 	maxProcessList = 4 << 20
 	// maxPID bounds the sandbox's word for a command's pid, in bytes.
 	maxPID = 16
+	// maxSignal is the last real-time signal.
+	maxSignal = 64
 )
 
 // checkRunning reports whether commands can be sent to the Machine's sandbox.
@@ -73,6 +75,11 @@ func (s *Server) beginCommand(id key.MachineID) (done func(), err error) {
 
 // ask sends a request to the Machine's shim and waits for the reply.
 func (s *Server) ask(ctx context.Context, id key.MachineID, args []string, files ...*os.File) (wire.ShimReply, error) {
+	return s.askAndClose(ctx, id, args, nil, files...)
+}
+
+// askAndClose is ask, and closes some of the files once they are sent.
+func (s *Server) askAndClose(ctx context.Context, id key.MachineID, args []string, sent []*os.File, files ...*os.File) (wire.ShimReply, error) {
 	var reply wire.ShimReply
 	nc, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: filepath.Join(s.runDir(id), controlFile), Net: "unix"})
 	if err != nil {
@@ -85,6 +92,7 @@ func (s *Server) ask(ctx context.Context, id key.MachineID, args []string, files
 	if err := wire.Send(c, wire.ShimRequest{Args: args}.Marshal(), files...); err != nil {
 		return reply, fault.Wrap(fault.NotFound, err, "machine %s has just ended", id)
 	}
+	closeFiles(sent)
 	body, replyFiles, err := wire.ReceiveAtMost(c, wire.MaxShimReply)
 	closeFiles(replyFiles)
 	if err == nil {
@@ -101,8 +109,8 @@ func (s *Server) ask(ctx context.Context, id key.MachineID, args []string, files
 
 // signal signals the first process.
 func (s *Server) signal(ctx context.Context, id key.MachineID, sig int) error {
-	if sig < 1 || sig > 31 {
-		return fault.New(fault.Invalid, "signal %d is not between 1 and 31", sig)
+	if sig < 1 || sig > maxSignal {
+		return fault.New(fault.Invalid, "signal %d is not between 1 and %d", sig, maxSignal)
 	}
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
@@ -114,7 +122,15 @@ func (s *Server) signal(ctx context.Context, id key.MachineID, sig int) error {
 	if err := s.checkRunning(id); err != nil {
 		return err
 	}
-	return s.command(ctx, id, "kill", string(id), strconv.Itoa(sig))
+	if sig == int(unix.SIGSTOP) || sig == int(unix.SIGCONT) {
+		// bulkhead-init cannot pass the first on: all processes stop, and go on.
+		return s.command(ctx, id, "kill", "--all", string(id), strconv.Itoa(sig))
+	}
+	err = s.command(ctx, id, "kill", string(id), strconv.Itoa(sig))
+	if fault.Is(err, fault.NotFound) {
+		return nil // it ran when it was asked, and the signal may be what ended it
+	}
+	return err
 }
 
 // command runs a command of bulkhead-sandbox that says nothing when all is well.
@@ -193,8 +209,9 @@ func (s *Server) listen(ctx context.Context, id key.MachineID) ([]*os.File, erro
 }
 
 // exec runs a command and waits for it. It does not hold the Machine's lock: a
-// command may take minutes, and the Machine must be stoppable meanwhile.
-func (s *Server) exec(ctx context.Context, id key.MachineID, e *sandbox.ExecSpec, secrets *os.File) (*sandbox.ExecResult, error) {
+// command may take hours, and the Machine must be stoppable until then. Its streams go
+// straight between the worker and the sandbox.
+func (s *Server) exec(ctx context.Context, id key.MachineID, e *sandbox.ExecSpec, with brought) (*sandbox.ExecResult, error) {
 	if err := checkExec(e); err != nil {
 		return nil, err
 	}
@@ -212,28 +229,36 @@ func (s *Server) exec(ctx context.Context, id key.MachineID, e *sandbox.ExecSpec
 		return nil, err
 	}
 	defer process.Close()
-	stdin, err := feed(e.Stdin)
+	pid, pidw, err := pidPipe()
 	if err != nil {
 		return nil, err
 	}
-	defer stdin.Close()
-	out, err := newCollectors(sandbox.MaxOutput, sandbox.MaxOutput, maxPID)
-	if err != nil {
-		return nil, err
+	defer pid.Close()
+	defer pidw.Close()
+	timeout := e.Timeout
+	if timeout == 0 {
+		timeout = sandbox.MaxExec
 	}
-	stdout, stderr, pid := out[0], out[1], out[2]
-	ectx, cancel := context.WithTimeout(ctx, e.Timeout)
+	ectx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	args := []string{"exec", "--internal-pid-file=/proc/self/fd/5", "--process=/proc/self/fd/4"}
-	files := []*os.File{stdin, stdout.w, stderr.w, process, pid.w}
-	if secrets != nil {
-		args, files = append(args, "--secrets-fd=6"), append(files, secrets)
+	files := append(slices.Clone(with.streams), process, pidw)
+	if with.secrets != nil {
+		args, files = append(args, "--secrets-fd=6"), append(files, with.secrets)
 	}
-	reply, err := s.ask(ectx, id, append(args, string(id)), files...)
-	if number := pid.finish(); ectx.Err() != nil {
-		s.killExec(context.WithoutCancel(ctx), id, number)
-	}
-	res := &sandbox.ExecResult{Stdout: stdout.finish(), Stderr: stderr.finish()}
+	// A command that is given up is killed by its pid, which comes when it has started; only
+	// then is the process that waits for it ended.
+	actx, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	stop := context.AfterFunc(ectx, func() {
+		s.killExec(actx, id, pid)
+		end()
+	})
+	defer stop()
+	// The streams end with the command, so our copies go as soon as they are sent.
+	sent := append(slices.Clone(with.streams), pidw)
+	reply, err := s.askAndClose(actx, id, append(args, string(id)), sent, files...)
+	res := &sandbox.ExecResult{}
 	switch {
 	case ctx.Err() != nil:
 		return nil, fault.Wrap(fault.Timeout, ctx.Err(), "the caller gave the command up")
@@ -243,10 +268,7 @@ func (s *Server) exec(ctx context.Context, id key.MachineID, e *sandbox.ExecSpec
 	case err != nil:
 		return nil, err
 	case !reply.Known:
-		if err := s.checkRunning(id); err != nil {
-			return nil, fault.New(fault.NotFound, "machine %s ended before the command did", id)
-		}
-		return nil, runsc.StartError(reply.Log, e.Args[0])
+		return nil, s.noResult(ctx, id, runsc.StartError(reply.Log, e.Args[0]))
 	}
 	status := syscall.WaitStatus(reply.Status)
 	res.Code = status.ExitStatus()
@@ -257,11 +279,43 @@ func (s *Server) exec(ctx context.Context, id key.MachineID, e *sandbox.ExecSpec
 	return res, nil
 }
 
-// killExec kills the command whose pid inside the sandbox is number: killing the
+// endGrace is how long the end of a Machine is awaited that took a command with it.
+const endGrace = 2 * time.Second
+
+// noResult is why a command has no result: the Machine may have ended under it.
+func (s *Server) noResult(ctx context.Context, id key.MachineID, failure *fault.Error) error {
+	if failure.Kind != fault.Internal {
+		return failure
+	}
+	r, err := s.get(id)
+	if err != nil {
+		return fault.New(fault.NotFound, "machine %s ended before the command did", id)
+	}
+	if f, err := wire.OpenProcess(r.Shim); err == nil {
+		ctx, cancel := context.WithTimeout(ctx, endGrace)
+		err = wire.WaitProcess(ctx, f)
+		cancel()
+		f.Close()
+		if err != nil {
+			return failure // it goes on
+		}
+	}
+	b, err := os.ReadFile(filepath.Join(s.runDir(id), exitFile))
+	if e, perr := wire.ParseExit(b); err == nil && perr == nil && e.OOM {
+		return fault.New(fault.Unprocessable, "machine %s ran out of memory while the command ran, and ended: raise guest.memory_mb", id)
+	}
+	return fault.New(fault.NotFound, "machine %s ended before the command did", id)
+}
+
+// killExec kills the command whose pid inside the sandbox comes from a pipe: killing the
 // process that waits for it would leave it running.
-func (s *Server) killExec(ctx context.Context, id key.MachineID, number []byte) {
+func (s *Server) killExec(ctx context.Context, id key.MachineID, from *os.File) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
+	from.SetReadDeadline(time.Now().Add(endGrace))
+	number := make([]byte, maxPID)
+	n, _ := from.Read(number)
+	number = number[:n]
 	// Whoever holds the shim may have written anything; it means something inside this
 	// sandbox only.
 	pid, err := strconv.ParseInt(strings.TrimSpace(string(number)), 10, 32)
@@ -271,6 +325,19 @@ func (s *Server) killExec(ctx context.Context, id key.MachineID, number []byte) 
 	if err := s.command(ctx, id, "kill", "--pid", strconv.FormatInt(pid, 10), string(id), "9"); err != nil {
 		s.log.Warn("a command that took too long could not be killed", "machine", id, "err", err)
 	}
+}
+
+// pidPipe makes the pipe through which the sandbox says a command's pid.
+func pidPipe() (r, w *os.File, err error) {
+	if r, w, err = os.Pipe(); err != nil {
+		return nil, nil, err
+	}
+	// The sandbox opens it again by its /proc path, as another user.
+	if err := w.Chmod(0o622); err != nil {
+		closeFiles([]*os.File{r, w})
+		return nil, nil, err
+	}
+	return r, w, nil
 }
 
 // memfile returns a file in memory that holds content.
@@ -289,20 +356,6 @@ func memfile(name string, content []byte) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
-}
-
-// feed returns a pipe that gives content and then ends.
-func feed(content []byte) (*os.File, error) {
-	r, w, err := os.Pipe()
-	if err != nil {
-		return nil, err
-	}
-	go func() {
-		defer w.Close()
-		// Ends when the reader has it all or is gone.
-		w.Write(content)
-	}()
-	return r, nil
 }
 
 // collector keeps the first bytes that are written to w and drops the rest.
@@ -334,22 +387,6 @@ func newCollector(limit int64) (*collector, error) {
 		c.done <- b
 	}()
 	return c, nil
-}
-
-// newCollectors makes a collector for each limit.
-func newCollectors(limits ...int64) ([]*collector, error) {
-	var list []*collector
-	for _, l := range limits {
-		c, err := newCollector(l)
-		if err != nil {
-			for _, c := range list {
-				c.finish()
-			}
-			return nil, err
-		}
-		list = append(list, c)
-	}
-	return list, nil
 }
 
 // finish closes w and returns what came, at the latest after outputGrace.

@@ -62,6 +62,10 @@ func buildAndRun(m *testing.M) int {
 			return 1
 		}
 	}
+	if out, err := exec.Command("../scripts/build-init", filepath.Join(dir, "bulkhead-init")).CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build bulkhead-init: %v\n%s", err, out)
+		return 1
+	}
 	return m.Run()
 }
 

@@ -41,11 +41,8 @@ func (m *machine) close() {
 
 // adopt takes up a Machine whose sandbox runs or has ended, as its record says.
 func (s *Server) adopt(m *machine, r record) error {
-	var err error
-	if m.stdout, err = s.openOutput(r.Machine, stdoutFile); err != nil {
-		return err
-	}
-	if m.stderr, err = s.openOutput(r.Machine, stderrFile); err != nil {
+	err := s.holdOutput(m, r.Machine)
+	if err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -57,6 +54,20 @@ func (s *Server) adopt(m *machine, r record) error {
 		go s.afterShim(r.Machine, m.pidfd)
 	}
 	return nil
+}
+
+// holdOutput keeps what the Machine writes, as soon as it may write anything: a command may
+// have ended, and its shim with it, before anybody else reads.
+func (s *Server) holdOutput(m *machine, id key.MachineID) (err error) {
+	if m.stdout == nil {
+		if m.stdout, err = s.openOutput(id, stdoutFile); err != nil {
+			return err
+		}
+	}
+	if m.stderr == nil {
+		m.stderr, err = s.openOutput(id, stderrFile)
+	}
+	return err
 }
 
 // afterShim waits for the shim. One that was killed leaves its sandbox without a

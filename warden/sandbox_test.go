@@ -59,11 +59,12 @@ func line(t testing.TB, sb sandbox.Sandbox) string {
 // run runs a command in a running Machine and returns its exit code and output.
 func (w *world) run(id key.MachineID, args ...string) (int, string) {
 	w.t.Helper()
-	r, err := w.client.Exec(testContext(w.t), id, sandbox.ExecSpec{Args: append([]string{appPath}, args...), Cwd: "/", Timeout: 20 * time.Second})
+	var out, errs bytes.Buffer
+	r, err := w.client.Exec(testContext(w.t), id, sandbox.ExecSpec{Args: append([]string{appPath}, args...), Cwd: "/", Timeout: 20 * time.Second, Stdout: &out, Stderr: &errs})
 	if err != nil {
 		w.t.Fatalf("exec %q: %v", args, err)
 	}
-	return r.Code, strings.TrimSpace(string(r.Stdout) + string(r.Stderr))
+	return r.Code, strings.TrimSpace(out.String() + errs.String())
 }
 
 // TestGuest looks at a Machine from inside.

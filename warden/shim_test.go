@@ -45,11 +45,11 @@ func TestShimSeesNothingOfTheHost(t *testing.T) {
 			names = append(names, dir+"/"+e.Name())
 		}
 	}
-	want := []string{wire.ShimProgram, wire.ShimHelper, wire.ShimBundle, "/dev", wire.ShimImage, "/proc", wire.ShimState, "/tmp", "/dev/null"}
+	want := []string{wire.ShimInit, wire.ShimProgram, wire.ShimHelper, wire.ShimBundle, "/dev", wire.ShimImage, "/proc", wire.ShimState, "/tmp", "/dev/null"}
 	if !slices.Equal(names, want) {
 		t.Errorf("the shim's root holds %q, want %q", names, want)
 	}
-	if got := mountPoints(t, pid); !slices.Equal(got, []string{"/ rw", "/bulkhead-sandbox ro", "/bulkhead-shim ro", "/bundle ro", "/dev/null rw", "/image.erofs ro", "/proc rw"}) {
+	if got := mountPoints(t, pid); !slices.Equal(got, []string{"/ rw", "/bulkhead-init ro", "/bulkhead-sandbox ro", "/bulkhead-shim ro", "/bundle ro", "/dev/null rw", "/image.erofs ro", "/proc rw"}) {
 		t.Errorf("the shim's mounts are %q", got)
 	}
 	// The process list that it sees is its own namespace's.

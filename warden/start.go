@@ -140,6 +140,9 @@ func (st *starter) run(ctx context.Context) error {
 	if err := failpoint.Write("warden/start/shim", st.startShim); err != nil {
 		return fmt.Errorf("start the shim: %w", err)
 	}
+	if err := s.holdOutput(st.machine, id); err != nil {
+		return err
+	}
 	err := failpoint.Write("warden/start/go", func() error { _, err := st.goPipe.Write([]byte{1}); return err })
 	if err != nil {
 		return fmt.Errorf("let the shim go on: %w", err)
@@ -318,6 +321,7 @@ func (st *starter) startShim() error {
 	}
 	config := wire.ShimConfig{
 		ID: string(id), Program: filepath.Join(s.config.LibDir, "bulkhead-sandbox"), Bundle: filepath.Join(dir, bundleDir),
+		Init:  filepath.Join(s.config.LibDir, "bulkhead-init"),
 		Image: filepath.Join(s.diskDir(id), imageFile), Cgroups: len(files) - (wire.FDCgroups - wire.FDGo),
 		Flags: runsc.Flags(wire.ShimState),
 	}

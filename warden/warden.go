@@ -205,12 +205,12 @@ func (s *Server) serveConn(ctx context.Context, nc net.Conn) error {
 		s.counters.add(req.Op, err)
 		return client.Send(c, client.Response{Error: client.ToError(err)})
 	}
-	secrets, err := secretsOf(req.Op, files)
+	with, err := broughtBy(req.Op, files)
 	if err != nil {
 		return errors.Join(err, client.Send(c, client.Response{Error: client.ToError(err)}))
 	}
 	if req.Op == client.OpStart {
-		return s.serveStart(ctx, c, req.Spec, secrets)
+		return s.serveStart(ctx, c, req.Spec, with.secrets)
 	}
 	// A caller that hangs up while it waits does not want the answer any more.
 	ctx, cancel := context.WithCancel(ctx)
@@ -219,7 +219,7 @@ func (s *Server) serveConn(ctx context.Context, nc net.Conn) error {
 		c.Read(make([]byte, 1))
 		cancel()
 	}()
-	resp, files, err := s.do(ctx, req, secrets)
+	resp, files, err := s.do(ctx, req, with)
 	defer closeFiles(files)
 	s.counters.add(req.Op, err)
 	if err != nil {
@@ -238,16 +238,27 @@ func mayCall(users local.Users, uid uint32, op client.Op) error {
 	return users.Check(role.SocketWarden, string(op), uid)
 }
 
-// secretsOf returns the one file that a request may bring: the secrets of a start or of
-// a command. It is passed on to the sandbox and never read here.
-func secretsOf(op client.Op, files []*os.File) (*os.File, error) {
-	if len(files) == 0 {
-		return nil, nil
+// brought are the files of a request. They are passed on to the sandbox and never read here.
+type brought struct {
+	streams []*os.File // of a command: stdin, stdout, stderr
+	secrets *os.File   // of a start or a command; nil when there are none
+}
+
+// broughtBy sorts the files that a request may bring.
+func broughtBy(op client.Op, files []*os.File) (b brought, err error) {
+	if op == client.OpExec && len(files) >= client.ExecFiles {
+		b.streams, files = files[:client.ExecFiles], files[client.ExecFiles:]
 	}
-	if len(files) > 1 || op != client.OpStart && op != client.OpExec {
-		return nil, fault.New(fault.Invalid, "%q brings %d files; a start and an exec may bring one, of secrets", op, len(files))
+	switch {
+	case op == client.OpExec && b.streams == nil:
+		return b, fault.New(fault.Invalid, "an exec brings %d files; it needs %d streams", len(files), client.ExecFiles)
+	case len(files) == 0:
+		return b, nil
+	case len(files) > 1 || op != client.OpStart && op != client.OpExec:
+		return b, fault.New(fault.Invalid, "%q brings %d files too many; a start and an exec may bring one, of secrets", op, len(files))
 	}
-	return files[0], client.CheckSecretFile(files[0])
+	b.secrets = files[0]
+	return b, client.CheckSecretFile(b.secrets)
 }
 
 // logFailure logs what the caller is not told: causes of internal errors.
@@ -299,7 +310,7 @@ func (s *Server) serveStart(ctx context.Context, c *net.UnixConn, spec *sandbox.
 }
 
 // do carries out every operation but OpStart.
-func (s *Server) do(ctx context.Context, req client.Request, secrets *os.File) (resp client.Response, files []*os.File, err error) {
+func (s *Server) do(ctx context.Context, req client.Request, with brought) (resp client.Response, files []*os.File, err error) {
 	if req.Op != client.OpPing && req.Op != client.OpList && req.Op != client.OpMetrics {
 		if _, err := key.ParseMachineID(string(req.Machine)); err != nil {
 			return resp, nil, err
@@ -312,7 +323,7 @@ func (s *Server) do(ctx context.Context, req client.Request, secrets *os.File) (
 	case client.OpSignal:
 		err = s.signal(ctx, req.Machine, req.Signal)
 	case client.OpExec:
-		resp.Exec, err = s.exec(ctx, req.Machine, req.Exec, secrets)
+		resp.Exec, err = s.exec(ctx, req.Machine, req.Exec, with)
 	case client.OpProcesses:
 		resp.Processes, err = s.processes(ctx, req.Machine)
 	case client.OpListen:

@@ -205,7 +205,13 @@ func (a *actor) forgotten() (bool, error) {
 	if !forget || a.rec.State != machine.Destroyed {
 		return false, nil
 	}
-	if err := a.w.removeLogs(a.id); err != nil {
+	// As long as the Machine is shown its users may read what it wrote; not on a node that is
+	// no longer the cluster's.
+	retire := a.w.retireLogs
+	if a.w.outcast.Load() {
+		retire = a.w.removeLogs
+	}
+	if err := retire(a.id); err != nil {
 		a.log.Warn("a forgotten machine's logs stay for now; their removal is tried again", "err", err)
 		a.w.done.Go(func() { a.w.removeLogsLater(a.id) })
 	}
@@ -215,6 +221,27 @@ func (a *actor) forgotten() (bool, error) {
 	a.w.vault.drop(a.id)
 	a.w.dropped(a.id, a)
 	return true, nil
+}
+
+// retireLogs keeps what a Machine wrote until retiredLife is over.
+func (w *Worker) retireLogs(id key.MachineID) error {
+	return failpoint.Write("worker/logs/retire", func() error { return w.logs.Retire(id) })
+}
+
+// Bounds of the logs of Machines that are no more.
+const (
+	retiredLife  = 24 * time.Hour // as long as the controller shows them (controller.tombstoneLife)
+	retiredMost  = 500            // each takes up to 10 MiB; the oldest go first
+	retiredEvery = 10 * time.Minute
+)
+
+// sweepLogs removes them when their time is over.
+func (w *Worker) sweepLogs() {
+	for wait := time.Duration(0); sleep(w.life, wait) == nil; wait = retiredEvery {
+		if err := w.logs.SweepRetired(time.Now().Add(-retiredLife), retiredMost); err != nil {
+			w.log.Warn("logs of machines that are no more stay for now", "err", err)
+		}
+	}
 }
 
 // removeLogs removes what a Machine wrote.

@@ -399,7 +399,7 @@ func TestService(t *testing.T) {
 	})
 	t.Run("processes", func(t *testing.T) {
 		r, err := w.Processes(ctx, &internalpb.ProcessesRequest{MachineId: a.MachineId})
-		if err != nil || len(r.Processes) != 1 || r.Processes[0].Command != "talk" || r.Processes[0].Stime == 0 {
+		if err != nil || len(r.Processes) != 2 || r.Processes[1].Command != "talk" || r.Processes[0].Stime == 0 {
 			t.Fatalf("%v, %v", r, err)
 		}
 	})

@@ -284,8 +284,11 @@ func (d *driver) leftovers() error {
 	if f := d.n.host.Faults(); len(f) > 0 {
 		return fmt.Errorf("the worker did what it must not: %v", f)
 	}
-	if e, _ := os.ReadDir(filepath.Join(d.n.dir, "logs")); len(e) > 0 {
-		return fmt.Errorf("logs are left: %v", e)
+	left, _ := os.ReadDir(filepath.Join(d.n.dir, "logs"))
+	for _, e := range left { // its users may read them for a day
+		if _, err := os.Stat(filepath.Join(d.n.dir, "logs", e.Name(), "retired")); err != nil {
+			return fmt.Errorf("logs are left and not retired: %v", e)
+		}
 	}
 	j, err := openJournal(d.n.dir)
 	if err != nil {

@@ -60,11 +60,11 @@ func (p *pumps) finish(within time.Duration) {
 }
 
 // copyLines reads r to its end and hands over whole lines, many at a time; a line
-// longer than logs.MaxLine comes in parts.
+// longer than logs.MaxLine comes in parts, which end between characters.
 func copyLines(r io.Reader, emit func([]logs.Line)) {
 	buf := make([]byte, 0, 2*logs.MaxLine)
 	for {
-		n, err := r.Read(buf[len(buf):min(cap(buf), len(buf)+logs.MaxLine)])
+		n, err := r.Read(buf[len(buf):min(cap(buf), len(buf)+logs.MaxLine)]) // there is room: a rest is at most MaxLine
 		buf = buf[:len(buf)+n]
 		now := time.Now()
 		var lines []logs.Line
@@ -77,7 +77,12 @@ func copyLines(r io.Reader, emit func([]logs.Line)) {
 			lines = append(lines, logs.Line{Time: now, Text: bytes.TrimSuffix(rest[:i], []byte("\r"))})
 			rest = rest[i+1:]
 		}
-		if len(rest) >= logs.MaxLine || err != nil && len(rest) > 0 {
+		for len(rest) > logs.MaxLine {
+			n := logs.Whole(rest, logs.MaxLine)
+			lines = append(lines, logs.Line{Time: now, Text: rest[:n]})
+			rest = rest[n:]
+		}
+		if err != nil && len(rest) > 0 {
 			lines = append(lines, logs.Line{Time: now, Text: rest})
 			rest = nil
 		}

@@ -14,7 +14,6 @@ import (
 	"bulkhead/logs"
 	"bulkhead/machine"
 	"bulkhead/sandbox"
-	"bulkhead/secret"
 )
 
 // Bounds of the service's calls.
@@ -143,39 +142,6 @@ func (s *service) Signal(ctx context.Context, req *internalpb.SignalRequest) (*i
 	return &internalpb.SignalResponse{}, gone(id, s.w.runtime.Signal(ctx, id, int(req.GetSignal())))
 }
 
-// Exec runs a command in the Machine, as its user, with its environment.
-func (s *service) Exec(ctx context.Context, req *internalpb.ExecRequest) (*internalpb.ExecResponse, error) {
-	k, id, err := s.running(req.GetMachineId())
-	if err != nil {
-		return nil, err
-	}
-	if len(req.GetCommand()) == 0 {
-		return nil, fault.New(fault.Invalid, "command is empty; give the command to run")
-	}
-	timeout := time.Duration(req.GetTimeoutMs()) * time.Millisecond
-	if timeout == 0 {
-		timeout = defaultExec
-	}
-	if timeout < 0 || timeout > maxExec {
-		return nil, fault.New(fault.Invalid, "timeout is %v; it must be at most %v", timeout, maxExec)
-	}
-	spec, err := s.w.execSpec(id, k)
-	if err != nil {
-		return nil, err
-	}
-	if len(spec.Secrets) > 0 {
-		defer secret.Forget()
-	}
-	spec.Args, spec.Stdin, spec.Timeout = req.GetCommand(), req.GetStdin(), timeout
-	ctx, cancel := context.WithTimeout(ctx, timeout+callTimeout)
-	defer cancel()
-	r, err := s.w.runtime.Exec(ctx, id, spec)
-	if err != nil {
-		return nil, gone(id, err)
-	}
-	return &internalpb.ExecResponse{ExitCode: int32(r.Code), ExitSignal: int32(r.Signal), Stdout: r.Stdout, Stderr: r.Stderr}, nil
-}
-
 // execSpec takes environment, user and directory from what the Machine was started
 // with.
 func (w *Worker) execSpec(id key.MachineID, k *seen) (sandbox.ExecSpec, error) {
@@ -190,7 +156,7 @@ func (w *Worker) execSpec(id key.MachineID, k *seen) (sandbox.ExecSpec, error) {
 	}
 	secrets, err := a.heldEnvironment()
 	s.Env = append(s.Env, roleVariables(id, s.Env, secrets)...)
-	return sandbox.ExecSpec{Env: s.Env, Secrets: secrets, Cwd: s.Cwd, UID: s.UID, GID: s.GID}, err
+	return sandbox.ExecSpec{Env: s.Env, Secrets: secrets, Cwd: s.Cwd, UID: s.UID, GID: s.GID, Groups: s.Groups}, err
 }
 
 // Processes lists the processes of the Machine. Times are in milliseconds: stime is
@@ -220,15 +186,20 @@ func (s *service) Processes(ctx context.Context, req *internalpb.ProcessesReques
 // Logs streams the Machine's output. A follower's stream ends when the Machine is
 // forgotten or the caller leaves.
 func (s *service) Logs(req *internalpb.LogsRequest, out grpc.ServerStreamingServer[internalpb.LogLine]) error {
-	_, id, err := s.known(req.GetMachineId())
+	id, err := key.ParseMachineID(req.GetMachineId())
 	if err != nil {
+		return err
+	}
+	_, err = s.w.get(id)
+	retired := err != nil && s.w.logs.Retired(id)
+	if err != nil && !retired {
 		return err
 	}
 	send := func(l logs.Line) error {
 		return out.Send(&internalpb.LogLine{TimeNs: l.Time.UnixNano(), Stream: l.Stream, Line: l.Text})
 	}
 	tail := max(0, int(req.GetTail()))
-	if req.GetFollow() {
+	if req.GetFollow() && !retired {
 		ctx, cancel := context.WithCancel(out.Context())
 		defer cancel()
 		stop := context.AfterFunc(s.w.life, cancel)

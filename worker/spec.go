@@ -22,6 +22,9 @@ import (
 // defaultPath is PATH where neither the image nor the config sets it, as Docker's.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+// ownInitLabel is the label with the value "true" of an image whose command must be process 1.
+const ownInitLabel = "bulkhead.own-init"
+
 func instanceOf(a *internalpb.Assignment) key.InstanceID { return key.InstanceID(a.GetInstanceId()) }
 
 // configOf reads the assignment's config.
@@ -123,7 +126,10 @@ func (a *actor) spec(img *image.Image) (sandbox.Spec, error) {
 		Machine: a.id, Instance: instanceOf(a.asg), Slot: a.rec.Slot,
 		Grant: a.asg.GetGrant(), GrantSignature: a.asg.GetGrantSignature(),
 		Image: img.Digest, Cwd: img.Config.WorkingDir, Hostname: hostname(cfg, a.id),
-		TTY: cfg.Init != nil && cfg.Init.TTY,
+		TTY: cfg.Init != nil && cfg.Init.TTY, OwnInit: img.Config.Labels[ownInitLabel] == "true",
+	}
+	if s.TTY && s.OwnInit {
+		return s, fault.New(fault.Unprocessable, "init.tty needs the platform's init, and the image's label %s refuses it", ownInitLabel)
 	}
 	if s.Cwd == "" {
 		s.Cwd = "/"

@@ -90,6 +90,7 @@ func removed(err error) bool {
 // It is called at each refusal, does what is left to do, and returns how many Machines
 // there are left.
 func (w *Worker) abandon(why error) int {
+	w.outcast.Store(true)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for id, a := range w.actors {

@@ -99,47 +99,24 @@ func resolvConf(d *machine.DNS, nameservers []netip.Addr) []byte {
 	return []byte(b.String())
 }
 
-// dirModes are the modes of directories that images have with another mode than
-// 0755: an entry of the archive replaces the image's.
-var dirModes = map[string]int64{"/tmp": 0o1777, "/var/tmp": 0o1777, "/root": 0o700, "/dev/shm": 0o1777}
-
-// upper writes files as the archive that is laid over the image: parents before
-// children, every name beginning with "./", everything owned by root, the same
-// bytes for the same files.
+// upper writes files as the archive that the sandbox puts into the image: every name begins
+// with "./", everything is owned by root, and the same files give the same bytes.
 func upper(files map[string]file) ([]byte, error) {
-	dirs := map[string]bool{"/": true}
+	names := make([]string, 0, len(files))
 	for p := range files {
 		for d := path.Dir(p); d != "/"; d = path.Dir(d) {
 			if _, isFile := files[d]; isFile {
 				return nil, fault.New(fault.Invalid, "%q is a file and %q needs it to be a directory", d, p)
 			}
-			dirs[d] = true
 		}
+		names = append(names, p)
 	}
-	names := make([]string, 0, len(files)+len(dirs))
-	for d := range dirs {
-		names = append(names, d)
-	}
-	for f := range files {
-		names = append(names, f)
-	}
-	sort.Strings(names) // a parent is a prefix of its children
+	sort.Strings(names)
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for _, n := range names {
-		h := &tar.Header{Name: "." + n, ModTime: time.Unix(0, 0), Format: tar.FormatUnknown}
-		f, isFile := files[n]
-		if isFile {
-			h.Typeflag, h.Mode, h.Size = tar.TypeReg, f.mode, int64(len(f.content))
-		} else {
-			h.Typeflag, h.Mode = tar.TypeDir, 0o755
-			if m, ok := dirModes[n]; ok {
-				h.Mode = m
-			}
-			if h.Name = "." + n; n != "/" {
-				h.Name += "/"
-			}
-		}
+		f := files[n]
+		h := &tar.Header{Name: "." + n, Typeflag: tar.TypeReg, Mode: f.mode, Size: int64(len(f.content)), ModTime: time.Unix(0, 0), Format: tar.FormatUnknown}
 		if err := w.WriteHeader(h); err != nil {
 			return nil, fault.Wrap(fault.Unprocessable, err, "the file %q cannot be put into the machine", n)
 		}

@@ -124,6 +124,7 @@ type Worker struct {
 	journal  *journal
 	vault    *vault
 	online   atomic.Bool // the controller answers
+	outcast  atomic.Bool // the node was removed from the cluster
 	logs     *logs.Store
 	metrics  *metrics
 	capacity *capacity
@@ -248,6 +249,7 @@ func (w *Worker) Open() (err error) {
 	w.done.Go(w.clearStrays)
 	w.done.Go(w.collect)
 	w.done.Go(w.scrub)
+	w.done.Go(w.sweepLogs)
 	w.done.Go(w.watchUsage)
 	return nil
 }

@@ -287,6 +287,13 @@ func (c *counting) mounts() error {
 	return nil
 }
 
+// RetiredLogs reports whether a directory holds the logs of a Machine that is no more: its
+// users may read them for a day.
+func RetiredLogs(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, "retired"))
+	return err == nil
+}
+
 // files lists the files of Machines, and temporary ones.
 func (c *counting) files() error {
 	worker, registry := filepath.Join(c.w.DataDir, "worker"), filepath.Join(c.w.DataDir, "controller", "registry")
@@ -295,6 +302,9 @@ func (c *counting) files() error {
 		filepath.Join(registry, "tmp"), filepath.Join(registry, "uploads"), filepath.Join(registry, "repos"),
 	} {
 		err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+			if RetiredLogs(path) {
+				return fs.SkipDir
+			}
 			if err == nil {
 				c.add("file %s", path)
 			}

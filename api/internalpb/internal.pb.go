@@ -2557,7 +2557,7 @@ type ExecResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ExitCode      int32                  `protobuf:"varint,1,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`
 	ExitSignal    int32                  `protobuf:"varint,2,opt,name=exit_signal,json=exitSignal,proto3" json:"exit_signal,omitempty"`
-	Stdout        []byte                 `protobuf:"bytes,3,opt,name=stdout,proto3" json:"stdout,omitempty"` // at most 1 MiB, then cut
+	Stdout        []byte                 `protobuf:"bytes,3,opt,name=stdout,proto3" json:"stdout,omitempty"` // at most 1 MiB
 	Stderr        []byte                 `protobuf:"bytes,4,opt,name=stderr,proto3" json:"stderr,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2621,6 +2621,178 @@ func (x *ExecResponse) GetStderr() []byte {
 	return nil
 }
 
+type ExecInput struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Begin         *ExecRequest           `protobuf:"bytes,1,opt,name=begin,proto3" json:"begin,omitempty"` // in the first message only; its stdin is empty, its timeout_ms 0 means 24 h
+	Stdin         []byte                 `protobuf:"bytes,2,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	End           bool                   `protobuf:"varint,3,opt,name=end,proto3" json:"end,omitempty"` // of stdin
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecInput) Reset() {
+	*x = ExecInput{}
+	mi := &file_api_internalpb_internal_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecInput) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecInput) ProtoMessage() {}
+
+func (x *ExecInput) ProtoReflect() protoreflect.Message {
+	mi := &file_api_internalpb_internal_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecInput.ProtoReflect.Descriptor instead.
+func (*ExecInput) Descriptor() ([]byte, []int) {
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *ExecInput) GetBegin() *ExecRequest {
+	if x != nil {
+		return x.Begin
+	}
+	return nil
+}
+
+func (x *ExecInput) GetStdin() []byte {
+	if x != nil {
+		return x.Stdin
+	}
+	return nil
+}
+
+func (x *ExecInput) GetEnd() bool {
+	if x != nil {
+		return x.End
+	}
+	return false
+}
+
+type ExecOutput struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stdout        []byte                 `protobuf:"bytes,1,opt,name=stdout,proto3" json:"stdout,omitempty"`
+	Stderr        []byte                 `protobuf:"bytes,2,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	End           *ExecEnd               `protobuf:"bytes,3,opt,name=end,proto3" json:"end,omitempty"` // in the last message only
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecOutput) Reset() {
+	*x = ExecOutput{}
+	mi := &file_api_internalpb_internal_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecOutput) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecOutput) ProtoMessage() {}
+
+func (x *ExecOutput) ProtoReflect() protoreflect.Message {
+	mi := &file_api_internalpb_internal_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecOutput.ProtoReflect.Descriptor instead.
+func (*ExecOutput) Descriptor() ([]byte, []int) {
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ExecOutput) GetStdout() []byte {
+	if x != nil {
+		return x.Stdout
+	}
+	return nil
+}
+
+func (x *ExecOutput) GetStderr() []byte {
+	if x != nil {
+		return x.Stderr
+	}
+	return nil
+}
+
+func (x *ExecOutput) GetEnd() *ExecEnd {
+	if x != nil {
+		return x.End
+	}
+	return nil
+}
+
+type ExecEnd struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ExitCode      int32                  `protobuf:"varint,1,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`
+	ExitSignal    int32                  `protobuf:"varint,2,opt,name=exit_signal,json=exitSignal,proto3" json:"exit_signal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecEnd) Reset() {
+	*x = ExecEnd{}
+	mi := &file_api_internalpb_internal_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecEnd) ProtoMessage() {}
+
+func (x *ExecEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_api_internalpb_internal_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecEnd.ProtoReflect.Descriptor instead.
+func (*ExecEnd) Descriptor() ([]byte, []int) {
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *ExecEnd) GetExitCode() int32 {
+	if x != nil {
+		return x.ExitCode
+	}
+	return 0
+}
+
+func (x *ExecEnd) GetExitSignal() int32 {
+	if x != nil {
+		return x.ExitSignal
+	}
+	return 0
+}
+
 type ProcessesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	MachineId     string                 `protobuf:"bytes,1,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
@@ -2630,7 +2802,7 @@ type ProcessesRequest struct {
 
 func (x *ProcessesRequest) Reset() {
 	*x = ProcessesRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[40]
+	mi := &file_api_internalpb_internal_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2642,7 +2814,7 @@ func (x *ProcessesRequest) String() string {
 func (*ProcessesRequest) ProtoMessage() {}
 
 func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[40]
+	mi := &file_api_internalpb_internal_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2655,7 +2827,7 @@ func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{40}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ProcessesRequest) GetMachineId() string {
@@ -2674,7 +2846,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[41]
+	mi := &file_api_internalpb_internal_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2686,7 +2858,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[41]
+	mi := &file_api_internalpb_internal_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2699,7 +2871,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{41}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -2725,7 +2897,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[42]
+	mi := &file_api_internalpb_internal_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2737,7 +2909,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[42]
+	mi := &file_api_internalpb_internal_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2750,7 +2922,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{42}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Process) GetPid() int32 {
@@ -2819,7 +2991,7 @@ type ListenSocket struct {
 
 func (x *ListenSocket) Reset() {
 	*x = ListenSocket{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[43]
+	mi := &file_api_internalpb_internal_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2831,7 +3003,7 @@ func (x *ListenSocket) String() string {
 func (*ListenSocket) ProtoMessage() {}
 
 func (x *ListenSocket) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[43]
+	mi := &file_api_internalpb_internal_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2844,7 +3016,7 @@ func (x *ListenSocket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListenSocket.ProtoReflect.Descriptor instead.
 func (*ListenSocket) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{43}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListenSocket) GetProto() string {
@@ -2872,7 +3044,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[44]
+	mi := &file_api_internalpb_internal_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2884,7 +3056,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[44]
+	mi := &file_api_internalpb_internal_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2897,7 +3069,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{44}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *LogsRequest) GetMachineId() string {
@@ -2932,7 +3104,7 @@ type LogLine struct {
 
 func (x *LogLine) Reset() {
 	*x = LogLine{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[45]
+	mi := &file_api_internalpb_internal_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2944,7 +3116,7 @@ func (x *LogLine) String() string {
 func (*LogLine) ProtoMessage() {}
 
 func (x *LogLine) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[45]
+	mi := &file_api_internalpb_internal_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2957,7 +3129,7 @@ func (x *LogLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogLine.ProtoReflect.Descriptor instead.
 func (*LogLine) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{45}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *LogLine) GetTimeNs() int64 {
@@ -3207,7 +3379,20 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"\vexit_signal\x18\x02 \x01(\x05R\n" +
 	"exitSignal\x12\x16\n" +
 	"\x06stdout\x18\x03 \x01(\fR\x06stdout\x12\x16\n" +
-	"\x06stderr\x18\x04 \x01(\fR\x06stderr\"1\n" +
+	"\x06stderr\x18\x04 \x01(\fR\x06stderr\"l\n" +
+	"\tExecInput\x127\n" +
+	"\x05begin\x18\x01 \x01(\v2!.bulkhead.internal.v1.ExecRequestR\x05begin\x12\x14\n" +
+	"\x05stdin\x18\x02 \x01(\fR\x05stdin\x12\x10\n" +
+	"\x03end\x18\x03 \x01(\bR\x03end\"m\n" +
+	"\n" +
+	"ExecOutput\x12\x16\n" +
+	"\x06stdout\x18\x01 \x01(\fR\x06stdout\x12\x16\n" +
+	"\x06stderr\x18\x02 \x01(\fR\x06stderr\x12/\n" +
+	"\x03end\x18\x03 \x01(\v2\x1d.bulkhead.internal.v1.ExecEndR\x03end\"G\n" +
+	"\aExecEnd\x12\x1b\n" +
+	"\texit_code\x18\x01 \x01(\x05R\bexitCode\x12\x1f\n" +
+	"\vexit_signal\x18\x02 \x01(\x05R\n" +
+	"exitSignal\"1\n" +
 	"\x10ProcessesRequest\x12\x1d\n" +
 	"\n" +
 	"machine_id\x18\x01 \x01(\tR\tmachineId\"P\n" +
@@ -3243,11 +3428,13 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"\vWatchRoutes\x12(.bulkhead.internal.v1.WatchRoutesRequest\x1a!.bulkhead.internal.v1.RouteUpdate0\x01\x12\x83\x01\n" +
 	"\x16IssueServerCertificate\x123.bulkhead.internal.v1.IssueServerCertificateRequest\x1a4.bulkhead.internal.v1.IssueServerCertificateResponse\x12X\n" +
 	"\n" +
-	"MachineAPI\x12\".bulkhead.internal.v1.MachineBytes\x1a\".bulkhead.internal.v1.MachineBytes(\x010\x012\xcc\x04\n" +
+	"MachineAPI\x12\".bulkhead.internal.v1.MachineBytes\x1a\".bulkhead.internal.v1.MachineBytes(\x010\x012\xa1\x05\n" +
 	"\x06Worker\x12V\n" +
 	"\aReserve\x12$.bulkhead.internal.v1.ReserveRequest\x1a%.bulkhead.internal.v1.ReserveResponse\x12S\n" +
 	"\x06Signal\x12#.bulkhead.internal.v1.SignalRequest\x1a$.bulkhead.internal.v1.SignalResponse\x12M\n" +
-	"\x04Exec\x12!.bulkhead.internal.v1.ExecRequest\x1a\".bulkhead.internal.v1.ExecResponse\x12\\\n" +
+	"\x04Exec\x12!.bulkhead.internal.v1.ExecRequest\x1a\".bulkhead.internal.v1.ExecResponse\x12S\n" +
+	"\n" +
+	"ExecStream\x12\x1f.bulkhead.internal.v1.ExecInput\x1a .bulkhead.internal.v1.ExecOutput(\x010\x01\x12\\\n" +
 	"\tProcesses\x12&.bulkhead.internal.v1.ProcessesRequest\x1a'.bulkhead.internal.v1.ProcessesResponse\x12J\n" +
 	"\x04Logs\x12!.bulkhead.internal.v1.LogsRequest\x1a\x1d.bulkhead.internal.v1.LogLine0\x01\x12M\n" +
 	"\x04Wake\x12!.bulkhead.internal.v1.WakeRequest\x1a\".bulkhead.internal.v1.WakeResponse\x12M\n" +
@@ -3271,7 +3458,7 @@ func file_api_internalpb_internal_proto_rawDescGZIP() []byte {
 	return file_api_internalpb_internal_proto_rawDescData
 }
 
-var file_api_internalpb_internal_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_api_internalpb_internal_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_api_internalpb_internal_proto_goTypes = []any{
 	(*RenewRequest)(nil),                   // 0: bulkhead.internal.v1.RenewRequest
 	(*RenewResponse)(nil),                  // 1: bulkhead.internal.v1.RenewResponse
@@ -3313,12 +3500,15 @@ var file_api_internalpb_internal_proto_goTypes = []any{
 	(*SignalResponse)(nil),                 // 37: bulkhead.internal.v1.SignalResponse
 	(*ExecRequest)(nil),                    // 38: bulkhead.internal.v1.ExecRequest
 	(*ExecResponse)(nil),                   // 39: bulkhead.internal.v1.ExecResponse
-	(*ProcessesRequest)(nil),               // 40: bulkhead.internal.v1.ProcessesRequest
-	(*ProcessesResponse)(nil),              // 41: bulkhead.internal.v1.ProcessesResponse
-	(*Process)(nil),                        // 42: bulkhead.internal.v1.Process
-	(*ListenSocket)(nil),                   // 43: bulkhead.internal.v1.ListenSocket
-	(*LogsRequest)(nil),                    // 44: bulkhead.internal.v1.LogsRequest
-	(*LogLine)(nil),                        // 45: bulkhead.internal.v1.LogLine
+	(*ExecInput)(nil),                      // 40: bulkhead.internal.v1.ExecInput
+	(*ExecOutput)(nil),                     // 41: bulkhead.internal.v1.ExecOutput
+	(*ExecEnd)(nil),                        // 42: bulkhead.internal.v1.ExecEnd
+	(*ProcessesRequest)(nil),               // 43: bulkhead.internal.v1.ProcessesRequest
+	(*ProcessesResponse)(nil),              // 44: bulkhead.internal.v1.ProcessesResponse
+	(*Process)(nil),                        // 45: bulkhead.internal.v1.Process
+	(*ListenSocket)(nil),                   // 46: bulkhead.internal.v1.ListenSocket
+	(*LogsRequest)(nil),                    // 47: bulkhead.internal.v1.LogsRequest
+	(*LogLine)(nil),                        // 48: bulkhead.internal.v1.LogLine
 }
 var file_api_internalpb_internal_proto_depIdxs = []int32{
 	4,  // 0: bulkhead.internal.v1.Revoked.identities:type_name -> bulkhead.internal.v1.RevokedIdentity
@@ -3335,47 +3525,51 @@ var file_api_internalpb_internal_proto_depIdxs = []int32{
 	25, // 11: bulkhead.internal.v1.Route.services:type_name -> bulkhead.internal.v1.ServiceRoute
 	26, // 12: bulkhead.internal.v1.ServiceRoute.backends:type_name -> bulkhead.internal.v1.Backend
 	27, // 13: bulkhead.internal.v1.Backend.options:type_name -> bulkhead.internal.v1.BackendOptions
-	42, // 14: bulkhead.internal.v1.ProcessesResponse.processes:type_name -> bulkhead.internal.v1.Process
-	43, // 15: bulkhead.internal.v1.Process.listen_sockets:type_name -> bulkhead.internal.v1.ListenSocket
-	7,  // 16: bulkhead.internal.v1.Controller.Sync:input_type -> bulkhead.internal.v1.FromWorker
-	18, // 17: bulkhead.internal.v1.Controller.FetchManifest:input_type -> bulkhead.internal.v1.FetchManifestRequest
-	20, // 18: bulkhead.internal.v1.Controller.FetchBlob:input_type -> bulkhead.internal.v1.FetchBlobRequest
-	14, // 19: bulkhead.internal.v1.Controller.FetchSecrets:input_type -> bulkhead.internal.v1.FetchSecretsRequest
-	22, // 20: bulkhead.internal.v1.Controller.WatchRoutes:input_type -> bulkhead.internal.v1.WatchRoutesRequest
-	28, // 21: bulkhead.internal.v1.Controller.IssueServerCertificate:input_type -> bulkhead.internal.v1.IssueServerCertificateRequest
-	17, // 22: bulkhead.internal.v1.Controller.MachineAPI:input_type -> bulkhead.internal.v1.MachineBytes
-	30, // 23: bulkhead.internal.v1.Worker.Reserve:input_type -> bulkhead.internal.v1.ReserveRequest
-	36, // 24: bulkhead.internal.v1.Worker.Signal:input_type -> bulkhead.internal.v1.SignalRequest
-	38, // 25: bulkhead.internal.v1.Worker.Exec:input_type -> bulkhead.internal.v1.ExecRequest
-	40, // 26: bulkhead.internal.v1.Worker.Processes:input_type -> bulkhead.internal.v1.ProcessesRequest
-	44, // 27: bulkhead.internal.v1.Worker.Logs:input_type -> bulkhead.internal.v1.LogsRequest
-	32, // 28: bulkhead.internal.v1.Worker.Wake:input_type -> bulkhead.internal.v1.WakeRequest
-	34, // 29: bulkhead.internal.v1.Worker.Idle:input_type -> bulkhead.internal.v1.IdleRequest
-	0,  // 30: bulkhead.internal.v1.Membership.Renew:input_type -> bulkhead.internal.v1.RenewRequest
-	2,  // 31: bulkhead.internal.v1.Membership.WatchRevoked:input_type -> bulkhead.internal.v1.WatchRevokedRequest
-	5,  // 32: bulkhead.internal.v1.Telemetry.Metrics:input_type -> bulkhead.internal.v1.MetricsRequest
-	8,  // 33: bulkhead.internal.v1.Controller.Sync:output_type -> bulkhead.internal.v1.ToWorker
-	19, // 34: bulkhead.internal.v1.Controller.FetchManifest:output_type -> bulkhead.internal.v1.FetchManifestResponse
-	21, // 35: bulkhead.internal.v1.Controller.FetchBlob:output_type -> bulkhead.internal.v1.BlobChunk
-	15, // 36: bulkhead.internal.v1.Controller.FetchSecrets:output_type -> bulkhead.internal.v1.FetchSecretsResponse
-	23, // 37: bulkhead.internal.v1.Controller.WatchRoutes:output_type -> bulkhead.internal.v1.RouteUpdate
-	29, // 38: bulkhead.internal.v1.Controller.IssueServerCertificate:output_type -> bulkhead.internal.v1.IssueServerCertificateResponse
-	17, // 39: bulkhead.internal.v1.Controller.MachineAPI:output_type -> bulkhead.internal.v1.MachineBytes
-	31, // 40: bulkhead.internal.v1.Worker.Reserve:output_type -> bulkhead.internal.v1.ReserveResponse
-	37, // 41: bulkhead.internal.v1.Worker.Signal:output_type -> bulkhead.internal.v1.SignalResponse
-	39, // 42: bulkhead.internal.v1.Worker.Exec:output_type -> bulkhead.internal.v1.ExecResponse
-	41, // 43: bulkhead.internal.v1.Worker.Processes:output_type -> bulkhead.internal.v1.ProcessesResponse
-	45, // 44: bulkhead.internal.v1.Worker.Logs:output_type -> bulkhead.internal.v1.LogLine
-	33, // 45: bulkhead.internal.v1.Worker.Wake:output_type -> bulkhead.internal.v1.WakeResponse
-	35, // 46: bulkhead.internal.v1.Worker.Idle:output_type -> bulkhead.internal.v1.IdleResponse
-	1,  // 47: bulkhead.internal.v1.Membership.Renew:output_type -> bulkhead.internal.v1.RenewResponse
-	3,  // 48: bulkhead.internal.v1.Membership.WatchRevoked:output_type -> bulkhead.internal.v1.Revoked
-	6,  // 49: bulkhead.internal.v1.Telemetry.Metrics:output_type -> bulkhead.internal.v1.MetricsResponse
-	33, // [33:50] is the sub-list for method output_type
-	16, // [16:33] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	38, // 14: bulkhead.internal.v1.ExecInput.begin:type_name -> bulkhead.internal.v1.ExecRequest
+	42, // 15: bulkhead.internal.v1.ExecOutput.end:type_name -> bulkhead.internal.v1.ExecEnd
+	45, // 16: bulkhead.internal.v1.ProcessesResponse.processes:type_name -> bulkhead.internal.v1.Process
+	46, // 17: bulkhead.internal.v1.Process.listen_sockets:type_name -> bulkhead.internal.v1.ListenSocket
+	7,  // 18: bulkhead.internal.v1.Controller.Sync:input_type -> bulkhead.internal.v1.FromWorker
+	18, // 19: bulkhead.internal.v1.Controller.FetchManifest:input_type -> bulkhead.internal.v1.FetchManifestRequest
+	20, // 20: bulkhead.internal.v1.Controller.FetchBlob:input_type -> bulkhead.internal.v1.FetchBlobRequest
+	14, // 21: bulkhead.internal.v1.Controller.FetchSecrets:input_type -> bulkhead.internal.v1.FetchSecretsRequest
+	22, // 22: bulkhead.internal.v1.Controller.WatchRoutes:input_type -> bulkhead.internal.v1.WatchRoutesRequest
+	28, // 23: bulkhead.internal.v1.Controller.IssueServerCertificate:input_type -> bulkhead.internal.v1.IssueServerCertificateRequest
+	17, // 24: bulkhead.internal.v1.Controller.MachineAPI:input_type -> bulkhead.internal.v1.MachineBytes
+	30, // 25: bulkhead.internal.v1.Worker.Reserve:input_type -> bulkhead.internal.v1.ReserveRequest
+	36, // 26: bulkhead.internal.v1.Worker.Signal:input_type -> bulkhead.internal.v1.SignalRequest
+	38, // 27: bulkhead.internal.v1.Worker.Exec:input_type -> bulkhead.internal.v1.ExecRequest
+	40, // 28: bulkhead.internal.v1.Worker.ExecStream:input_type -> bulkhead.internal.v1.ExecInput
+	43, // 29: bulkhead.internal.v1.Worker.Processes:input_type -> bulkhead.internal.v1.ProcessesRequest
+	47, // 30: bulkhead.internal.v1.Worker.Logs:input_type -> bulkhead.internal.v1.LogsRequest
+	32, // 31: bulkhead.internal.v1.Worker.Wake:input_type -> bulkhead.internal.v1.WakeRequest
+	34, // 32: bulkhead.internal.v1.Worker.Idle:input_type -> bulkhead.internal.v1.IdleRequest
+	0,  // 33: bulkhead.internal.v1.Membership.Renew:input_type -> bulkhead.internal.v1.RenewRequest
+	2,  // 34: bulkhead.internal.v1.Membership.WatchRevoked:input_type -> bulkhead.internal.v1.WatchRevokedRequest
+	5,  // 35: bulkhead.internal.v1.Telemetry.Metrics:input_type -> bulkhead.internal.v1.MetricsRequest
+	8,  // 36: bulkhead.internal.v1.Controller.Sync:output_type -> bulkhead.internal.v1.ToWorker
+	19, // 37: bulkhead.internal.v1.Controller.FetchManifest:output_type -> bulkhead.internal.v1.FetchManifestResponse
+	21, // 38: bulkhead.internal.v1.Controller.FetchBlob:output_type -> bulkhead.internal.v1.BlobChunk
+	15, // 39: bulkhead.internal.v1.Controller.FetchSecrets:output_type -> bulkhead.internal.v1.FetchSecretsResponse
+	23, // 40: bulkhead.internal.v1.Controller.WatchRoutes:output_type -> bulkhead.internal.v1.RouteUpdate
+	29, // 41: bulkhead.internal.v1.Controller.IssueServerCertificate:output_type -> bulkhead.internal.v1.IssueServerCertificateResponse
+	17, // 42: bulkhead.internal.v1.Controller.MachineAPI:output_type -> bulkhead.internal.v1.MachineBytes
+	31, // 43: bulkhead.internal.v1.Worker.Reserve:output_type -> bulkhead.internal.v1.ReserveResponse
+	37, // 44: bulkhead.internal.v1.Worker.Signal:output_type -> bulkhead.internal.v1.SignalResponse
+	39, // 45: bulkhead.internal.v1.Worker.Exec:output_type -> bulkhead.internal.v1.ExecResponse
+	41, // 46: bulkhead.internal.v1.Worker.ExecStream:output_type -> bulkhead.internal.v1.ExecOutput
+	44, // 47: bulkhead.internal.v1.Worker.Processes:output_type -> bulkhead.internal.v1.ProcessesResponse
+	48, // 48: bulkhead.internal.v1.Worker.Logs:output_type -> bulkhead.internal.v1.LogLine
+	33, // 49: bulkhead.internal.v1.Worker.Wake:output_type -> bulkhead.internal.v1.WakeResponse
+	35, // 50: bulkhead.internal.v1.Worker.Idle:output_type -> bulkhead.internal.v1.IdleResponse
+	1,  // 51: bulkhead.internal.v1.Membership.Renew:output_type -> bulkhead.internal.v1.RenewResponse
+	3,  // 52: bulkhead.internal.v1.Membership.WatchRevoked:output_type -> bulkhead.internal.v1.Revoked
+	6,  // 53: bulkhead.internal.v1.Telemetry.Metrics:output_type -> bulkhead.internal.v1.MetricsResponse
+	36, // [36:54] is the sub-list for method output_type
+	18, // [18:36] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_api_internalpb_internal_proto_init() }
@@ -3398,7 +3592,7 @@ func file_api_internalpb_internal_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_internalpb_internal_proto_rawDesc), len(file_api_internalpb_internal_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   46,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -386,13 +386,14 @@ var Controller_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Worker_Reserve_FullMethodName   = "/bulkhead.internal.v1.Worker/Reserve"
-	Worker_Signal_FullMethodName    = "/bulkhead.internal.v1.Worker/Signal"
-	Worker_Exec_FullMethodName      = "/bulkhead.internal.v1.Worker/Exec"
-	Worker_Processes_FullMethodName = "/bulkhead.internal.v1.Worker/Processes"
-	Worker_Logs_FullMethodName      = "/bulkhead.internal.v1.Worker/Logs"
-	Worker_Wake_FullMethodName      = "/bulkhead.internal.v1.Worker/Wake"
-	Worker_Idle_FullMethodName      = "/bulkhead.internal.v1.Worker/Idle"
+	Worker_Reserve_FullMethodName    = "/bulkhead.internal.v1.Worker/Reserve"
+	Worker_Signal_FullMethodName     = "/bulkhead.internal.v1.Worker/Signal"
+	Worker_Exec_FullMethodName       = "/bulkhead.internal.v1.Worker/Exec"
+	Worker_ExecStream_FullMethodName = "/bulkhead.internal.v1.Worker/ExecStream"
+	Worker_Processes_FullMethodName  = "/bulkhead.internal.v1.Worker/Processes"
+	Worker_Logs_FullMethodName       = "/bulkhead.internal.v1.Worker/Logs"
+	Worker_Wake_FullMethodName       = "/bulkhead.internal.v1.Worker/Wake"
+	Worker_Idle_FullMethodName       = "/bulkhead.internal.v1.Worker/Idle"
 )
 
 // WorkerClient is the client API for Worker service.
@@ -407,8 +408,13 @@ type WorkerClient interface {
 	Reserve(ctx context.Context, in *ReserveRequest, opts ...grpc.CallOption) (*ReserveResponse, error)
 	// Signal sends a signal to the Machine's first process.
 	Signal(ctx context.Context, in *SignalRequest, opts ...grpc.CallOption) (*SignalResponse, error)
-	// Exec runs one command inside a running Machine and returns its output.
+	// Exec runs one command inside a running Machine and returns its output. What is over
+	// the limit is an error, too_large.
 	Exec(ctx context.Context, in *ExecRequest, opts ...grpc.CallOption) (*ExecResponse, error)
+	// ExecStream runs one command and carries its bytes while it runs. The first message up
+	// begins it, the last one down says how it ended. When the stream ends before, the
+	// command is killed.
+	ExecStream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ExecInput, ExecOutput], error)
 	// Processes lists the processes inside a running Machine.
 	Processes(ctx context.Context, in *ProcessesRequest, opts ...grpc.CallOption) (*ProcessesResponse, error)
 	// Logs streams the Machine's output, oldest first.
@@ -460,6 +466,19 @@ func (c *workerClient) Exec(ctx context.Context, in *ExecRequest, opts ...grpc.C
 	return out, nil
 }
 
+func (c *workerClient) ExecStream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ExecInput, ExecOutput], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Worker_ServiceDesc.Streams[0], Worker_ExecStream_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ExecInput, ExecOutput]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Worker_ExecStreamClient = grpc.BidiStreamingClient[ExecInput, ExecOutput]
+
 func (c *workerClient) Processes(ctx context.Context, in *ProcessesRequest, opts ...grpc.CallOption) (*ProcessesResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ProcessesResponse)
@@ -472,7 +491,7 @@ func (c *workerClient) Processes(ctx context.Context, in *ProcessesRequest, opts
 
 func (c *workerClient) Logs(ctx context.Context, in *LogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogLine], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Worker_ServiceDesc.Streams[0], Worker_Logs_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Worker_ServiceDesc.Streams[1], Worker_Logs_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -521,8 +540,13 @@ type WorkerServer interface {
 	Reserve(context.Context, *ReserveRequest) (*ReserveResponse, error)
 	// Signal sends a signal to the Machine's first process.
 	Signal(context.Context, *SignalRequest) (*SignalResponse, error)
-	// Exec runs one command inside a running Machine and returns its output.
+	// Exec runs one command inside a running Machine and returns its output. What is over
+	// the limit is an error, too_large.
 	Exec(context.Context, *ExecRequest) (*ExecResponse, error)
+	// ExecStream runs one command and carries its bytes while it runs. The first message up
+	// begins it, the last one down says how it ended. When the stream ends before, the
+	// command is killed.
+	ExecStream(grpc.BidiStreamingServer[ExecInput, ExecOutput]) error
 	// Processes lists the processes inside a running Machine.
 	Processes(context.Context, *ProcessesRequest) (*ProcessesResponse, error)
 	// Logs streams the Machine's output, oldest first.
@@ -552,6 +576,9 @@ func (UnimplementedWorkerServer) Signal(context.Context, *SignalRequest) (*Signa
 }
 func (UnimplementedWorkerServer) Exec(context.Context, *ExecRequest) (*ExecResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Exec not implemented")
+}
+func (UnimplementedWorkerServer) ExecStream(grpc.BidiStreamingServer[ExecInput, ExecOutput]) error {
+	return status.Error(codes.Unimplemented, "method ExecStream not implemented")
 }
 func (UnimplementedWorkerServer) Processes(context.Context, *ProcessesRequest) (*ProcessesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Processes not implemented")
@@ -639,6 +666,13 @@ func _Worker_Exec_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	}
 	return interceptor(ctx, in, info, handler)
 }
+
+func _Worker_ExecStream_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(WorkerServer).ExecStream(&grpc.GenericServerStream[ExecInput, ExecOutput]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Worker_ExecStreamServer = grpc.BidiStreamingServer[ExecInput, ExecOutput]
 
 func _Worker_Processes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ProcessesRequest)
@@ -738,6 +772,12 @@ var Worker_ServiceDesc = grpc.ServiceDesc{
 		},
 	},
 	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "ExecStream",
+			Handler:       _Worker_ExecStream_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
 		{
 			StreamName:    "Logs",
 			Handler:       _Worker_Logs_Handler,

@@ -45,6 +45,7 @@ Controller.MachineAPI              -          yes    -      -    -
 Worker.Reserve                     yes        -      -      -    -
 Worker.Signal                      yes        -      -      -    -
 Worker.Exec                        yes        -      -      -    -
+Worker.ExecStream                  yes        -      -      -    -
 Worker.Processes                   yes        -      -      -    -
 Worker.Logs                        yes        -      -      -    -
 Worker.Wake                        -          -      -      yes  -

@@ -18,7 +18,6 @@ import (
 	"gvisor.dev/gvisor/pkg/sentry/vfs"
 	"gvisor.dev/gvisor/pkg/syserr"
 	"gvisor.dev/gvisor/runsc/cmd/sandboxsetup"
-	"gvisor.dev/gvisor/runsc/cmd/util"
 	"gvisor.dev/gvisor/runsc/flag"
 )
 
@@ -46,19 +45,6 @@ func takeAPI(f *flag.FlagSet) int {
 		}
 	}
 	return -1
-}
-
-// offerAPI makes the socket before the app's first system call, and beside it the token's
-// file if there is to be one.
-func offerAPI(shim int, token bool) {
-	if shim < 0 {
-		return
-	}
-	beforeFirstCall(func(t *kernel.Task) {
-		if err := makeAPI(t, &doors{shim: shim, door: -1}, token); err != nil && util.ErrorLogger != nil {
-			fmt.Fprintf(util.ErrorLogger, "{\"msg\":%q,\"level\":\"error\"}\n", "make "+apiPath+": "+err.Error())
-		}
-	})
 }
 
 // beforeFirstCall has do called once, before the first system call of all; other

@@ -44,7 +44,13 @@ func (b boot) Execute(ctx context.Context, f *flag.FlagSet, args ...any) subcomm
 	if err != nil {
 		return util.Errorf("read the bundle: %v", err)
 	}
-	offerAPI(takeAPI(f), spec.Process != nil && wantsToken(spec.Process.Env))
+	p, err := takePreparation(f)
+	if err != nil {
+		return util.Errorf("prepare the machine: %v", err)
+	}
+	p.token = spec.Process != nil && wantsToken(spec.Process.Env)
+	p.cwd = directoryOf(spec.Process)
+	p.hook()
 	m := newMeter(limits)
 	code := b.Boot.Execute(ctx, f, args...)
 	m.end()

@@ -198,18 +198,37 @@ func (m *meter) meet(t *kernel.Task) {
 	})
 }
 
+// execReserve is how many processes and threads the commands that are sent into a Machine have
+// at least, children among them, however many others there are: an operator who looks for a
+// fork bomb gets in. Package warden/runsc leaves room for as many in the limit of each user.
+const execReserve = 16
+
 // make makes a process unless there are too many. Calls under way count as if they
 // had succeeded, so that no number of them at once gets beyond the limit.
 func (m *meter) make(t *kernel.Task, no uintptr, args arch.SyscallArguments, fn kernel.SyscallFn) (uintptr, *kernel.SyscallControl, error) {
 	m.meet(t)
 	starting := m.starting.Add(1)
 	defer m.starting.Add(-1)
-	if m.processes > 0 && int64(t.Kernel().RootPIDNamespace().NumTasks())+starting > m.processes {
+	if m.processes > 0 && int64(t.Kernel().RootPIDNamespace().NumTasks())+starting > m.processes && !inReserve(t) {
 		m.refused.Add(1)
 		m.tell()
 		return 0, nil, linuxerr.EAGAIN
 	}
 	return fn(t, no, args)
+}
+
+// inReserve reports whether a task of a command may make another although the Machine is full.
+func inReserve(t *kernel.Task) bool {
+	if t.Origin != kernel.OriginExec {
+		return false
+	}
+	n := 0
+	for _, other := range t.Kernel().RootPIDNamespace().Tasks() {
+		if other.Origin == kernel.OriginExec {
+			n++
+		}
+	}
+	return n < execReserve
 }
 
 // failed looks whether a call failed of a limit.

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/google/subcommands"
@@ -245,7 +246,17 @@ func (e *exec) Execute(ctx context.Context, f *flag.FlagSet, args ...any) subcom
 	if err := e.takeSecrets(f); err != nil {
 		return util.Errorf("take the secrets: %v", err)
 	}
-	code := e.Exec.Execute(ctx, f, args...)
+	program, read, write, err := openInit()
+	if err != nil {
+		return util.Errorf("open the machine's init: %v", err)
+	}
+	if err := setFlags(f, map[string]string{"exec-fd": strconv.Itoa(int(program.Fd())), "pass-fd": fmt.Sprintf("%d:%d", write.Fd(), reportGuestFD)}); err != nil {
+		return util.Errorf("pass the machine's init on: %v", err)
+	}
+	code := e.Exec.Execute(ctx, f, args...) // closes both
+	if err := readReport(read); err != nil {
+		return util.Errorf("%v", err)
+	}
 	report(code, args)
 	return code
 }

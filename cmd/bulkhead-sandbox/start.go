@@ -62,13 +62,26 @@ func (s *start) Execute(_ context.Context, f *flag.FlagSet, args ...any) subcomm
 	if s.apiFD >= 0 {
 		pass[apiGuestFD] = os.NewFile(uintptr(s.apiFD), "api")
 	}
-	c, err := container.New(conf, container.Args{ID: id, Spec: spec, BundleDir: bundle, PIDFile: s.pidFile, PassFiles: pass})
+	program, read, write, err := openInit()
+	if err != nil {
+		return util.Errorf("open the machine's init: %v", err)
+	}
+	pass[reportGuestFD] = write
+	c, err := container.New(conf, container.Args{ID: id, Spec: spec, BundleDir: bundle, PIDFile: s.pidFile, PassFiles: pass, ExecFile: program})
 	remove()
+	program.Close()
+	write.Close()
 	if err != nil {
 		return util.Errorf("creating container: %v", err)
 	}
 	if err = s.wait(); err == nil {
 		err = c.Start(conf)
+	}
+	if err == nil {
+		if err := readReport(read); err != nil {
+			c.Destroy()
+			return util.Errorf("%v", err)
+		}
 	}
 	if err != nil {
 		c.Destroy()

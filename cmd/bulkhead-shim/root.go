@@ -46,7 +46,7 @@ func enterRoot(c wire.ShimConfig) error {
 		return fmt.Errorf("mount /proc: %w", err)
 	}
 	for _, f := range []struct{ from, to string }{
-		{c.Program, wire.ShimProgram}, {"/proc/self/exe", wire.ShimHelper}, {c.Image, wire.ShimImage}, {os.DevNull, os.DevNull},
+		{c.Program, wire.ShimProgram}, {c.Init, wire.ShimInit}, {"/proc/self/exe", wire.ShimHelper}, {c.Image, wire.ShimImage}, {os.DevNull, os.DevNull},
 	} {
 		if err := bindFile(f.from, at+f.to); err != nil {
 			return err
@@ -55,7 +55,7 @@ func enterRoot(c wire.ShimConfig) error {
 	if err := unix.MoveMount(bundle, "", unix.AT_FDCWD, at+wire.ShimBundle, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("mount the bundle: %w", err)
 	}
-	for _, f := range []string{wire.ShimProgram, wire.ShimHelper, wire.ShimImage, wire.ShimBundle} {
+	for _, f := range []string{wire.ShimProgram, wire.ShimInit, wire.ShimHelper, wire.ShimImage, wire.ShimBundle} {
 		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV}
 		if err := unix.MountSetattr(unix.AT_FDCWD, at+f, 0, &attr); err != nil {
 			return fmt.Errorf("make %s read-only: %w", f, err)

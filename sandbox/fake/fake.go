@@ -390,27 +390,44 @@ func (h *Host) Exec(ctx context.Context, id key.MachineID, spec sandbox.ExecSpec
 	if prog == nil {
 		return sandbox.ExecResult{}, fault.New(fault.Unprocessable, "the command %q does not exist in the image", spec.Args[0])
 	}
+	if spec.Timeout == 0 {
+		spec.Timeout = sandbox.MaxExec
+	}
+	caller := ctx
 	ctx, cancel := context.WithTimeout(ctx, spec.Timeout)
 	defer cancel()
 	s := b.spec
 	s.Args, s.Env, s.Cwd = spec.Args, append(slices.Clone(s.Env), spec.Env...), spec.Cwd
 	s.Secrets = spec.Secrets
-	var out, errs bytes.Buffer
+	in, out, errs := spec.Stdin, spec.Stdout, spec.Stderr
+	if in == nil {
+		in = bytes.NewReader(nil)
+	}
+	if out == nil {
+		out = io.Discard
+	}
+	if errs == nil {
+		errs = io.Discard
+	}
+	failed := &failing{cancel: cancel}
 	code := make(chan int, 1)
 	b.mu.Lock()
 	dead := &box{spec: s, signals: make(chan int), handled: map[int]bool{}, door: b.door}
 	b.mu.Unlock()
 	go func() {
-		code <- prog(&Process{Spec: s, Stdin: bytes.NewReader(spec.Stdin), Stdout: &out, Stderr: &errs, Done: ctx.Done(), box: dead})
+		code <- prog(&Process{Spec: s, Stdin: in, Stdout: failed.on(out), Stderr: failed.on(errs), Done: ctx.Done(), box: dead})
 	}()
 	c := <-code
-	if ctx.Err() != nil {
+	switch err := failed.err(); {
+	case err != nil:
+		return sandbox.ExecResult{}, fault.Wrap(fault.Timeout, err, "what the command wrote was not taken")
+	case caller.Err() != nil:
+		return sandbox.ExecResult{}, fault.Wrap(fault.Timeout, caller.Err(), "the caller gave the command up")
+	case ctx.Err() != nil:
 		return sandbox.ExecResult{Code: 137, Signal: 9}, nil
 	}
-	return sandbox.ExecResult{Code: c, Stdout: cut(out.Bytes()), Stderr: cut(errs.Bytes())}, h.after("exec", id)
+	return sandbox.ExecResult{Code: c}, h.after("exec", id)
 }
-
-func cut(b []byte) []byte { return b[:min(len(b), sandbox.MaxOutput)] }
 
 // Processes is sandbox.Runtime's.
 func (h *Host) Processes(ctx context.Context, id key.MachineID) ([]sandbox.Process, error) {
@@ -418,7 +435,10 @@ func (h *Host) Processes(ctx context.Context, id key.MachineID) ([]sandbox.Proce
 	if err != nil {
 		return nil, err
 	}
-	return []sandbox.Process{{PID: 1, Command: strings.Join(b.spec.Args, " "), Started: b.started}}, h.after("processes", id)
+	return []sandbox.Process{
+		{PID: 1, Command: "bulkhead-init", Started: b.started},
+		{PID: 2, Command: strings.Join(b.spec.Args, " "), Started: b.started},
+	}, h.after("processes", id)
 }
 
 // drop ends and forgets a Machine's box.

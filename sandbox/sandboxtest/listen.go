@@ -73,11 +73,8 @@ func testListen(t *testing.T, s *suite) {
 	spec, _ := s.startReady("sleep")
 	asks := func(n int) (int, string) {
 		t.Helper()
-		r, err := s.rt.Exec(s.ctx, spec.Machine, execSpec(spec.Args[0], "ask", "hello", fmt.Sprint(n)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return r.Code, string(r.Stdout)
+		r, out, _ := s.exec(spec, nil, "ask", "hello", fmt.Sprint(n))
+		return r.Code, out
 	}
 	if code, out := asks(1); code != 1 || !strings.Contains(out, "refused") {
 		t.Errorf("without a listener: %d %q", code, out)

@@ -53,6 +53,8 @@ func Run(t *testing.T, open func(t *testing.T) (sandbox.Runtime, func(args ...st
 		{"AttachEnded", testAttachEnded},
 		{"NotFound", testNotFound},
 		{"Exec", testExec},
+		{"ExecStreams", testExecStreams},
+		{"ExecGivenUp", testExecGivenUp},
 		{"ExecTimeout", testExecTimeout},
 		{"ExecRefused", testExecRefused},
 		{"Processes", testProcesses},
@@ -225,8 +227,10 @@ func testSecrets(t *testing.T, s *suite) {
 		e := execSpec(spec.Args[0], "getenv", name)
 		e.Env = append(e.Env, "COLOUR=deep blue", "SHAPE=round")
 		e.Secrets = []string{"COLOUR=top secret", "LARGE=" + large}
-		if r, err := s.rt.Exec(s.ctx, spec.Machine, e); err != nil || string(r.Stdout) != want {
-			t.Errorf("%s in a command is %.40q, %v", name, r.Stdout, err)
+		var out bytes.Buffer
+		e.Stdout = &out
+		if _, err := s.rt.Exec(s.ctx, spec.Machine, e); err != nil || out.String() != want {
+			t.Errorf("%s in a command is %.40q, %v", name, out.String(), err)
 		}
 	}
 }
@@ -298,36 +302,6 @@ func execSpec(args ...string) sandbox.ExecSpec {
 	return sandbox.ExecSpec{Args: args, Env: []string{"PATH=/bin"}, Cwd: "/", Timeout: Timeout / 2}
 }
 
-func testExec(t *testing.T, s *suite) {
-	spec, _ := s.startReady("sleep")
-	exec := func(stdin string, args ...string) sandbox.ExecResult {
-		t.Helper()
-		e := execSpec(append([]string{spec.Args[0]}, args...)...)
-		e.Stdin = []byte(stdin)
-		r, err := s.rt.Exec(s.ctx, spec.Machine, e)
-		if err != nil {
-			t.Fatalf("exec %q: %v", args, err)
-		}
-		return r
-	}
-	if r := exec("", "print", "hello"); string(r.Stdout) != "hello\n" || len(r.Stderr) != 0 || r.Code != 0 {
-		t.Errorf("print: %+v", r)
-	}
-	if r := exec("", "complain", "hello"); string(r.Stderr) != "hello\n" || len(r.Stdout) != 0 {
-		t.Errorf("complain: %+v", r)
-	}
-	if r := exec("", "exit", "9"); r.Code != 9 || r.Signal != 0 {
-		t.Errorf("exit 9: %+v", r)
-	}
-	in := strings.Repeat("in", 100000)
-	if r := exec(in, "cat"); string(r.Stdout) != in {
-		t.Errorf("cat gave %d bytes of %d, code %d", len(r.Stdout), len(in), r.Code)
-	}
-	if r := exec("", "flood", "1100000"); len(r.Stdout) != sandbox.MaxOutput {
-		t.Errorf("flood gave %d bytes, want %d", len(r.Stdout), sandbox.MaxOutput)
-	}
-}
-
 func testExecTimeout(t *testing.T, s *suite) {
 	spec, _ := s.startReady("sleep")
 	e := execSpec(spec.Args[0], "sleep")
@@ -340,9 +314,9 @@ func testExecTimeout(t *testing.T, s *suite) {
 	if d := time.Since(began); d > Timeout/4 {
 		t.Errorf("exec took %s", d)
 	}
-	// It was killed: only the first process is left.
+	// It was killed: only init and its command are left.
 	list, err := s.rt.Processes(s.ctx, spec.Machine)
-	if err != nil || len(list) != 1 {
+	if err != nil || len(list) != 2 {
 		t.Errorf("processes are %+v, %v", list, err)
 	}
 }
@@ -366,7 +340,7 @@ func testProcesses(t *testing.T, s *suite) {
 		t.Fatal(err)
 	}
 	name := spec.Args[0][strings.LastIndexByte(spec.Args[0], '/')+1:]
-	if len(list) != 1 || list[0].PID != 1 || !strings.Contains(list[0].Command, name) {
+	if len(list) != 2 || list[0].PID != 1 || !strings.Contains(list[0].Command, "bulkhead-init") || !strings.Contains(list[1].Command, name) {
 		t.Errorf("processes are %+v", list)
 	}
 }

@@ -55,6 +55,7 @@ func (c *Client) call(ctx context.Context, req Request, finish func(*net.UnixCon
 	// The warden may refuse a request before it has read it to its end; then its
 	// answer is there although sending failed.
 	serr := Send(conn, req, with...)
+	closeAll(with) // so that a pipe among them ends when the command does
 	files, err = Receive(conn, &resp)
 	if err != nil {
 		return resp, nil, unavailable(ctx, errors.Join(serr, err))
@@ -134,13 +135,22 @@ func (c *Client) Signal(ctx context.Context, id key.MachineID, signal int) error
 
 // Exec implements sandbox.Runtime.
 func (c *Client) Exec(ctx context.Context, id key.MachineID, spec sandbox.ExecSpec) (sandbox.ExecResult, error) {
-	with, err := secretFile(spec.Secrets, nil)
+	secrets, err := secretFile(spec.Secrets, nil)
 	if err != nil {
 		return sandbox.ExecResult{}, err
 	}
-	defer closeAll(with)
-	resp, files, err := c.call(ctx, Request{Op: OpExec, Machine: id, Exec: &spec}, nil, with...)
+	defer closeAll(secrets)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	p, err := newPipes(spec, cancel)
+	if err != nil {
+		return sandbox.ExecResult{}, fault.System(err, "no pipes can be made for the command")
+	}
+	resp, files, err := c.call(ctx, Request{Op: OpExec, Machine: id, Exec: &spec}, nil, append(p.theirs, secrets...)...)
 	closeAll(files)
+	if werr := p.finish(); werr != nil {
+		return sandbox.ExecResult{}, fault.Wrap(fault.Timeout, werr, "what the command wrote was not taken")
+	}
 	if err != nil {
 		return sandbox.ExecResult{}, err
 	}

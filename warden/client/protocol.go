@@ -4,7 +4,7 @@
 //
 // One connection carries one operation:
 //
-//	worker → Request, with a file of secrets for some OpStart and OpExec
+//	worker → Request, with the streams of an OpExec, and a file of secrets for some OpStart and OpExec
 //	warden → Response, with files for OpStart and OpAttach
 //	worker → Request{Op: OpAck}   after OpStart only
 //
@@ -116,6 +116,9 @@ type Response struct {
 // The Response to OpListen has one file: a SOCK_SEQPACKET socket. Each byte that comes
 // out of it is somebody inside who wants to connect; the answer is a byte with a stream
 // socket riding on it, or one without, which is a no.
+
+// ExecFiles are the files that accompany an OpExec before its secrets: stdin, stdout, stderr.
+const ExecFiles = 3
 
 // Files that accompany the Response to OpStart and OpAttach, in this order. The
 // pidfd is missing when the sandbox has ended.

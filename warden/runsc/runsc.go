@@ -5,7 +5,6 @@ package runsc
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -27,6 +26,10 @@ const (
 	annotationInodes    = "bulkhead.inodes"    // of the writable layer
 	annotationProcesses = "bulkhead.processes" // processes and threads together
 )
+
+// execReserve is how many processes more than a Machine's limit commands may have;
+// cmd/bulkhead-sandbox repeats it.
+const execReserve = 16
 
 // apiDir holds the platform's API inside a Machine; cmd/bulkhead-sandbox repeats it.
 const apiDir = "/.fly"
@@ -110,27 +113,43 @@ func Bundle(s sandbox.Spec, g grant.Grant, files Files) ([]byte, error) {
 func process(s sandbox.Spec, g grant.Grant) *specs.Process {
 	return &specs.Process{
 		User:         specs.User{UID: s.UID, GID: s.GID, AdditionalGids: s.Groups},
-		Args:         s.Args,
+		Args:         initArgs(mode(s), s.Cwd, s.Args),
 		Env:          s.Env,
-		Cwd:          s.Cwd,
+		Cwd:          "/", // bulkhead-init changes it
 		Capabilities: caps(s.UID),
 		Rlimits: []specs.POSIXRlimit{
 			{Type: "RLIMIT_NOFILE", Soft: uint64(g.OpenFiles), Hard: uint64(g.OpenFiles)},
-			// Of each user; the sandbox bounds all together.
-			{Type: "RLIMIT_NPROC", Soft: uint64(g.Processes), Hard: uint64(g.Processes)},
+			// Of each user; the sandbox bounds all together, and leaves a reserve to commands.
+			{Type: "RLIMIT_NPROC", Soft: uint64(g.Processes + execReserve), Hard: uint64(g.Processes + execReserve)},
 			{Type: "RLIMIT_CORE"},
 		},
 		NoNewPrivileges: false,
 	}
 }
 
+// mode is how bulkhead-init starts the process of s.
+func mode(s sandbox.Spec) string {
+	switch {
+	case s.OwnInit:
+		return "become"
+	case s.TTY:
+		return "tty"
+	}
+	return "run"
+}
+
+// initArgs are the arguments of bulkhead-init, for a command in a directory.
+func initArgs(mode, cwd string, command []string) []string {
+	return append([]string{"bulkhead-init", mode, cwd}, command...)
+}
+
 // ExecProcess returns the process description of an Exec, for --process.
 func ExecProcess(e sandbox.ExecSpec) ([]byte, error) {
 	return json.Marshal(specs.Process{
-		User:         specs.User{UID: e.UID, GID: e.GID},
-		Args:         e.Args,
+		User:         specs.User{UID: e.UID, GID: e.GID, AdditionalGids: e.Groups},
+		Args:         initArgs("exec", e.Cwd, e.Args),
 		Env:          e.Env,
-		Cwd:          e.Cwd,
+		Cwd:          "/",
 		Capabilities: caps(e.UID),
 	})
 }
@@ -157,30 +176,6 @@ func message(log string) string {
 		last = log
 	}
 	return last
-}
-
-// StartError turns the error log of a start, or of an exec, of command into what
-// the user is told. Everything that is not the user's to mend is Internal.
-func StartError(log, command string) *fault.Error {
-	m := message(log)
-	cause := fmt.Errorf("%s", m)
-	command = clip(command)
-	switch {
-	case strings.Contains(m, "error finding executable"), strings.Contains(m, "failed to load") && strings.Contains(m, "no such file or directory"):
-		return fault.Wrap(fault.Unprocessable, cause, "the command %q does not exist in the image", command)
-	case strings.Contains(m, "failed to load") && strings.Contains(m, "permission denied"), strings.Contains(m, "failed to load") && strings.Contains(m, "is a directory"):
-		return fault.Wrap(fault.Unprocessable, cause, "the command %q is not an executable file in the image, or its user may not run it", command)
-	case strings.Contains(m, "failed to load") && (strings.Contains(m, "exec format error") || strings.Contains(m, "ENOEXEC") || strings.Contains(m, "invalid argument")):
-		return fault.Wrap(fault.Unprocessable, cause, "the command %q cannot be executed: it is neither a script nor a program for this machine's architecture", command)
-	case strings.Contains(m, fmt.Sprintf("creating mount point %q", apiDir)):
-		return fault.Wrap(fault.Unprocessable, cause, "the image has a file %s; that is where the platform's API is, and it must be a directory or absent", apiDir)
-	case strings.Contains(m, "working directory") || strings.Contains(m, "WorkingDirectory"):
-		return fault.Wrap(fault.Unprocessable, cause, "the working directory of the command %q does not exist in the image", command)
-	}
-	if f := (*fault.Error)(nil); strings.Contains(m, "fork/exec") && errors.As(fault.Clone(cause, "the sandbox's namespaces cannot be made"), &f) {
-		return f
-	}
-	return fault.Wrap(fault.Internal, cause, "the sandbox did not start")
 }
 
 // processInfo is one entry of "bulkhead-sandbox processes".

@@ -13,32 +13,6 @@ import (
 	"bulkhead/sandbox"
 )
 
-// TestStartError holds messages that gVisor has given against what the user is told.
-// TestUnusableCommand in package warden makes real ones.
-func TestStartError(t *testing.T) {
-	for _, c := range []struct {
-		log  string
-		kind fault.Kind
-		want string
-	}{
-		{`{"msg":"running container: starting container: starting root container: urpc method \"containerManager.StartRoot\" failed: creating process: failed to load /bin/nope: no such file or directory","level":"error"}` + "\n", fault.Unprocessable, "does not exist"},
-		{`{"msg":"creating process: error finding executable \"nope\" in PATH [/bin]: no such file or directory","level":"error"}`, fault.Unprocessable, "does not exist"},
-		{`{"msg":"failed to load /bin/x: exec format error","level":"error"}`, fault.Unprocessable, "architecture"},
-		{`{"msg":"failed to load /bin/x: permission denied","level":"error"}`, fault.Unprocessable, "not an executable"},
-		{`{"msg":"creating container: cannot create sandbox: EOF","level":"error"}`, fault.Internal, "did not start"},
-		{"panic: something\n\ngoroutine 1 [running]:\n", fault.Internal, "did not start"},
-		{"", fault.Internal, "did not start"},
-	} {
-		err := StartError(c.log, "/bin/x")
-		if err.Kind != c.kind || !strings.Contains(err.Msg, c.want) {
-			t.Errorf("%q became %q, %q", c.log, err.Kind, err.Msg)
-		}
-	}
-	if err := StartError("error finding executable", strings.Repeat("x", 10000)); len(err.Msg) > 400 {
-		t.Errorf("the message has %d bytes", len(err.Msg))
-	}
-}
-
 func TestBundle(t *testing.T) {
 	s := sandbox.Spec{Args: []string{"/a", "\"quoted\""}, Env: []string{"A=b\nc"}, Cwd: "/w", UID: 5, GID: 6, Groups: []uint32{7}, Hostname: "h"}
 	b, err := Bundle(s, grant.Grant{MemoryMB: 256, CPUs: 2, DiskMB: 100}, Files{Image: "/i.erofs", Upper: "/u.tar"})
@@ -50,7 +24,7 @@ func TestBundle(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := got.Process
-	if strings.Join(p.Args, "|") != strings.Join(s.Args, "|") || p.Env[0] != s.Env[0] || p.Cwd != "/w" || p.User.UID != 5 || p.User.GID != 6 || p.User.AdditionalGids[0] != 7 {
+	if strings.Join(p.Args, "|") != `bulkhead-init|run|/w|/a|"quoted"` || p.Env[0] != s.Env[0] || p.Cwd != "/" || p.User.UID != 5 || p.User.GID != 6 || p.User.AdditionalGids[0] != 7 {
 		t.Errorf("process is %+v", p)
 	}
 	if len(p.Capabilities.Effective) != 0 || len(p.Capabilities.Bounding) == 0 {

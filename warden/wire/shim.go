@@ -30,6 +30,7 @@ const (
 const (
 	ShimProgram = "/bulkhead-sandbox"
 	ShimHelper  = "/bulkhead-shim" // the shim's own program
+	ShimInit    = "/bulkhead-init" // the first program of every Machine
 	ShimImage   = "/image.erofs"
 	ShimBundle  = "/bundle"
 	ShimState   = "/state" // gVisor's own
@@ -43,6 +44,7 @@ const MaxLog = 8 << 10
 type ShimConfig struct {
 	ID      string
 	Program string   // path of bulkhead-sandbox on the host; ShimProgram in the shim's root
+	Init    string   // path of bulkhead-init on the host; ShimInit
 	Bundle  string   // directory of config.json on the host; ShimBundle
 	Image   string   // sealed image on the host; ShimImage
 	Cgroups int      // number of descriptors from FDCgroups on
@@ -51,16 +53,16 @@ type ShimConfig struct {
 
 // Args encodes the config.
 func (c ShimConfig) Args() []string {
-	return append([]string{c.ID, c.Program, c.Bundle, c.Image, strconv.Itoa(c.Cgroups)}, c.Flags...)
+	return append([]string{c.ID, c.Program, c.Init, c.Bundle, c.Image, strconv.Itoa(c.Cgroups)}, c.Flags...)
 }
 
 // ParseShimConfig undoes Args.
 func ParseShimConfig(args []string) (ShimConfig, error) {
-	if len(args) < 5 {
+	if len(args) < 6 {
 		return ShimConfig{}, errors.New("the warden starts this program; it is of no use by hand")
 	}
-	n, err := strconv.Atoi(args[4])
-	return ShimConfig{ID: args[0], Program: args[1], Bundle: args[2], Image: args[3], Cgroups: n, Flags: args[5:]}, err
+	n, err := strconv.Atoi(args[5])
+	return ShimConfig{ID: args[0], Program: args[1], Init: args[2], Bundle: args[3], Image: args[4], Cgroups: n, Flags: args[6:]}, err
 }
 
 // Report tells the warden whether the sandbox runs.

@@ -116,7 +116,7 @@ func openFiles(t *testing.T) int {
 }
 
 func TestShimMessages(t *testing.T) {
-	config := wire.ShimConfig{ID: "i", Program: "p", Bundle: "b", Image: "f", Cgroups: 5, Flags: []string{"--x=y z", ""}}
+	config := wire.ShimConfig{ID: "i", Program: "p", Init: "n", Bundle: "b", Image: "f", Cgroups: 5, Flags: []string{"--x=y z", ""}}
 	if got, err := wire.ParseShimConfig(config.Args()); err != nil || strings.Join(got.Args(), "|") != strings.Join(config.Args(), "|") {
 		t.Errorf("config became %+v, %v", got, err)
 	}

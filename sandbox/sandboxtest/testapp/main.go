@@ -13,6 +13,11 @@
 //	cpus              prints the number of processors
 //	api               tries what one may not do to the API's socket; prints what went wrong
 //	id                prints user, group and supplementary groups
+//	lstat PATH...     prints mode and owner of each file, and where a link leads
+//	orphans N         leaves N ended processes to process 1; prints how many stay zombies
+//	bomb              makes processes until it may make no more, prints "full", and keeps them
+//	first             prints the name and the parent of this process, and the name of process 1
+//	terminal          prints whether stdout is a terminal, and its size
 package main
 
 import (

@@ -10,6 +10,7 @@ import (
 
 	"github.com/oklog/ulid/v2"
 
+	"bulkhead/api/execstream"
 	"bulkhead/machine"
 )
 
@@ -39,7 +40,7 @@ func (p *Platform) api() http.Handler {
 	mux.HandleFunc("POST "+m+"/{id}/start", locked(p.changing(p.startMachine)))
 	mux.HandleFunc("POST "+m+"/{id}/stop", locked(p.changing(p.stopMachine)))
 	mux.HandleFunc("POST "+m+"/{id}/restart", locked(p.changing(p.startMachine)))
-	mux.HandleFunc("POST "+m+"/{id}/exec", locked(p.exec))
+	mux.HandleFunc("POST "+m+"/{id}/exec/stream", locked(p.exec))
 	mux.HandleFunc("GET "+m+"/{id}/wait", p.wait)
 	mux.HandleFunc("GET "+m+"/{id}/logs", p.logs)
 	mux.HandleFunc("POST "+m+"/{id}/lease", locked(p.lease))
@@ -242,28 +243,44 @@ func (p *Platform) stopMachine(w http.ResponseWriter, _ *http.Request, _ *app, m
 	answer(w, 200, map[string]bool{"ok": true})
 }
 
+// exec reads all input before it answers.
 func (p *Platform) exec(w http.ResponseWriter, r *http.Request) {
 	_, m := p.findMachine(w, r)
 	if m == nil {
 		return
 	}
-	var in struct {
-		Command []string
-		Stdin   string
+	var in struct{ Command []string }
+	var stdin []byte
+	frames := execstream.NewReader(r.Body)
+	for t := execstream.Type(0); t != execstream.StdinEnd; {
+		var b []byte
+		var err error
+		if t, b, err = frames.Next(); err != nil {
+			refuse(w, 400, err.Error(), "")
+			return
+		}
+		switch t {
+		case execstream.Begin:
+			json.Unmarshal(b, &in)
+		case execstream.Stdin:
+			stdin = append(stdin, b...)
+		}
 	}
-	json.NewDecoder(r.Body).Decode(&in)
 	if m.State != machine.Started {
 		refuse(w, 412, "machine "+m.ID+" is "+string(m.State)+", and a command runs only in a started one", "")
 		return
 	}
-	out := map[string]any{"exit_code": 0, "stdout": strings.Join(in.Command, " ") + "\n" + in.Stdin, "stderr": ""}
+	stdout, stderr, code, signal := strings.Join(in.Command, " ")+"\n"+string(stdin), "", 0, 0
 	switch in.Command[0] {
 	case "false":
-		out = map[string]any{"exit_code": 42, "stdout": "", "stderr": "it is false\n"}
+		stdout, stderr, code = "", "it is false\n", 42
 	case "suicide":
-		out = map[string]any{"exit_code": -1, "exit_signal": 9, "stdout": "", "stderr": ""}
+		stdout, code, signal = "", -1, 9
 	}
-	answer(w, 200, out)
+	w.Header().Set("Content-Type", execstream.MediaType)
+	execstream.Write(w, execstream.Stdout, []byte(stdout))
+	execstream.Write(w, execstream.Stderr, []byte(stderr))
+	execstream.Write(w, execstream.Exit, fmt.Appendf(nil, `{"exit_code":%d,"exit_signal":%d}`, code, signal))
 }
 
 func (p *Platform) wait(w http.ResponseWriter, r *http.Request) {
@@ -347,7 +364,10 @@ func (p *Platform) logs(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	for {
 		p.mu.Lock()
-		more, watch := a.logs[sent:], a.watch
+		more, watch, over := a.logs[sent:], a.watch, false
+		for _, m := range a.machines {
+			over = over || m.ID == r.PathValue("id") && m.State == machine.Destroyed
+		}
 		p.mu.Unlock()
 		for _, l := range more {
 			if id := r.PathValue("id"); id == "" || id == l.Machine {
@@ -355,7 +375,7 @@ func (p *Platform) logs(w http.ResponseWriter, r *http.Request) {
 			}
 			sent++
 		}
-		if q.Get("follow") != "true" {
+		if q.Get("follow") != "true" || over {
 			return
 		}
 		w.(http.Flusher).Flush()
@@ -363,6 +383,7 @@ func (p *Platform) logs(w http.ResponseWriter, r *http.Request) {
 		case <-r.Context().Done():
 			return
 		case <-watch:
+		case <-time.After(20 * time.Millisecond): // it may have been destroyed
 		}
 	}
 }

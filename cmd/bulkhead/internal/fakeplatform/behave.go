@@ -22,6 +22,7 @@ type step struct {
 //
 //	…missing…  the image cannot be fetched; a new Machine is destroyed, an old one fails
 //	…crash…    it starts, writes a line and ends with exit code 3
+//	…oneoff…   it starts, writes a line, ends with exit code 3 and is destroyed
 //	…never…    it stays starting
 //	else       it starts and runs
 //
@@ -40,6 +41,10 @@ func (p *Platform) behave(a *app, m *fakeMachine, first bool) {
 	case strings.Contains(m.Config.Image, "crash"):
 		steps = append(steps, step{tick, machine.Started, "start", nil, "panic: \x1b[31mno database"},
 			step{5 * tick, machine.Stopped, "exit", &machine.EventRequest{ExitEvent: &machine.ExitEvent{ExitCode: 3}}, ""})
+	case strings.Contains(m.Config.Image, "oneoff"):
+		steps = append(steps, step{tick, machine.Started, "start", nil, "half of it"},
+			step{5 * tick, machine.Stopped, "exit", &machine.EventRequest{ExitEvent: &machine.ExitEvent{ExitCode: 3, Signal: -1}}, "all of it"},
+			step{tick, machine.Destroyed, "destroy", nil, ""})
 	default:
 		steps = append(steps, step{tick, machine.Started, "start", nil, ""})
 	}
