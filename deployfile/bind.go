@@ -2,11 +2,15 @@ package deployfile
 
 import (
 	"fmt"
+	"math"
 	"reflect"
 	"sort"
 	"strconv"
-	"strings"
 	"time"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"bulkhead/fault"
 )
 
 // binder copies a decoded document into Config, by the toml tags of its fields,
@@ -52,7 +56,9 @@ func (b *binder) table(path string, raw map[string]any, dst any) {
 	for _, k := range keys {
 		f, ok := fields[k]
 		if !ok {
-			b.unknown(path, k, names)
+			if !b.leftOut(path, k, raw[k], names) {
+				b.unknown(path, k, names)
+			}
 			continue
 		}
 		b.value(join(path, k), raw[k], f)
@@ -65,11 +71,15 @@ func (b *binder) unknown(path, key string, names []string) {
 	if path != "" {
 		where = "in [" + path + "]"
 	}
-	msg := fmt.Sprintf("unknown key %q %s", key, where)
-	if n := nearest(key, names); n != "" {
-		msg += fmt.Sprintf("; did you mean %q?", n)
+	b.errorf(join(path, key), "unknown key %q %s%s", key, where, didYouMean(key, names))
+}
+
+// didYouMean names the nearest key, "" where none is near.
+func didYouMean(key string, names []string) string {
+	if n := fault.Nearest(key, names); n != "" {
+		return fmt.Sprintf("; did you mean %q?", n)
 	}
-	b.errorf(join(path, key), "%s", msg)
+	return ""
 }
 
 // value binds one value to dst.
@@ -87,6 +97,14 @@ func (b *binder) value(path string, raw any, dst reflect.Value) {
 		dst.Set(reflect.New(dst.Type().Elem()))
 		b.value(path, raw, dst.Elem())
 	case reflect.Struct:
+		if c, ok := dst.Addr().Interface().(*Concurrency); ok {
+			if text, ok := raw.(string); ok {
+				if err := c.pair(text); err != nil {
+					b.errorf(path, "%s %s", path, err)
+				}
+				return
+			}
+		}
 		m, ok := raw.(map[string]any)
 		if !ok {
 			b.wrongType(path, raw, "a table")
@@ -112,8 +130,8 @@ func (b *binder) value(path string, raw any, dst reflect.Value) {
 		}
 		dst.SetBool(v)
 	case reflect.Int:
-		n, ok := raw.(int64)
-		if !ok {
+		n, err := wholeNumber(raw)
+		if err != nil {
 			b.wrongType(path, raw, "a whole number")
 			return
 		}
@@ -128,9 +146,18 @@ func (b *binder) list(path string, raw any, dst reflect.Value) {
 	elem := dst.Type().Elem()
 	table := elem.Kind() == reflect.Struct
 	if m, ok := raw.(map[string]any); ok && table {
+		if len(m) == 0 {
+			return // a heading with nothing below it
+		}
 		one := reflect.New(elem)
 		b.table(path, m, one.Interface())
 		dst.Set(reflect.Append(dst, one.Elem()))
+		return
+	}
+	if s, ok := raw.(string); ok && elem.Kind() == reflect.String {
+		if s != "" {
+			dst.Set(reflect.Append(dst, reflect.ValueOf(s).Convert(elem)))
+		}
 		return
 	}
 	rv := reflect.ValueOf(raw)
@@ -188,6 +215,72 @@ func typeName(raw any) string {
 	return "a date"
 }
 
+// wholeNumber reads a number that the file may also give as a string or as a fraction of
+// which nothing is left: "8080", 8080.0. An empty string is 0.
+func wholeNumber(raw any) (int64, error) {
+	switch v := raw.(type) {
+	case int64:
+		return v, nil
+	case float64:
+		if v == math.Trunc(v) && math.Abs(v) < 1<<53 {
+			return int64(v), nil
+		}
+	case string:
+		if v == "" {
+			return 0, nil
+		}
+		return strconv.ParseInt(v, 10, 64)
+	}
+	return 0, strconv.ErrSyntax
+}
+
+// Command is a command line: a list of arguments, or a string that is split as a shell does.
+type Command []string
+
+func (c *Command) bind(raw any) error {
+	switch v := raw.(type) {
+	case string:
+		ws, err := words(v)
+		*c = ws
+		return err
+	case []any:
+		for _, e := range v {
+			s, ok := e.(string)
+			if !ok {
+				return fmt.Errorf("must be a list of strings; one entry is %s", typeName(e))
+			}
+			*c = append(*c, s)
+		}
+		return nil
+	}
+	return fmt.Errorf("must be a list of strings, not %s", typeName(raw))
+}
+
+// Headers are the headers of a check: a table, or a list of tables with name and value.
+type Headers map[string]string
+
+func (h *Headers) bind(raw any) error {
+	*h = Headers{}
+	for _, t := range tables(raw) {
+		name, named := t["name"].(string)
+		if value, ok := t["value"].(string); ok && named && len(t) == 2 {
+			(*h)[name] = value
+			continue
+		}
+		for k, v := range t {
+			var text Text
+			if err := text.bind(v); err != nil {
+				return fmt.Errorf("has the header %s, which %w", k, err)
+			}
+			(*h)[k] = string(text)
+		}
+	}
+	if tables(raw) == nil {
+		return fmt.Errorf("must be a table, not %s", typeName(raw))
+	}
+	return nil
+}
+
 // Seconds is a duration that the file gives as a string ("30s") or as a number of
 // seconds. Set tells 0 from absent.
 type Seconds struct {
@@ -198,12 +291,21 @@ type Seconds struct {
 func (s *Seconds) bind(raw any) error {
 	s.Set = true
 	switch v := raw.(type) {
+	case float64:
+		if v < 0 || v > 1<<31 {
+			return fmt.Errorf("is %v; it must be a number of seconds", v)
+		}
+		s.D = time.Duration(v * float64(time.Second))
 	case int64:
 		if v < 0 || v > 1<<31 {
 			return fmt.Errorf("is %d; it must be a number of seconds", v)
 		}
 		s.D = time.Duration(v) * time.Second
 	case string:
+		if v == "" {
+			s.Set = false
+			return nil
+		}
 		d, err := time.ParseDuration(v)
 		if n, nerr := strconv.Atoi(v); nerr == nil {
 			d, err = time.Duration(n)*time.Second, nil
@@ -232,6 +334,10 @@ func (t *Text) bind(raw any) error {
 		*t = Text(strconv.FormatFloat(v, 'g', -1, 64))
 	case bool:
 		*t = Text(strconv.FormatBool(v))
+	case time.Time:
+		*t = Text(v.Format(time.RFC3339Nano))
+	case toml.LocalDate, toml.LocalTime, toml.LocalDateTime:
+		*t = Text(fmt.Sprint(v))
 	default:
 		return fmt.Errorf("must be a string, not %s", typeName(raw))
 	}
@@ -250,9 +356,12 @@ func (m *StopMode) bind(raw any) error {
 		}
 		return nil
 	case string:
-		if v == "off" || v == "stop" || v == "suspend" {
+		switch v {
+		case "", "off", "stop", "suspend":
 			*m = StopMode(v)
 			return nil
+		case "true", "false":
+			return m.bind(v == "true")
 		}
 		return fmt.Errorf("is %q; it must be \"off\", \"stop\", \"suspend\" or a boolean", v)
 	}
@@ -268,6 +377,12 @@ func (s *Share) bind(raw any) error {
 		*s = Share(v)
 	case float64:
 		*s = Share(v)
+	case string:
+		n, err := strconv.ParseFloat(v, 64)
+		if err != nil {
+			return fmt.Errorf("is %q; it must be a number", v)
+		}
+		*s = Share(n)
 	default:
 		return fmt.Errorf("must be a number, not %s", typeName(raw))
 	}
@@ -275,42 +390,4 @@ func (s *Share) bind(raw any) error {
 		return fmt.Errorf("is %v; it must be a whole number of at least 1, or a fraction between 0 and 1", float64(*s))
 	}
 	return nil
-}
-
-// nearest returns the name at edit distance 1 or 2 from key, or the one that
-// differs only in dashes and underscores; "" when there is none.
-func nearest(key string, names []string) string {
-	best, dist := "", 3
-	for _, n := range names {
-		d := distance(strings.ReplaceAll(key, "-", "_"), strings.ReplaceAll(n, "-", "_"))
-		if d < dist && d < len(n)/2+1 {
-			best, dist = n, d
-		}
-	}
-	return best
-}
-
-// distance is the Levenshtein distance, for short strings.
-func distance(a, b string) int {
-	if len(a) > 64 || len(b) > 64 {
-		return 64
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		prev := row[0]
-		row[0] = i
-		for j := 1; j <= len(b); j++ {
-			cur := row[j]
-			cost := 1
-			if a[i-1] == b[j-1] {
-				cost = 0
-			}
-			row[j] = min(row[j]+1, row[j-1]+1, prev+cost)
-			prev = cur
-		}
-	}
-	return row[len(b)]
 }

@@ -1,10 +1,7 @@
 package deployfile
 
 import (
-	"encoding/base64"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -109,23 +106,28 @@ func (f *File) setEnv(c *machine.Config, group string) {
 func (f *File) setServices(c *machine.Config, group string) {
 	c.Services = nil
 	if h := f.HTTPService; h != nil && f.in(h.Processes, group) {
-		port := defaultInternalPort
-		if h.InternalPort != nil {
-			port = *h.InternalPort
-		}
-		s := HTTPServices(port, h.ForceHTTPS)[0]
-		for i := range s.Ports {
-			s.Ports[i].HTTPOptions = h.HTTPOptions.api()
-		}
-		s.Autostart, s.Autostop = autostart(h.AutoStartMachines), h.AutoStopMachines.api()
-		s.MinMachinesRunning, s.Concurrency = h.MinMachinesRunning, h.Concurrency.api()
-		c.Services = append(c.Services, s)
+		c.Services = append(c.Services, h.api())
 	}
 	for _, sv := range f.Services {
 		if f.in(sv.Processes, group) {
 			c.Services = append(c.Services, sv.api())
 		}
 	}
+}
+
+// api is the service in the words of the API: ports 80 and 443.
+func (h *HTTPService) api() machine.Service {
+	port := defaultInternalPort
+	if h.InternalPort != nil {
+		port = *h.InternalPort
+	}
+	s := HTTPServices(port, h.ForceHTTPS)[0]
+	for i := range s.Ports {
+		s.Ports[i].HTTPOptions = h.HTTPOptions.api()
+	}
+	s.Autostart, s.Autostop = autostart(h.AutoStartMachines), h.AutoStopMachines.api()
+	s.MinMachinesRunning, s.Concurrency = h.MinMachinesRunning, h.Concurrency.api()
+	return s
 }
 
 // api is the service in the words of the API.
@@ -206,18 +208,26 @@ func pick[S any](sections []S, processes func(S) []string, group string) int {
 	return found
 }
 
+// setRestart takes the last section that applies to the group: one that names it, or one
+// without processes for the default group.
 func (f *File) setRestart(c *machine.Config, group string) {
 	c.Restart = nil
-	i := pick(f.Restart, func(r Restart) []string { return r.Processes }, group)
-	if i < 0 {
-		return
+	for _, r := range f.Restart {
+		if f.in(r.Processes, group) {
+			c.Restart = r.api()
+		}
 	}
-	r := f.Restart[i]
+}
+
+func (r Restart) api() *machine.Restart {
 	policy := r.Policy
-	if policy == "never" {
-		policy = "no"
+	switch policy {
+	case "never":
+		policy = machine.RestartNo
+	case "", "on-fail":
+		policy = machine.RestartOnFailure
 	}
-	c.Restart = &machine.Restart{Policy: policy, MaxRetries: r.Retries}
+	return &machine.Restart{Policy: policy, MaxRetries: r.Retries}
 }
 
 func (f *File) setGuest(c *machine.Config, group string) error {
@@ -239,28 +249,14 @@ func (f *File) setFiles(c *machine.Config, group string) error {
 		if !f.in(e.Processes, group) {
 			continue
 		}
-		if e.SecretName != "" {
-			c.Files = append(c.Files, machine.File{GuestPath: e.GuestPath, SecretName: &e.SecretName})
-			continue
-		}
 		content := []byte(e.RawValue)
 		if e.LocalPath != "" {
-			path := e.LocalPath
-			if !filepath.IsAbs(path) {
-				path = filepath.Join(filepath.Dir(f.Path), path)
-			}
-			st, err := os.Stat(path)
-			if err == nil && st.Size() > machine.MaxFilesBytes {
-				return fault.New(fault.Invalid, "%s: local_path %q has %d bytes; files of a Machine have at most %d",
-					f.At(join(entry("files", i, len(f.Files), f), "local_path")), e.LocalPath, st.Size(), machine.MaxFilesBytes)
-			}
-			if content, err = os.ReadFile(path); err != nil {
-				return fault.Wrap(fault.Invalid, err, "%s: local_path %q cannot be read",
-					f.At(join(entry("files", i, len(f.Files), f), "local_path")), e.LocalPath)
+			var err error
+			if content, err = f.readLocal(i); err != nil {
+				return err
 			}
 		}
-		raw := base64.StdEncoding.EncodeToString(content)
-		c.Files = append(c.Files, machine.File{GuestPath: e.GuestPath, RawValue: &raw})
+		c.Files = append(c.Files, e.api(content))
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 
 	"bulkhead/key"
@@ -35,7 +36,7 @@ func (f *File) check(b *binder) {
 	f.checkFiles(b)
 	for i, r := range f.Restart {
 		p := entry("restart", i, len(f.Restart), f)
-		if !slices.Contains([]string{"always", "never", "on-failure"}, r.Policy) {
+		if !slices.Contains([]string{"", "always", "never", "no", "on-failure", "on-fail"}, r.Policy) {
 			b.errorf(join(p, "policy"), "restart policy is %q; it must be \"always\", \"never\" or \"on-failure\"", r.Policy)
 		}
 		if r.Retries < 0 {
@@ -181,7 +182,30 @@ func (f *File) in(processes []string, group string) bool {
 	return slices.Contains(processes, group)
 }
 
-var sizeRE = regexp.MustCompile(`^(\d{1,7})\s*(|mb|mib|m|gb|gib|g)$`)
+// sizeRE is a size of memory: a number, fractions too, and the unit, MiB without one.
+var sizeRE = regexp.MustCompile(`^(\d{1,12}(?:\.\d{1,9})?) ?(|[kmgt]?i?b|[kmgt])$`)
+
+// memoryMB reads a size such as "512mb", "1.5gb" or "1024" in MiB. A rest below one MiB
+// is left off.
+func memoryMB(text string) (int, error) {
+	m := sizeRE.FindStringSubmatch(strings.ToLower(strings.TrimSpace(text)))
+	if m == nil {
+		return 0, fmt.Errorf("memory is %q; it must be a size such as \"512mb\" or \"2gb\"", text)
+	}
+	n, _ := strconv.ParseFloat(m[1], 64) // the expression takes numbers alone
+	switch {
+	case m[2] == "" || m[2][0] == 'm':
+	case m[2][0] == 'k':
+		n /= 1 << 10
+	case m[2][0] == 'g':
+		n *= 1 << 10
+	case m[2][0] == 't':
+		n *= 1 << 20
+	default:
+		n /= 1 << 20
+	}
+	return int(min(n, 1<<40)), nil
+}
 
 // guest returns the size that a [[vm]] section asks for.
 func (v *VM) guest() (*machine.Guest, error) {
@@ -195,14 +219,12 @@ func (v *VM) guest() (*machine.Guest, error) {
 	}
 	g := c.EffectiveGuest()
 	if v.Memory != "" {
-		m := sizeRE.FindStringSubmatch(strings.ToLower(string(v.Memory)))
-		if m == nil {
-			return nil, fmt.Errorf("memory is %q; it must be a size such as \"512mb\" or \"2gb\"", string(v.Memory))
+		n, err := memoryMB(string(v.Memory))
+		if err != nil {
+			return nil, err
 		}
-		n := 0
-		fmt.Sscan(m[1], &n)
-		if strings.HasPrefix(m[2], "g") {
-			n *= 1024
+		if n == 0 {
+			return nil, fmt.Errorf("memory is %q; it must be at least %d MiB", string(v.Memory), machine.MinMemoryMB)
 		}
 		g.MemoryMB = n
 	}

@@ -1,11 +1,14 @@
 // Package deployfile reads bulkhead.toml and fly.toml: what an app is made of, in
 // the words of its developer.
 //
-// The two files have one grammar, fly.toml's. Reading is strict: a key that the
-// grammar does not know is an error with its file, line and column, and a key that
-// the grammar knows but Bulkhead cannot honour yet is either an error, where
-// leaving it out would lose data or change what the app does, or a warning that
-// names it. Nothing is ignored in silence.
+// The two files have one grammar, fly.toml's, older forms of it included (normalize.go).
+// Reading is strict: an unknown key that asks for something is an error with its file,
+// line and column. A key that Bulkhead cannot honour yet is an error where leaving it out
+// would lose data or change what the app does, and a warning elsewhere. Values are checked
+// by the platform's own rules (judge.go). Nothing is ignored in silence.
+//
+// A deploy file comes with a repository and is not trusted with the developer's computer:
+// its paths stay in its folder (local.go).
 //
 // Load reads a file; File.MachineConfig then says what the Machines of a process
 // group are to run, as flyctl would build it.
@@ -66,6 +69,8 @@ type File struct {
 	Path string
 	// Warnings name what Bulkhead leaves out, in the order of the file.
 	Warnings []Note
+	// AllowOutside lets paths in the file lead out of its folder.
+	AllowOutside bool
 
 	positions map[string]Position
 }
@@ -122,9 +127,11 @@ func Parse(path string, b []byte) (*File, error) {
 	}
 	f := &File{Path: path, positions: index(path, b)}
 	bd := &binder{file: path, positions: f.positions}
+	bd.normalize(raw)
 	bd.table("", raw, &f.Config)
 	f.check(bd)
 	f.support(bd)
+	f.judge(bd)
 	if len(bd.errors) > 0 {
 		return nil, &Error{Notes: inOrder(bd.errors)}
 	}

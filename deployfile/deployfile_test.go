@@ -87,13 +87,13 @@ func TestRefused(t *testing.T) {
 		{"unknown in a list", "[[services]]\ninternal_port = 1\n[[services]]\ninternal_port = 2\nbogus = 3", `f:5:1: unknown key "bogus" in [services[1]]`},
 		{"unknown in a list in a list", "[[services]]\ninternal_port = 1\n[[services.ports]]\nport = 80\nhandlers = [\"http\"]\n[[services.ports]]\nprot = 443", `f:7:1: unknown key "prot" in [services[0].ports[1]]; did you mean "port"?`},
 		{"unknown inline", "[http_service]\nconcurrency = { typ = \"requests\" }", `f:2:17: unknown key "typ" in [http_service.concurrency]; did you mean "type"?`},
-		{"unknown inline in a list", "[[services]]\ninternal_port = 1\nports = [\n { port = 80, handlers = [\"http\"] },\n { port = 443, handler = [] },\n]", `f:5:16: unknown key "handler" in [services[0].ports[1]]`},
+		{"unknown inline in a list", "[[services]]\ninternal_port = 1\nports = [\n { port = 80, handlers = [\"http\"] },\n { port = 443, handler = [\"http\"] },\n]", `f:5:16: unknown key "handler" in [services[0].ports[1]]`},
 		{"dotted", "http_service.force_http = true", `f:1:14: unknown key "force_http" in [http_service]; did you mean "force_https"?`},
-		{"string for a number", "[http_service]\ninternal_port = \"80\"", "f:2:1: http_service.internal_port must be a whole number, not a string"},
+		{"word for a number", "[http_service]\ninternal_port = \"http\"", "f:2:1: http_service.internal_port must be a whole number, not a string"},
 		{"fraction for a number", "[http_service]\ninternal_port = 80.5", "must be a whole number, not a fraction"},
 		{"number for a string", "app = 3", "f:1:1: app must be a string, not a whole number"},
 		{"number for a boolean", "[http_service]\nforce_https = 1", "must be true or false, not a whole number"},
-		{"string for a list", "[http_service]\nprocesses = \"web\"", "must be a list of strings, not a string"},
+		{"number for a list", "[http_service]\nprocesses = 1", "must be a list of strings, not a whole number"},
 		{"string for a table", "http_service = \"x\"", "http_service must be a table, not a string"},
 		{"string for a list of tables", "vm = \"x\"", "vm must be a list of tables, not a string"},
 		{"list for env", "[env]\nA = [1]", "f:2:1: env.A must be a string, not a list"},
@@ -126,8 +126,23 @@ func TestRefused(t *testing.T) {
 		{"gpu", "[[vm]]\ngpu_kind = \"a10\"", "vm[0].gpu_kind is not supported yet"},
 		{"file of two", "[[files]]\nguest_path = \"/a\"\nsecret_name = \"S\"\nraw_value = \"x\"", "f:1:3: a file needs exactly one of"},
 		{"headers", "[http_service.http_options.response.headers]\nA = \"b\"", "http_options.response is not supported yet"},
-		{"tls", "[http_service.tls_options]\nversions = [\"TLSv1.3\"]", "http_service.tls_options is not supported yet"},
+		{"tls", "[http_service.tls_options]\nversions = [\"TLSv1.3\"]", "f:2:1: http_service.tls_options.versions is not supported yet"},
 		{"consul", "[experimental]\nenable_consul = true", "experimental.enable_consul is not supported yet"},
+		{"signal", "kill_signal = \"SIGWHAT\"", `f:1:1: kill_signal is not acceptable: signal "SIGWHAT" is not known`},
+		{"env name", "[env]\n\"MY VAR\" = \"x\"", `f:2:1: env has the name "MY VAR"`},
+		{"concurrency type", "[http_service.concurrency]\ntype = \"donuts\"", `f:2:1: http_service.concurrency.type is "donuts"`},
+		{"concurrency above", "[[services]]\ninternal_port = 1\nconcurrency = \"30,20\"", `f:3:1: services[0].concurrency.soft_limit is 30, above hard_limit 20`},
+		{"concurrency pair", "[[services]]\ninternal_port = 1\nconcurrency = \"many\"", `f:3:1: services[0].concurrency is "many"; it must be a table, or`},
+		{"guest path", "[[files]]\nguest_path = \"/etc/../x\"\nraw_value = \"a\"", `f:2:1: files[0].guest_path is "/etc/../x"`},
+		{"guest path twice", "[[files]]\nguest_path = \"/a\"\nraw_value = \"a\"\n[[files]]\nguest_path = \"/a\"\nraw_value = \"b\"", `f:5:1: files[1].guest_path "/a" is that of files[0] too`},
+		{"secret name", "[[files]]\nguest_path = \"/a\"\nsecret_name = \"a b\"", `f:3:1: files[0].secret_name "a b" is not the name of a secret`},
+		{"retries", "[[restart]]\npolicy = \"always\"\nretries = 100000000", `f:3:1: restart[0].retries is 100000000`},
+		{"min machines", "[http_service]\nmin_machines_running = -1", `f:2:1: http_service.min_machines_running is -1`},
+		{"much memory", "[[vm]]\nmemory = \"9999gb\"", `f:1:3: memory_mb is`},
+		{"no memory", "[[vm]]\nmemory = \"0.1kb\"", `f:1:3: memory is "0.1kb"; it must be at least`},
+		{"unknown with a value", "[experimental]\nfoo = true", `f:2:1: unknown key "foo" in [experimental]`},
+		{"moved section", "[[compute]]\nsize = \"huge\"", `f:1:3: size is "huge"`},
+		{"merged section", "[[env]]\nA = \"1\"\n[[env]]\nB = [1]", `f:4:1: env.B must be a string, not a list`},
 		{"machine checks", "[[http_service.machine_checks]]\ncommand = [\"x\"]", "http_service.machine_checks is not supported yet"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -203,6 +218,104 @@ func TestUpdateKeepsWhatTheFileDoesNotSay(t *testing.T) {
 	}
 	if d := cmp.Diff(before, old); d != "" {
 		t.Errorf("the old config was changed: %s", d)
+	}
+}
+
+// TestFormsOfFlysClient: what Fly's client takes is taken, with the meaning it has there.
+// testdata/good/fly-v1.toml is a whole file.
+func TestFormsOfFlysClient(t *testing.T) {
+	for doc, want := range map[string]string{
+		"processes = []":      `{"app":{}}`,
+		`processes = ["web"]`: `{"web":{}}`,
+		"[[processes]]\na = \"x\"\n[[processes]]\nb = \"y\"":                                   `{"a":{"init":{"cmd":["x"]}},"b":{"init":{"cmd":["y"]}}}`,
+		"[[env]]\nA = 1\n[[env]]\nB = 2026-01-02\nC = 2026-01-02T03:04:05Z\nD = 1.5\nE = true": `{"app":{"env":{"A":"1","B":"2026-01-02","C":"2026-01-02T03:04:05Z","D":"1.5","E":"true"}}}`,
+		"[experimental]\ncmd = \"a 'b c'\"\nexec = [\"d\"]":                                    `{"app":{"init":{"exec":["d"],"cmd":["a","b c"]}}}`,
+		"[experimental]\nkill_timeout = 7":                                                     `{"app":{"stop_config":{"timeout":"7s"}}}`,
+		"kill_timeout = \"\"":                                                                  `{"app":{}}`,
+		"[[compute]]\nmemory = \"1.5gb\"\ncpus = \"2\"":                                        `{"app":{"guest":{"cpu_kind":"shared","cpus":2,"memory_mb":1536}}}`,
+		"[vm]\nmemory_mb = 512.0":                                                              `{"app":{"guest":{"cpu_kind":"shared","cpus":1,"memory_mb":512}}}`,
+		"[vm]\nmemory = \"512 MiB\"":                                                           `{"app":{"guest":{"cpu_kind":"shared","cpus":1,"memory_mb":512}}}`,
+		"[vm]\nmemory = \"524288kb\"":                                                          `{"app":{"guest":{"cpu_kind":"shared","cpus":1,"memory_mb":512}}}`,
+		"[[services]]\ninternal_port = 1\n[[services.ports]]\nport = 443\nhandlers = [\"tls\", \"http\"]\ntls_options = { alpn = [\"h2\", \"http/1.1\"], versions = [\"TLSv1.2\", \"TLSv1.3\"], default_self_signed = false }": `{"app":{"services":[{"protocol":"tcp","internal_port":1,"ports":[{"port":443,"handlers":["tls","http"]}],"autostart":true}]}}`,
+		"[mounts]":                              `{"app":{}}`,
+		"[build]":                               `{"app":{}}`,
+		"wobble = false\n[deploy]\nwibble = []": `{"app":{}}`,
+		"[[restart]]\nretries = 3":              `{"app":{"restart":{"policy":"on-failure","max_retries":3}}}`,
+		"[[restart]]\npolicy = \"always\"\n[[restart]]\npolicy = \"never\"\nprocesses = [\"app\"]":                                                                                                                  `{"app":{"restart":{"policy":"no"}}}`,
+		"[processes]\na = \"x\"\nb = \"y\"\n[[restart]]\npolicy = \"always\"\nprocesses = [\"b\"]":                                                                                                                  `{"a":{"init":{"cmd":["x"]}},"b":{"init":{"cmd":["y"]},"restart":{"policy":"always"}}}`,
+		"[service]\ninternal_port = \"80\"\nconcurrency = \"12,23\"\n[[service.port]]\nport = \"443\"\nhandlers = \"http\"\n[[service.http_checks]]\ninterval = 10000\nheaders = [{ name = \"A\", value = \"b\" }]": `{"app":{"services":[{"protocol":"tcp","internal_port":80,"ports":[{"port":443,"handlers":["http"]}],"autostart":true,"concurrency":{"type":"requests","soft_limit":12,"hard_limit":23}}]}}`,
+	} {
+		f, err := Parse("f", []byte(doc))
+		if err != nil {
+			t.Errorf("%s\nis refused: %v", doc, err)
+			continue
+		}
+		got := map[string]*machine.Config{}
+		for _, g := range f.Groups() {
+			c, err := f.MachineConfig(g, "", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			delete(c.Env, "FLY_PROCESS_GROUP")
+			c.Metadata = nil
+			got[g] = c
+		}
+		b, err := json.Marshal(got)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := strings.ReplaceAll(string(b), `"image":"",`, ""); strings.ReplaceAll(s, `"image":""`, "") != want {
+			t.Errorf("%s\nis   %s\nwant %s", doc, b, want)
+		}
+	}
+}
+
+// TestLocalFilesStayInTheFolder: a deploy file of a cloned repository reads no other file
+// of the computer, unless its user allows it.
+func TestLocalFilesStayInTheFolder(t *testing.T) {
+	top := t.TempDir()
+	dir := filepath.Join(top, "repo")
+	secret := filepath.Join(top, "id_rsa")
+	for _, err := range []error{
+		os.MkdirAll(filepath.Join(dir, "sub"), 0o755),
+		os.WriteFile(secret, []byte("key"), 0o600),
+		os.WriteFile(filepath.Join(dir, "sub", "in"), []byte("in"), 0o600),
+		os.Symlink(secret, filepath.Join(dir, "link")),
+		os.Symlink(top, filepath.Join(dir, "up")),
+		os.Symlink("sub/in", filepath.Join(dir, "inner")),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, inside := range map[string]bool{
+		"sub/in": true, "./sub/../sub/in": true, "inner": true, filepath.Join(dir, "sub", "in"): true,
+		"../id_rsa": false, secret: false, "link": false, "up/id_rsa": false, "sub/../../id_rsa": false,
+	} {
+		f, err := Parse(filepath.Join(dir, "fly.toml"), []byte("[[files]]\nguest_path = \"/x\"\nlocal_path = \""+name+"\"\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = f.MachineConfig("app", "x", nil)
+		switch {
+		case inside && err != nil:
+			t.Errorf("%s: %v", name, err)
+		case !inside && !errors.Is(err, ErrOutside):
+			t.Errorf("%s is read, or refused with %v", name, err)
+		case !inside && !strings.Contains(err.Error(), "fly.toml:3:1: local_path"):
+			t.Errorf("%s: %v", name, err)
+		}
+		f.AllowOutside = true
+		if _, err := f.MachineConfig("app", "x", nil); err != nil {
+			t.Errorf("%s with AllowOutside: %v", name, err)
+		}
+	}
+	f, err := Parse(filepath.Join(dir, "fly.toml"), []byte("[[files]]\nguest_path = \"/x\"\nlocal_path = \"sub\"\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.MachineConfig("app", "x", nil); err == nil || !strings.Contains(err.Error(), "is not a regular file") {
+		t.Errorf("a folder: %v", err)
 	}
 }
 

@@ -50,10 +50,13 @@ func (f *File) supportTop(refuse, warn noter) {
 		refuse(e.EnableEtcd, "experimental.enable_etcd", "apps have no etcd of the platform")
 		refuse(e.Attached != nil && len(e.Attached.Secrets.Export) > 0, "experimental.attached.secrets.export", "Bulkhead has no secrets")
 		refuse(e.MachineConfig != nil, "experimental.machine_config", "write the settings as keys of this file")
+		warn(e.AutoRollback != nil && !*e.AutoRollback, "experimental.auto_rollback", "a Machine that does not start always gets its old version back")
 		warn(e.LazyLoadImages, "experimental.lazy_load_images", "images are always loaded whole")
 	}
 	if d := f.Deploy; d != nil {
 		refuse(d.ReleaseCommand != "", "deploy.release_command", "run it with \"bulkhead machine run --rm\" before the deploy")
+		warn(d.ReleaseCommandTimeout.Set, "deploy.release_command_timeout", "no release command is run")
+		warn(d.ReleaseCommandVM != nil, "deploy.release_command_vm", "no release command is run")
 		refuse(d.SeedCommand != "", "deploy.seed_command", "run it with \"bulkhead machine run --rm\" after the first deploy")
 	}
 }
@@ -146,8 +149,18 @@ func supportPort(refuse, warn noter, p string, port Port) {
 	supportHTTP(refuse, warn, p, port.HTTPOptions)
 }
 
+// supportTLS refuses what the edge does not do anyway: TLS 1.2 and 1.3, HTTP/1.1 and HTTP/2.
 func supportTLS(refuse noter, p string, o *TLSOptions) {
-	refuse(o != nil, join(p, "tls_options"), "the edge chooses TLS versions and protocols itself")
+	if o == nil {
+		return
+	}
+	const why = "the edge chooses TLS versions and protocols itself"
+	all := func(asked []string, every ...string) bool {
+		return len(asked) == 0 || !slices.ContainsFunc(every, func(s string) bool { return !slices.Contains(asked, s) })
+	}
+	refuse(!all(o.Versions, "TLSv1.2", "TLSv1.3"), join(p, "tls_options.versions"), why)
+	refuse(!all(o.ALPN, "h2", "http/1.1"), join(p, "tls_options.alpn"), why)
+	refuse(o.DefaultSelfSigned != nil && *o.DefaultSelfSigned, join(p, "tls_options.default_self_signed"), why)
 }
 
 func supportHTTP(refuse, warn noter, p string, o *HTTPOptions) {

@@ -32,10 +32,10 @@ type Config struct {
 
 // Experimental is [experimental].
 type Experimental struct {
-	Cmd            []string  `toml:"cmd"`
-	Entrypoint     []string  `toml:"entrypoint"`
-	Exec           []string  `toml:"exec"`
-	AutoRollback   bool      `toml:"auto_rollback"`
+	Cmd            Command   `toml:"cmd"`
+	Entrypoint     Command   `toml:"entrypoint"`
+	Exec           Command   `toml:"exec"`
+	AutoRollback   *bool     `toml:"auto_rollback"`
 	EnableConsul   bool      `toml:"enable_consul"`
 	EnableEtcd     bool      `toml:"enable_etcd"`
 	LazyLoadImages bool      `toml:"lazy_load_images"`
@@ -187,40 +187,40 @@ type TCPCheck struct {
 
 // HTTPCheck is one of [[….http_checks]] and [[http_service.checks]].
 type HTTPCheck struct {
-	Interval      Seconds         `toml:"interval"`
-	Timeout       Seconds         `toml:"timeout"`
-	GracePeriod   Seconds         `toml:"grace_period"`
-	Method        string          `toml:"method"`
-	Path          string          `toml:"path"`
-	Protocol      string          `toml:"protocol"`
-	Headers       map[string]Text `toml:"headers"`
-	TLSSkipVerify *bool           `toml:"tls_skip_verify"`
-	TLSServerName string          `toml:"tls_server_name"`
+	Interval      Seconds `toml:"interval"`
+	Timeout       Seconds `toml:"timeout"`
+	GracePeriod   Seconds `toml:"grace_period"`
+	Method        string  `toml:"method"`
+	Path          string  `toml:"path"`
+	Protocol      string  `toml:"protocol"`
+	Headers       Headers `toml:"headers"`
+	TLSSkipVerify *bool   `toml:"tls_skip_verify"`
+	TLSServerName string  `toml:"tls_server_name"`
 }
 
 // Check is [checks.NAME].
 type Check struct {
-	Type          string          `toml:"type"`
-	Port          *int            `toml:"port"`
-	Interval      Seconds         `toml:"interval"`
-	Timeout       Seconds         `toml:"timeout"`
-	GracePeriod   Seconds         `toml:"grace_period"`
-	Method        string          `toml:"method"`
-	Path          string          `toml:"path"`
-	Protocol      string          `toml:"protocol"`
-	Headers       map[string]Text `toml:"headers"`
-	TLSSkipVerify *bool           `toml:"tls_skip_verify"`
-	TLSServerName string          `toml:"tls_server_name"`
-	Processes     []string        `toml:"processes"`
+	Type          string   `toml:"type"`
+	Port          *int     `toml:"port"`
+	Interval      Seconds  `toml:"interval"`
+	Timeout       Seconds  `toml:"timeout"`
+	GracePeriod   Seconds  `toml:"grace_period"`
+	Method        string   `toml:"method"`
+	Path          string   `toml:"path"`
+	Protocol      string   `toml:"protocol"`
+	Headers       Headers  `toml:"headers"`
+	TLSSkipVerify *bool    `toml:"tls_skip_verify"`
+	TLSServerName string   `toml:"tls_server_name"`
+	Processes     []string `toml:"processes"`
 }
 
 // MachineCheck is one of [[….machine_checks]].
 type MachineCheck struct {
-	Command     []string `toml:"command"`
-	Image       string   `toml:"image"`
-	Entrypoint  []string `toml:"entrypoint"`
-	KillSignal  string   `toml:"kill_signal"`
-	KillTimeout Seconds  `toml:"kill_timeout"`
+	Command     Command `toml:"command"`
+	Image       string  `toml:"image"`
+	Entrypoint  Command `toml:"entrypoint"`
+	KillSignal  string  `toml:"kill_signal"`
+	KillTimeout Seconds `toml:"kill_timeout"`
 }
 
 // FileEntry is one of [[files]].

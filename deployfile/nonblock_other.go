@@ -1,0 +1,5 @@
+//go:build !unix
+
+package deployfile
+
+const openNonblock = 0
