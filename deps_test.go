@@ -34,7 +34,7 @@ const layers = `
 	doctor/posture
 	doctor
 	role, pki, secret, workload, token, api/internalpb, logs, registry, sandbox, sso, passkey
-	image/wire, image/confine, image/erofs
+	image/wire, image/confine, image/erofs, image/platform
 	image/tree
 	image/unpack, image
 	api/execstream

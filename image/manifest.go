@@ -14,6 +14,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"bulkhead/fault"
+	"bulkhead/image/platform"
 	"bulkhead/image/wire"
 	"bulkhead/key"
 )
@@ -150,37 +151,16 @@ func parseManifest(raw []byte, mediaType string) (*manifest, error) {
 	return &m, nil
 }
 
-// choose picks the manifest for this platform from an index.
+// choose picks the manifest for this node's processor from an index.
 func choose(all []v1.Descriptor) (key.Digest, error) {
-	var others []string
-	var chosen *v1.Descriptor
-	for i, d := range all {
-		p := d.Platform
-		if p == nil {
-			if len(all) == 1 { // its configuration will tell
-				chosen = &all[i]
-			}
-			continue
-		}
-		name := fault.Clip(p.OS + "/" + p.Architecture)
-		if p.OS == "linux" && p.Architecture == runtime.GOARCH {
-			// A plain entry before one for a later variant of the processor.
-			if chosen == nil || (chosen.Platform.Variant != "" && p.Variant == "") {
-				chosen = &all[i]
-			}
-			continue
-		}
-		if name != "unknown/unknown" && !slices.Contains(others, name) && len(others) < 10 {
-			others = append(others, name)
-		}
+	best, others := platform.Choose(all, []string{runtime.GOARCH}, nil)
+	switch {
+	case len(best) > 0:
+		return descriptorDigest(best[0])
+	case len(others) == 0:
+		return "", fmt.Errorf("is an index without an image")
 	}
-	if chosen == nil {
-		if len(others) == 0 {
-			return "", fmt.Errorf("is an index without an image")
-		}
-		return "", fmt.Errorf("is for %s; this node runs linux/%s", strings.Join(others, ", "), runtime.GOARCH)
-	}
-	return descriptorDigest(*chosen)
+	return "", fmt.Errorf("is for %s; this node runs linux/%s", fault.Clip(strings.Join(others, ", ")), runtime.GOARCH)
 }
 
 func descriptorDigest(d v1.Descriptor) (key.Digest, error) {
