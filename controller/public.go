@@ -48,6 +48,7 @@ func (c *Controller) publicEndpoints() []publicEndpoint {
 		{"POST /3p/{id}", "asks the browser's session", true, c.decideDischarge},
 		{"POST /v1/tokens/authenticate", about, false, c.authenticateTokens},
 		{"POST /v1/tokens/authorize", about, false, c.authorizeTokens},
+		{"GET /v1/ca", "certificates are public, and the pin says whose they are", false, c.rootCertificates},
 		{"POST /v1/join", "a node has its join token in the body", false, c.joinNode},
 	}
 }
@@ -81,6 +82,12 @@ func (c *Controller) handlePublic(e publicEndpoint) http.Handler {
 			writeJSON(w, code, body)
 		}
 	})
+}
+
+// rootCertificates answers with the root certificates that count now, for clients that
+// check names by them: browsers.
+func (c *Controller) rootCertificates(*call) (int, any, error) {
+	return http.StatusOK, map[string]string{"pem": string(c.ca.RootPEM())}, nil
 }
 
 // from is the client's address, as the edge tells it.
