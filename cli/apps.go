@@ -94,7 +94,7 @@ func (s *session) appsDestroyCommand() *cobra.Command {
 			}
 			app, err := api.App(c.Context(), name)
 			if err != nil {
-				return appError(err)
+				return s.noApp(c.Context(), api, name, err)
 			}
 			if !yes {
 				if err := s.confirm(c.Context(), name, app.MachineCount); err != nil {
@@ -141,4 +141,21 @@ func appError(err error) error {
 		return hint(err, "\"bulkhead apps list\" shows the apps there are, \"bulkhead apps create NAME\" makes one")
 	}
 	return err
+}
+
+// noApp is appError with the nearest of the apps there are, if one is near.
+func (s *session) noApp(ctx context.Context, api *client.Client, name string, err error) error {
+	if !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	var names []string
+	if all, lerr := api.Apps(ctx, ""); lerr == nil {
+		for _, a := range all {
+			names = append(names, a.Name)
+		}
+	}
+	if near := fault.Nearest(name, names); near != "" && near != name {
+		return hint(err, "did you mean %q?", near)
+	}
+	return appError(err)
 }

@@ -112,6 +112,7 @@ func (s *session) authLogin(ctx context.Context, args []string, pin, name, org s
 			}
 		}
 	}
+	s.ui.progress(caHint)
 	got, err := api.AwaitLogin(ctx, l)
 	if err != nil {
 		return err

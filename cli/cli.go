@@ -20,6 +20,7 @@ import (
 
 	"bulkhead/client"
 	"bulkhead/deployfile"
+	"bulkhead/fault"
 	"bulkhead/key"
 )
 
@@ -151,7 +152,7 @@ on servers that you own.
 	root.AddCommand(
 		s.loginCommand(), s.logoutCommand(), s.authCommand(), s.clustersCommand(),
 		s.appsCommand(), s.deployCommand(), s.statusCommand(), s.logsCommand(), s.openCommand(),
-		s.machineCommand(), s.secretsCommand(), s.tokensCommand(), s.orgsCommand(), s.usersCommand(), s.nodeCommand(), s.auditCommand(), s.issuerCommand(), s.versionCommand(), s.completionCommand(),
+		s.machineCommand(), s.envCommand(), s.secretsCommand(), s.tokensCommand(), s.orgsCommand(), s.usersCommand(), s.nodeCommand(), s.auditCommand(), s.issuerCommand(), s.versionCommand(), s.completionCommand(),
 	)
 	return root
 }
@@ -165,8 +166,16 @@ func group(use, short, long string) *cobra.Command {
 				return c.Help()
 			}
 			err := usagef("there is no command %q", c.CommandPath()+" "+args[0])
-			if near := c.SuggestionsFor(args[0]); len(near) > 0 {
-				return hint(err, "did you mean %q?", c.CommandPath()+" "+near[0])
+			var names []string
+			for _, sub := range c.Commands() {
+				names = append(append(names, sub.Name()), sub.Aliases...)
+			}
+			near := fault.Nearest(args[0], names)
+			if all := c.SuggestionsFor(args[0]); near == "" && len(all) > 0 {
+				near = all[0] // it begins so
+			}
+			if near != "" {
+				return hint(err, "did you mean %q?", c.CommandPath()+" "+near)
 			}
 			return hint(err, "see %q", c.CommandPath()+" --help")
 		},
@@ -191,6 +200,16 @@ func atLeastOne(name string) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if len(args) == 0 {
 			return hint(usagef("missing %s", name), "see %q", c.CommandPath()+" --help")
+		}
+		return nil
+	}
+}
+
+// atMostOne returns an argument check for name, which may be left out.
+func atMostOne(name string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) > 1 {
+			return hint(usagef("unexpected argument %q after %s", args[1], name), "see %q", c.CommandPath()+" --help")
 		}
 		return nil
 	}

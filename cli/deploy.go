@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -31,6 +32,7 @@ type deployFlags struct {
 	portGiven      bool
 	ha             bool
 	keepFailed     bool
+	allowOutside   bool
 	wait           time.Duration
 	settle         time.Duration
 }
@@ -53,6 +55,9 @@ DIR (default the current folder) may hold a bulkhead.toml or fly.toml. The image
 the one that --image or [build] image names: a reference, an OCI layout folder, an
 OCI archive, or the output of "docker save". Without a deploy file the app is
 reached over HTTPS at --port of its Machines.
+
+Paths in a deploy file stay in its folder, because a repository of somebody else may hold
+it; --allow-outside lets them lead anywhere.
 
 Machines are updated one after another, each under a lease that keeps others from
 changing it. One that does not start gets its old version back, and the deploy ends
@@ -85,7 +90,8 @@ Machines it made are destroyed.`,
 	fl.StringVar(&f.region, "region", "", "region for new Machines (default the cluster's)")
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "environment variable NAME=VALUE, over those of the deploy file; may be repeated")
 	fl.IntVar(&f.port, "port", defaultPort, "port the app listens on; 0 for an app that is not to be reached; not with a deploy file")
-	fl.BoolVar(&f.ha, "ha", false, "make two Machines, not one, for each process group that has none")
+	fl.BoolVar(&f.ha, "ha", false, "have two Machines or more in each process group: add what is missing")
+	fl.BoolVar(&f.allowOutside, "allow-outside", false, "let paths in the deploy file lead out of its folder")
 	fl.BoolVar(&f.keepFailed, "keep-failed", false, "keep new Machines that do not start, to look at them")
 	fl.DurationVar(&f.wait, "wait", 0, "how long one Machine may take to start (default 5m, or what the deploy file says)")
 	fl.DurationVar(&f.settle, "settle", 2*time.Second, "how long a started Machine must go on running to count as well")
@@ -128,11 +134,14 @@ func (s *session) deploy(ctx context.Context, dir string, f deployFlags) error {
 	if err := d.settings(); err != nil {
 		return err
 	}
+	if err := d.check(); err != nil {
+		return err
+	}
 	if d.api, err = s.client(); err != nil {
 		return err
 	}
 	if _, err := d.api.App(ctx, d.app); err != nil {
-		return appError(err)
+		return s.noApp(ctx, d.api, d.app, err)
 	}
 	if err := d.chooseRegion(ctx); err != nil {
 		return err
@@ -154,17 +163,17 @@ func (s *session) deploy(ctx context.Context, dir string, f deployFlags) error {
 }
 
 // read finds the deploy file, the app and the image. DIR may be an image itself.
-func (d *deployment) read(dir string) (image string, err error) {
-	image = d.flags.image
+func (d *deployment) read(dir string) (source imageSource, err error) {
+	image := d.flags.image
 	path := d.flags.file
 	if path == "" {
 		st, err := os.Stat(dir)
 		if err != nil {
-			return "", usagef("there is no folder %s", dir)
+			return source, usagef("there is no folder %s", dir)
 		}
 		if !st.IsDir() || (dir != "." && isLayout(dir) && deployfile.Find(dir) == "") {
 			if image != "" {
-				return "", usagef("%s is an image, and --image names another one", dir)
+				return source, usagef("%s is an image, and --image names another one", dir)
 			}
 			image, dir = dir, "."
 		}
@@ -173,24 +182,28 @@ func (d *deployment) read(dir string) (image string, err error) {
 	if path != "" {
 		if d.file, err = deployfile.Load(path); err != nil {
 			if fault.Is(err, fault.NotFound) || fault.Is(err, fault.Invalid) {
-				return "", usage(err)
+				return source, usage(err)
 			}
-			return "", err
+			return source, err
 		}
+		d.file.AllowOutside = d.flags.allowOutside
 		for _, w := range d.file.Warnings {
 			d.s.ui.warn("%s", w)
 		}
 		if d.flags.portGiven {
-			return "", hint(usagef("--port and the deploy file %s both say where the app listens", path), "change internal_port in %s", path)
+			return source, hint(usagef("--port and the deploy file %s both say where the app listens", path), "change internal_port in %s", path)
 		}
 	}
 	if err := d.chooseApp(path); err != nil {
-		return "", err
+		return source, err
 	}
-	if image != "" {
-		return image, nil
+	if image == "" {
+		return d.fileImage()
 	}
-	return d.fileImage()
+	if !isLocal(image) {
+		err = checkReference(image)
+	}
+	return imageSource{name: image}, err
 }
 
 func isLayout(dir string) bool {
@@ -213,25 +226,60 @@ func (d *deployment) chooseApp(path string) error {
 	return hint(usagef("no app named"), "give --app NAME, or deploy a folder with a bulkhead.toml or fly.toml")
 }
 
-// fileImage is the image that the deploy file names; a path in it is relative to it.
-func (d *deployment) fileImage() (string, error) {
+// fileImage is the image that the deploy file names; a path in it starts at its folder.
+func (d *deployment) fileImage() (imageSource, error) {
 	if d.file == nil {
-		return "", hint(usagef("nothing to deploy: no --image, and no bulkhead.toml or fly.toml here"), "bulkhead deploy --image IMAGE --app %s", d.app)
+		return imageSource{}, hint(usagef("nothing to deploy: no --image, and no bulkhead.toml or fly.toml here"), "bulkhead deploy --image IMAGE --app %s", d.app)
 	}
 	if d.file.Build == nil || d.file.Build.Image == "" {
 		err := usagef("%s names no image", d.file.Path)
 		if ks := d.file.Recipe(); len(ks) > 0 {
 			err = usagef("%s: building an image from source (build.%s) is not supported yet", d.file.At("build."+ks[0]), strings.Join(ks, ", build."))
 		}
-		return "", hint(err, "build the image elsewhere, and give --image IMAGE or write [build] image = \"IMAGE\"")
+		return imageSource{}, hint(err, "build the image elsewhere, and give --image IMAGE or write [build] image = \"IMAGE\"")
 	}
 	image := d.file.Build.Image
-	if beside := filepath.Join(filepath.Dir(d.file.Path), image); !filepath.IsAbs(image) && isLocal(beside) {
-		if _, err := os.Stat(beside); err == nil {
-			return beside, nil
+	inFolder := image
+	if !filepath.IsAbs(image) {
+		inFolder = filepath.Join(filepath.Dir(d.file.Path), image)
+	}
+	if _, err := os.Lstat(inFolder); err != nil || !isLocal(inFolder) {
+		if !pathLikeRE.MatchString(image) {
+			return imageSource{name: image}, checkReference(image)
+		}
+		if err != nil {
+			return imageSource{}, usagef("%s: there is no image at %s", d.file.At("build.image"), inFolder)
 		}
 	}
-	return image, nil
+	src := imageSource{name: inFolder}
+	if !d.file.AllowOutside {
+		src.folder = filepath.Dir(d.file.Path)
+	}
+	if f, err := src.open(inFolder); errors.Is(err, errOutside) {
+		return src, hint(usagef("%s: build.image %q leads out of the folder of %s", d.file.At("build.image"), image, d.file.Path), deployfile.OutsideHint)
+	} else if err == nil {
+		f.Close()
+	}
+	return src, nil
+}
+
+// check builds what every process group is to run and has it checked by the platform's
+// own rules, before anything is uploaded.
+func (d *deployment) check() error {
+	groups := []string{deployfile.DefaultGroup}
+	if d.file != nil {
+		groups = d.file.Groups()
+	}
+	for _, g := range groups {
+		c, err := d.config(g, nil)
+		if err != nil {
+			return err
+		}
+		if err := checkConfig(c); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // settings takes the strategy, the waits and the environment from the flags and the file.
@@ -266,7 +314,10 @@ func (d *deployment) settings() error {
 // has that region: a fly.toml names one of another platform.
 func (d *deployment) chooseRegion(ctx context.Context) error {
 	d.region = d.flags.region
-	if d.region != "" || d.file == nil || d.file.PrimaryRegion == "" {
+	if d.region != "" {
+		return checkRegion(ctx, d.api, d.region)
+	}
+	if d.file == nil || d.file.PrimaryRegion == "" {
 		return nil
 	}
 	regions, err := d.api.Regions(ctx)

@@ -78,25 +78,27 @@ func (d *deployment) plan(ctx context.Context) error {
 		}
 		return a.ID < b.ID
 	})
+	d.kept()
 	if len(groups) == 0 {
 		groups[deployfile.DefaultGroup] = 0
 	}
 	return d.planCreates(groups)
 }
 
-// planCreates plans the Machines of groups that have none.
+// planCreates plans the Machines that groups lack: one where there is none, and with --ha
+// as many as make two.
 func (d *deployment) planCreates(groups map[string]int) error {
-	count := 1
-	if d.flags.ha {
-		count = 2
-	}
 	var names []string
 	for g := range groups {
 		names = append(names, g)
 	}
 	sort.Strings(names)
 	for _, g := range names {
-		for i := groups[g]; groups[g] == 0 && i < count; i++ {
+		count := 1
+		if d.flags.ha {
+			count = 2
+		}
+		for i := groups[g]; i < count; i++ {
 			cfg, err := d.config(g, nil)
 			if err != nil {
 				return err
@@ -123,6 +125,7 @@ func staysStopped(m client.Machine, c *machine.Config) bool {
 
 // run carries the plan out.
 func (d *deployment) run(ctx context.Context) error {
+	defer d.s.ui.waiting("waiting for the Machines of " + d.app)()
 	if len(d.updates) > 0 {
 		if err := d.roll(ctx); err != nil {
 			return err
@@ -324,7 +327,7 @@ func (d *deployment) rollEnded(ctx context.Context, err error) error {
 	} else if f.details == nil {
 		f.details = map[string]any{"machines": states}
 	}
-	return hint(&f, "mend the cause and deploy again; that updates every Machine")
+	return hint(&f, "fix the cause and deploy again; that updates every Machine")
 }
 
 // Leases of a rollout are short and refreshed often, so that a client that dies

@@ -159,8 +159,8 @@ func (s *session) tokenDischargeCommand() *cobra.Command {
 session by the organization's single sign-on. It is good for ten minutes, and while the session lives.
 
 Commands of bulkhead do this by themselves, with the session of "bulkhead auth login --org ORG".
-This is for other clients. The token is that of --token ("-" reads standard input), or the one
-in use. Programs that run where nobody is logged in, such as CI, need an owner's leave:
+This is for other clients. The token is that of --token: "-" reads standard input, "current" is
+the one in use, as on a terminal without the flag. Programs that run where nobody is logged in, such as CI, need an owner's leave:
 "bulkhead orgs sso set ORG --service-tokens allowed".`,
 		Example: `  bulkhead auth login --org acme
   FLY_API_TOKEN=$(bulkhead tokens discharge --token - < token.txt) flyctl status`,
@@ -169,11 +169,11 @@ in use. Programs that run where nobody is logged in, such as CI, need an owner's
 			if err != nil {
 				return err
 			}
-			if text != "" {
-				if cluster.Token, err = s.readToken(text); err != nil {
-					return err
-				}
+			t, err := s.chooseToken(text)
+			if err != nil {
+				return err
 			}
+			cluster.Token = t.text
 			list := cluster.Token
 			var until time.Time
 			switch d := s.discharger(cluster); {
@@ -194,6 +194,6 @@ in use. Programs that run where nobody is logged in, such as CI, need an owner's
 			}{list, until}, func(w io.Writer) { fmt.Fprintln(w, list) })
 		},
 	}
-	c.Flags().StringVar(&text, "token", "", "the token; \"-\" reads it from standard input (default the one in use)")
+	c.Flags().StringVar(&text, "token", "", tokenHelp)
 	return c
 }

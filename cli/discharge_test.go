@@ -139,7 +139,7 @@ func TestDischargesByItself(t *testing.T) {
 	over = false
 	store("")
 	run(ExitUnauthorized, 0, "bulkhead auth login --org", "auth", "whoami")
-	run(ExitUsage, 0, "no session", "tokens", "discharge")
+	run(ExitUsage, 0, "no session", "tokens", "discharge", "--token", "current")
 }
 
 // endedDischarge is a discharge that has just ended.

@@ -35,7 +35,7 @@ the command could not be run at all, the exit code is one of those that
 			return nil
 		},
 		RunE: func(c *cobra.Command, args []string) error {
-			api, app, id, err := s.oneMachine(args[0])
+			api, app, id, err := s.oneMachine(c.Context(), args[0])
 			if err != nil {
 				return err
 			}

@@ -148,14 +148,18 @@ func exitCode(e *fault.Error) int {
 	return ExitFailed
 }
 
+// loginHint says how to get a token. The line that "bulkheadd up" printed is good once, so
+// it is of no use to a user whose token has ended.
+const loginHint = "log in with \"bulkhead auth login\", or make a new login line on the server, as root: \"bulkheadd token\""
+
 func standardHint(e *fault.Error) string {
 	switch {
 	case e.Status == client.PinMismatch:
-		return "if the cluster was set up anew, log in again with the line that \"bulkheadd up\" printed; if not, somebody may be listening in"
+		return "if the cluster was set up again, log in with a new line of it (\"bulkheadd token\", as root on the server); if not, somebody may be listening in"
 	case client.NeedsDischarge(e) || e.Status == "session_ended":
 		return "log in with \"bulkhead auth login --org ORG\" as the user whose token it is; for CI an owner may allow it: \"bulkhead orgs sso set --help\""
 	case e.Kind == fault.Unauthenticated:
-		return "log in again with the line that \"bulkheadd up\" printed"
+		return loginHint
 	case e.Status == client.Unreachable:
 		return "check that bulkheadd runs on the server and that its port can be reached from here"
 	case e.Kind == fault.TooMany && e.RetryAfter > 0:

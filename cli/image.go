@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
+	"compress/bzip2"
 	"compress/gzip"
 	"encoding/json"
 	"errors"
@@ -23,7 +24,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/klauspost/compress/zstd"
 
+	"bulkhead/deployfile"
 	"bulkhead/fault"
+	"bulkhead/image/platform"
 )
 
 // localImage is an image on this computer: an OCI layout in a folder or an archive,
@@ -31,7 +34,8 @@ import (
 type localImage struct {
 	v1.Image
 	path  string
-	kind  string // what it is, for messages
+	kind  string       // what it is, for messages
+	plain *plainLayers // set where the layers must be compressed first
 	close func()
 }
 
@@ -41,7 +45,31 @@ const (
 	maxIndexDepth = 4
 )
 
-var pathLikeRE = regexp.MustCompile(`^(\.{0,2}[/\\]|\.{1,2}$|~/|[A-Za-z]:[/\\])|\.(tar|tgz|tar\.gz|tar\.zst|oci)$`)
+var pathLikeRE = regexp.MustCompile(`^(\.{0,2}[/\\]|\.{1,2}$|~/|[A-Za-z]:[/\\])|\.(tar|tgz|tbz2?|txz|tar\.gz|tar\.zst|tar\.bz2|tar\.xz|oci)$`)
+
+// imageSource is an image as the user, or the deploy file, names it.
+type imageSource struct {
+	name string // a reference or a path
+	// folder is where everything read must stay, "" for anywhere: the folder of the
+	// deploy file that names the image.
+	folder string
+}
+
+// errOutside says that a path leads out of the folder of an imageSource.
+var errOutside = deployfile.ErrOutside
+
+// open opens a file of the image.
+func (i imageSource) open(path string) (*os.File, error) {
+	if i.folder == "" {
+		return os.Open(path)
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	f := deployfile.File{Path: filepath.Join(i.folder, "bulkhead.toml")}
+	return f.Open(abs)
+}
 
 // isLocal decides whether image names something on this computer: a path that
 // exists as an image does, and so does a word that can only be a path.
@@ -68,7 +96,8 @@ func checkReference(image string) error {
 // openImage opens the image at path. arches are the architectures that can run:
 // of an image for several, the first that fits is taken, and an image for none of
 // them is refused.
-func openImage(path string, arches []string) (*localImage, error) {
+func openImage(src imageSource, arches []string) (*localImage, error) {
+	path := src.name
 	st, err := os.Stat(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, usagef("there is no image at %s", path)
@@ -78,9 +107,9 @@ func openImage(path string, arches []string) (*localImage, error) {
 	}
 	var img *localImage
 	if st.IsDir() {
-		img, err = openLayout(path, arches)
+		img, err = openLayout(src, arches)
 	} else {
-		img, err = openArchive(path, arches)
+		img, err = openArchive(src, arches)
 	}
 	if err != nil {
 		return nil, err
@@ -97,11 +126,12 @@ func malformed(path, format string, args ...any) error {
 	return usage(fault.New(fault.Invalid, "the image at %s cannot be used: %s", path, fmt.Sprintf(format, args...)))
 }
 
-func openLayout(path string, arches []string) (*localImage, error) {
+func openLayout(src imageSource, arches []string) (*localImage, error) {
+	path := src.name
 	if _, err := os.Stat(filepath.Join(path, "oci-layout")); err != nil {
 		return nil, hint(malformed(path, "the folder is not an OCI layout (it has no file oci-layout)"), "to deploy the app whose deploy file is in this folder: bulkhead deploy %s", path)
 	}
-	img, err := fromLayout(path, dirBlobs(path), arches)
+	img, err := fromLayout(path, dirBlobs(src), arches)
 	if err != nil {
 		return nil, err
 	}
@@ -109,8 +139,9 @@ func openLayout(path string, arches []string) (*localImage, error) {
 }
 
 // openArchive opens a tar file, plain or compressed, and looks what is inside.
-func openArchive(path string, arches []string) (*localImage, error) {
-	f, cleanup, err := plainTar(path)
+func openArchive(src imageSource, arches []string) (*localImage, error) {
+	path := src.name
+	f, cleanup, err := plainTar(src)
 	if err != nil {
 		return nil, err
 	}
@@ -123,18 +154,14 @@ func openArchive(path string, arches []string) (*localImage, error) {
 		return nil, malformed(path, "the archive is damaged: %v", err)
 	}
 	var img v1.Image
+	var plain *plainLayers
 	kind := "OCI archive"
 	switch {
 	case entries.has("oci-layout") && entries.has("index.json"):
 		img, err = fromLayout(path, entries.blobs(f), arches)
 	case entries.has("manifest.json"):
 		kind = "docker archive"
-		img, err = tarball.Image(func() (io.ReadCloser, error) {
-			return io.NopCloser(io.NewSectionReader(f, 0, 1<<62)), nil
-		}, nil)
-		if err != nil {
-			err = malformed(path, "%v", err)
-		}
+		img, plain, err = fromDocker(path, f, entries)
 	default:
 		err = malformed(path, "the archive holds neither an OCI layout nor the output of \"docker save\"")
 	}
@@ -142,23 +169,98 @@ func openArchive(path string, arches []string) (*localImage, error) {
 		cleanup()
 		return nil, err
 	}
-	return &localImage{Image: img, path: path, kind: kind, close: cleanup}, nil
+	return &localImage{Image: img, path: path, kind: kind, plain: plain, close: cleanup}, nil
+}
+
+// fromDocker opens the one image in the output of "docker save". An image that is listed
+// twice counts once.
+func fromDocker(path string, f *os.File, entries archive) (v1.Image, *plainLayers, error) {
+	opener := func() (io.ReadCloser, error) { return io.NopCloser(io.NewSectionReader(f, 0, 1<<62)), nil }
+	list, err := tarball.LoadManifest(opener)
+	if err != nil {
+		return nil, nil, malformed(path, "%v", err)
+	}
+	var tag *name.Tag
+	var names []string
+	seen := map[string]bool{}
+	for _, d := range list {
+		if !seen[d.Config] {
+			seen[d.Config] = true
+			names = append(names, append(d.RepoTags, d.Config)[0])
+		}
+	}
+	if len(names) > 1 {
+		return nil, nil, malformed(path, "it holds %d images (%s); make an archive with one", len(names), strings.Join(names, ", "))
+	}
+	if len(list) > 1 && len(list[0].RepoTags) > 0 {
+		if t, err := name.NewTag(list[0].RepoTags[0]); err == nil {
+			tag = &t
+		}
+	}
+	img, err := tarball.Image(opener, tag)
+	if err != nil {
+		return nil, nil, malformed(path, "%v", err)
+	}
+	plain, err := plainOf(img, list[0], f, entries)
+	if err != nil {
+		return nil, nil, malformed(path, "%v", err)
+	}
+	return img, plain, nil
+}
+
+// plainOf returns the layers of an image that are not compressed, nil where they are.
+func plainOf(img v1.Image, d tarball.Descriptor, f *os.File, entries archive) (*plainLayers, error) {
+	raw, err := img.RawConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	cf, err := img.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	if len(cf.RootFS.DiffIDs) != len(d.Layers) {
+		return nil, fmt.Errorf("it has %d layers, and its configuration names %d", len(d.Layers), len(cf.RootFS.DiffIDs))
+	}
+	p := &plainLayers{config: raw}
+	for i, name := range d.Layers {
+		at, ok := entries[strings.TrimPrefix(name, "./")]
+		if !ok { // a link, which the library follows
+			return nil, nil
+		}
+		var head [2]byte
+		if _, err := f.ReadAt(head[:], at.off); err != nil && err != io.EOF {
+			return nil, err
+		}
+		if head == [2]byte{0x1f, 0x8b} {
+			return nil, nil
+		}
+		p.layers = append(p.layers, plainLayer{diffID: cf.RootFS.DiffIDs[i], size: at.size, open: func() (io.ReadCloser, error) {
+			return io.NopCloser(io.NewSectionReader(f, at.off, at.size)), nil
+		}})
+	}
+	return p, nil
 }
 
 // plainTar opens path for random access, decompressed into a temporary file where
 // it must be.
-func plainTar(path string) (*os.File, func(), error) {
-	f, err := os.Open(path)
+func plainTar(src imageSource) (*os.File, func(), error) {
+	path := src.name
+	f, err := src.open(path)
 	if err != nil {
 		return nil, nil, fault.Wrap(fault.Invalid, err, "cannot read the image at %s: %v", path, errors.Unwrap(err))
 	}
 	br := bufio.NewReader(f)
-	head, _ := br.Peek(4)
+	head, _ := br.Peek(6)
 	var r io.Reader
 	switch {
 	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
 		r, err = gzip.NewReader(br)
-	case bytes.Equal(head, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+	case bytes.HasPrefix(head, []byte("BZh")):
+		r = bzip2.NewReader(br)
+	case bytes.Equal(head, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
+		f.Close()
+		return nil, nil, hint(malformed(path, "it is compressed with xz, which is not supported"), "decompress it with \"xz -d\", or use gzip or zstd")
+	case bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}):
 		var d *zstd.Decoder
 		if d, err = zstd.NewReader(br); err == nil {
 			defer d.Close()
@@ -234,9 +336,9 @@ func (a archive) blobs(f *os.File) blobSource {
 	}
 }
 
-func dirBlobs(root string) blobSource {
+func dirBlobs(src imageSource) blobSource {
 	return func(name string) (io.ReadCloser, error) {
-		f, err := os.Open(filepath.Join(root, filepath.FromSlash(name)))
+		f, err := src.open(filepath.Join(src.name, filepath.FromSlash(name)))
 		if errors.Is(err, os.ErrNotExist) {
 			return nil, fmt.Errorf("it has no file %s", name)
 		}
@@ -282,30 +384,16 @@ func fromLayout(path string, blobs blobSource, arches []string) (v1.Image, error
 	if err != nil {
 		return nil, malformed(path, "%v", err)
 	}
-	if len(found) > 1 {
-		var have []string
-		var fit []v1.Descriptor
-		for _, d := range found {
-			if d.Platform == nil {
-				continue
-			}
-			have = append(have, d.Platform.String())
-			if d.Platform.OS == "linux" && slices.Contains(arches, d.Platform.Architecture) {
-				fit = append(fit, d)
-			}
-		}
-		if len(fit) > 1 {
-			return nil, malformed(path, "it holds %d images for linux/%s; make an archive with one", len(fit), strings.Join(arches, ", linux/"))
-		}
-		if len(fit) == 0 {
-			return nil, wrongPlatform(path, strings.Join(have, ", "), arches)
-		}
-		found = fit
-	}
-	if len(found) == 0 {
+	fit, others := platform.Choose(found, arches, blobs.platform)
+	switch {
+	case len(fit) > 1:
+		return nil, severalImages(path, fit)
+	case len(fit) == 0 && len(others) > 0:
+		return nil, wrongPlatform(path, strings.Join(others, ", "), arches)
+	case len(fit) == 0:
 		return nil, malformed(path, "its index names no image")
 	}
-	d := found[0]
+	d := fit[0]
 	manifest, err := blobs.byDigest(d.Digest)
 	if err != nil {
 		return nil, malformed(path, "%v", err)
@@ -339,13 +427,44 @@ func manifests(blobs blobSource, raw []byte, depth int) ([]v1.Descriptor, error)
 				return nil, err
 			}
 			out = append(out, more...)
-		case d.Platform != nil && d.Platform.OS == "unknown":
-			// An attestation that buildx keeps beside the image.
-		case d.MediaType.IsImage():
+		default:
 			out = append(out, d)
 		}
 	}
 	return out, nil
+}
+
+// platform finds what an image is built for in its configuration; nil is no image.
+func (b blobSource) platform(d v1.Descriptor) *v1.Platform {
+	raw, err := b.byDigest(d.Digest)
+	if err != nil {
+		return nil
+	}
+	m, err := v1.ParseManifest(bytes.NewReader(raw))
+	if err != nil || !m.Config.MediaType.IsConfig() {
+		return nil
+	}
+	if raw, err = b.byDigest(m.Config.Digest); err != nil {
+		return nil
+	}
+	c, err := v1.ParseConfigFile(bytes.NewReader(raw))
+	if err != nil || c.OS == "" && c.Architecture == "" {
+		return nil // a signature has an empty one
+	}
+	return &v1.Platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant}
+}
+
+// severalImages refuses an archive of which nothing tells which image is meant.
+func severalImages(path string, all []v1.Descriptor) error {
+	var names []string
+	for _, d := range all {
+		name := platform.Name(d)
+		if name == "" {
+			name = d.Digest.String()[:19]
+		}
+		names = append(names, name)
+	}
+	return malformed(path, "it holds %d images (%s); make an archive with one", len(all), strings.Join(names, ", "))
 }
 
 // layoutImage is an image in an OCI layout.
@@ -400,8 +519,10 @@ func checkPlatform(img *localImage, arches []string) error {
 	if err != nil {
 		return malformed(img.path, "its config cannot be read: %v", err)
 	}
-	if _, err := img.Layers(); err != nil {
-		return malformed(img.path, "%v", err)
+	if img.plain == nil {
+		if _, err := img.Layers(); err != nil {
+			return malformed(img.path, "%v", err)
+		}
 	}
 	if cf.OS == "linux" && slices.Contains(arches, cf.Architecture) {
 		return nil

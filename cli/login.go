@@ -193,7 +193,7 @@ func (s *session) logoutCommand() *cobra.Command {
 
 func (s *session) clustersCommand() *cobra.Command {
 	c := group("clusters", "List the clusters logged in to, and choose one", "List the clusters logged in to, and choose the default one.")
-	c.AddCommand(&cobra.Command{
+	c.AddCommand(s.clusterCACommand(), &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List the clusters logged in to", Args: exactly(),
 		RunE: func(*cobra.Command, []string) error {
 			cfg, _, err := s.readConfig()

@@ -46,13 +46,16 @@ func (s *session) machines(ctx context.Context, api *client.Client, app string) 
 	ms, err := api.Machines(ctx, app)
 	if fault.Is(err, fault.NotFound) {
 		_, err = api.App(ctx, app)
-		return nil, appError(err)
+		return nil, s.noApp(ctx, api, app, err)
 	}
 	if ms == nil {
 		ms = []client.Machine{}
 	}
 	return ms, err
 }
+
+// machineArg describes the argument that names a Machine.
+const machineArg = "MACHINE is an id or a name, and may be left out where the app has one Machine"
 
 func machineTable(w io.Writer, ms []client.Machine) {
 	var rows [][]string
@@ -76,9 +79,10 @@ func shortImage(ref string) string {
 
 func (s *session) machineStatusCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "status ID", Short: "Show a Machine and its last events", Args: exactly("ID"),
+		Use: "status [MACHINE]", Short: "Show a Machine and its last events", Args: atMostOne("MACHINE"),
+		Long: "Show a Machine and its last events. " + machineArg + ".",
 		RunE: func(c *cobra.Command, args []string) error {
-			api, app, id, err := s.oneMachine(args[0])
+			api, app, id, err := s.oneMachine(c.Context(), strings.Join(args, ""))
 			if err != nil {
 				return err
 			}
@@ -144,14 +148,53 @@ func eventDetail(e machine.Event) string {
 	return ""
 }
 
-// oneMachine is what commands on one Machine start with.
-func (s *session) oneMachine(arg string) (*client.Client, string, key.MachineID, error) {
-	id, err := checkMachine(arg)
+// oneMachine is what commands on one Machine start with. arg is its id or its name; "" is
+// the one Machine of the app.
+func (s *session) oneMachine(ctx context.Context, arg string) (*client.Client, string, key.MachineID, error) {
+	api, app, err := s.clientAndApp()
 	if err != nil {
 		return nil, "", "", err
 	}
-	api, app, err := s.clientAndApp()
+	id, err := s.machineID(ctx, api, app, arg)
 	return api, app, id, err
+}
+
+// machineID finds a Machine by its id or its name; "" is the one Machine of the app.
+func (s *session) machineID(ctx context.Context, api *client.Client, app, arg string) (key.MachineID, error) {
+	if id, err := key.ParseMachineID(arg); err == nil {
+		return id, nil
+	}
+	all, err := s.machines(ctx, api, app)
+	if err != nil {
+		return "", err
+	}
+	var found []client.Machine
+	var names []string
+	for _, m := range all {
+		if m.State == machine.Destroyed || m.State == machine.Replaced {
+			continue
+		}
+		names = append(names, m.Name)
+		if arg == "" || m.Name == arg {
+			found = append(found, m)
+		}
+	}
+	const list = "\"bulkhead machine list --app %s\" shows those there are"
+	switch {
+	case len(found) == 1:
+		return found[0].ID, nil
+	case len(found) > 1 && arg == "":
+		return "", hint(usagef("missing ID: app %s has %d Machines", app, len(found)), list, app)
+	case len(found) > 1:
+		return "", hint(usagef("%d Machines of app %s have the name %q; give the id", len(found), app, arg), list, app)
+	case arg == "":
+		return "", hint(fault.New(fault.NotFound, "app %s has no Machine", app), "\"bulkhead deploy --app %s\" makes one", app)
+	}
+	none := fault.New(fault.NotFound, "there is no Machine %q in app %s", fault.Clip(arg), app)
+	if near := fault.Nearest(arg, names); near != "" {
+		return "", hint(none, "did you mean %q?", near)
+	}
+	return "", hint(none, list, app)
 }
 
 // machineError names the Machine and the app in "not found".
@@ -168,10 +211,8 @@ func machineError(err error, app string, id key.MachineID) error {
 // each runs one action on every Machine named, stops at the first error, and prints
 // what was done.
 func (s *session) each(ctx context.Context, ids []string, verb string, act func(*client.Client, string, key.MachineID) error) error {
-	for _, id := range ids {
-		if _, err := checkMachine(id); err != nil {
-			return err
-		}
+	if len(ids) == 0 {
+		ids = []string{""}
 	}
 	type done struct {
 		ID     string `json:"id"`
@@ -179,11 +220,14 @@ func (s *session) each(ctx context.Context, ids []string, verb string, act func(
 	}
 	list := []done{}
 	for _, arg := range ids {
-		api, app, id, err := s.oneMachine(arg)
+		api, app, id, err := s.oneMachine(ctx, arg)
 		if err != nil {
 			return err
 		}
-		if err := act(api, app, id); err != nil {
+		stop := s.ui.waiting("waiting for machine " + string(id))
+		err = act(api, app, id)
+		stop()
+		if err != nil {
 			if len(list) > 0 {
 				s.ui.warn("%d of %d Machines were %s before this error", len(list), len(ids), verb)
 			}
@@ -198,7 +242,8 @@ func (s *session) each(ctx context.Context, ids []string, verb string, act func(
 func (s *session) machineStartCommand() *cobra.Command {
 	var wait time.Duration
 	c := &cobra.Command{
-		Use: "start ID...", Short: "Start stopped Machines", Args: atLeastOne("ID"),
+		Use: "start [MACHINE...]", Short: "Start stopped Machines", Args: cobra.ArbitraryArgs,
+		Long: "Start stopped Machines. " + machineArg + ".",
 		RunE: func(c *cobra.Command, args []string) error {
 			return s.each(c.Context(), args, "started", func(api *client.Client, app string, id key.MachineID) error {
 				if err := api.StartMachine(c.Context(), app, id, ""); err != nil || wait == 0 {
@@ -226,8 +271,8 @@ func (s *session) machineStopCommand() *cobra.Command {
 	var signal string
 	var timeout, wait time.Duration
 	c := &cobra.Command{
-		Use: "stop ID...", Short: "Stop Machines", Args: atLeastOne("ID"),
-		Long: "Stop Machines: the signal is sent, and after the timeout the process is killed. A stopped Machine keeps its place and can be started again.",
+		Use: "stop [MACHINE...]", Short: "Stop Machines", Args: cobra.ArbitraryArgs,
+		Long: "Stop Machines: the signal is sent, and after the timeout the process is killed. A stopped Machine keeps its place and can be started again. " + machineArg + ".",
 		RunE: func(c *cobra.Command, args []string) error {
 			in := client.StopInput{Signal: signal}
 			if timeout > 0 {
@@ -256,7 +301,8 @@ func (s *session) machineRestartCommand() *cobra.Command {
 	var timeout, wait time.Duration
 	var force bool
 	c := &cobra.Command{
-		Use: "restart ID...", Short: "Stop and start Machines", Args: atLeastOne("ID"),
+		Use: "restart [MACHINE...]", Short: "Stop and start Machines", Args: cobra.ArbitraryArgs,
+		Long: "Stop and start Machines. " + machineArg + ".",
 		RunE: func(c *cobra.Command, args []string) error {
 			return s.each(c.Context(), args, "restarted", func(api *client.Client, app string, id key.MachineID) error {
 				if err := api.RestartMachine(c.Context(), app, id, timeout, force, ""); err != nil || wait == 0 {
@@ -275,8 +321,8 @@ func (s *session) machineRestartCommand() *cobra.Command {
 func (s *session) machineDestroyCommand() *cobra.Command {
 	var force bool
 	c := &cobra.Command{
-		Use: "destroy ID...", Aliases: []string{"rm"}, Short: "Destroy Machines", Args: atLeastOne("ID"),
-		Long: "Destroy Machines. One that runs is refused without --force.",
+		Use: "destroy MACHINE...", Aliases: []string{"rm"}, Short: "Destroy Machines", Args: atLeastOne("MACHINE"),
+		Long: "Destroy Machines, by id or name. One that runs is refused without --force.",
 		RunE: func(c *cobra.Command, args []string) error {
 			return s.each(c.Context(), args, "destroyed", func(api *client.Client, app string, id key.MachineID) error {
 				err := api.DestroyMachine(c.Context(), app, id, force, "")

@@ -153,7 +153,7 @@ func (f runFlags) config(command []string) (*machine.Config, error) {
 		}
 		c.Services = deployfile.HTTPServices(f.port, true)
 	}
-	return c, nil
+	return c, checkConfig(c)
 }
 
 func checkPortFlag(n int) error {
@@ -173,9 +173,14 @@ func (s *session) machineRun(ctx context.Context, image string, command []string
 		return err
 	}
 	if _, err := api.App(ctx, app); err != nil {
-		return appError(err)
+		return s.noApp(ctx, api, app, err)
 	}
-	if cfg.Image, _, err = s.resolveImage(ctx, api, app, image); err != nil {
+	if f.region != "" {
+		if err := checkRegion(ctx, api, f.region); err != nil {
+			return err
+		}
+	}
+	if cfg.Image, _, err = s.resolveImage(ctx, api, app, imageSource{name: image}); err != nil {
 		return err
 	}
 	m, err := api.CreateMachine(ctx, app, client.LaunchInput{Name: f.name, Region: f.region, Config: cfg})

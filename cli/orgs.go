@@ -167,9 +167,13 @@ with --user who alone may use it.`,
 			if err != nil {
 				return err
 			}
-			s.ui.progress("good once, until %s; who has an account here runs instead: bulkhead orgs join -", inv.ExpiresAt)
+			s.ui.progress("good once, until %s; a user who has an account here runs \"bulkhead orgs join -\" and pastes the token", inv.ExpiresAt)
 			return s.ui.result(inv, func(w io.Writer) {
-				fmt.Fprintf(w, "bulkhead login %s --pin %s --token %s\n", cluster.URL, cluster.Pin, inv.Token)
+				as := ""
+				if name != "" {
+					as = " --as " + name // the invitation is good for this name alone
+				}
+				fmt.Fprintf(w, "bulkhead login %s --pin %s --token %s%s\n", cluster.URL, cluster.Pin, inv.Token, as)
 			})
 		}),
 	}

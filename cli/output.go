@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"text/tabwriter"
+	"time"
 	"unicode"
 )
 
@@ -27,7 +28,8 @@ type ui struct {
 	outTTY, errTTY bool
 	json, quiet    bool
 
-	mu sync.Mutex // serializes lines on err
+	mu        sync.Mutex // serializes lines on err
+	transient bool       // the line on err is to be written over; under mu
 }
 
 // result prints a command's result: v with --json, else what text writes.
@@ -80,7 +82,46 @@ func (u *ui) warn(format string, args ...any) { u.note("bulkhead: warning: ", fo
 func (u *ui) note(prefix, format string, args ...any) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	u.wipe()
 	fmt.Fprintln(u.err, prefix+clean(fmt.Sprintf(format, args...)))
+}
+
+// wipe takes a transient line away. u.mu is held.
+func (u *ui) wipe() {
+	if u.transient {
+		io.WriteString(u.err, "\r\x1b[K")
+		u.transient = false
+	}
+}
+
+// waiting shows on a terminal, each second until stop is called, what the command waits
+// for and since when. Nothing else may write to the terminal but through u.
+func (u *ui) waiting(what string) (stop func()) {
+	if !u.errTTY || u.json || u.quiet {
+		return func() {}
+	}
+	began, end, ended := time.Now(), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				u.mu.Lock()
+				u.wipe()
+				fmt.Fprintf(u.err, "… %s (%s)", clean(what), time.Since(began).Round(time.Second))
+				u.transient = true
+				u.mu.Unlock()
+			case <-end:
+				u.mu.Lock()
+				u.wipe()
+				u.mu.Unlock()
+				return
+			}
+		}
+	}()
+	return func() { close(end); <-ended }
 }
 
 // finish reports how the command ended and returns its exit code.

@@ -46,6 +46,7 @@ passkey you sign in as yourself everywhere but where single sign-on is required.
 			if noBrowser || s.browse(l.URL) != nil {
 				s.ui.progress("open the address in the browser that shall have the passkey")
 			}
+			s.ui.progress(caHint)
 			return s.ui.result(l, func(w io.Writer) { fmt.Fprintln(w, l.URL) })
 		}),
 	}

@@ -40,19 +40,25 @@ func architectures(ctx context.Context, api *client.Client) ([]string, error) {
 // resolveImage turns what the user named into a reference that the cluster can
 // fetch: a reference as it is, an image on this computer pushed to the cluster's
 // registry. It returns the port the image exposes, when there is exactly one.
-func (s *session) resolveImage(ctx context.Context, api *client.Client, app, image string) (ref string, port int, err error) {
-	if !isLocal(image) {
-		return image, 0, checkReference(image)
+func (s *session) resolveImage(ctx context.Context, api *client.Client, app string, image imageSource) (ref string, port int, err error) {
+	if image.folder == "" && !isLocal(image.name) {
+		return image.name, 0, checkReference(image.name)
 	}
 	arches, err := architectures(ctx, api)
 	if err != nil {
 		return "", 0, err
 	}
+	s.ui.progress("reading %s", image.name)
+	stop := s.ui.waiting("reading " + image.name)
 	img, err := openImage(image, arches)
+	stop()
 	if err != nil {
 		return "", 0, err
 	}
-	defer img.close()
+	defer func() { img.close() }()
+	if err := s.squeeze(ctx, api, app, img); err != nil {
+		return "", 0, err
+	}
 	ref, err = s.push(ctx, api, app, img)
 	return ref, exposedPort(img), err
 }
@@ -230,23 +236,27 @@ func (s *session) track(ctx context.Context, img *localImage) (*trackedImage, er
 		t.layers = append(t.layers, &trackedLayer{Layer: l, id: i, digest: d, size: size})
 		infos = append(infos, layerInfo{short: d.Hex[:12], size: size})
 	}
-	switch {
-	case s.ui.quiet:
-		t.show = noView{}
-	case s.ui.errTTY && !s.ui.json:
-		t.show = newBarView(ctx, s.ui, infos)
-	default:
-		t.show = &lineView{ui: s.ui, infos: infos, done: make([]int64, len(infos))}
-	}
 	var total int64
 	for _, i := range infos {
 		total += i.size
 	}
 	s.ui.progress("pushing %s %s: %s, %s", img.kind, img.path, plural(len(infos), "layer"), human(total))
+	t.show = s.view(ctx, infos, "sent")
 	for _, l := range t.layers {
 		l.(*trackedLayer).show = t.show
 	}
 	return t, nil
+}
+
+// view shows how far layers are; verb says of one what it is when it is done.
+func (s *session) view(ctx context.Context, infos []layerInfo, verb string) uploadView {
+	switch {
+	case s.ui.quiet:
+		return noView{}
+	case s.ui.errTTY && !s.ui.json:
+		return newBarView(ctx, s.ui, infos)
+	}
+	return &lineView{ui: s.ui, infos: infos, verb: verb, done: make([]int64, len(infos))}
 }
 
 // layerInfo is what a view shows of a layer.
@@ -275,6 +285,7 @@ func (noView) end(bool)     {}
 type lineView struct {
 	ui    *ui
 	infos []layerInfo
+	verb  string
 	mu    sync.Mutex
 	done  []int64
 }
@@ -292,7 +303,7 @@ func (v *lineView) add(i, n int) {
 	full := before < v.infos[i].size && v.done[i] >= v.infos[i].size
 	v.mu.Unlock()
 	if full {
-		v.ui.progress("  %s  %s  sent", v.infos[i].short, human(v.infos[i].size))
+		v.ui.progress("  %s  %s  %s", v.infos[i].short, human(v.infos[i].size), v.verb)
 	}
 }
 

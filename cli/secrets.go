@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -91,6 +90,9 @@ func (s *session) secretArgs(args []string) (map[string]*string, error) {
 }
 
 func (s *session) readSecretInput() (string, error) {
+	if s.env.StdinTTY {
+		s.ui.progress("reading standard input; Ctrl-D ends it")
+	}
 	b, err := io.ReadAll(io.LimitReader(s.env.Stdin, maxSecretInput+1))
 	if err != nil {
 		return "", fmt.Errorf("standard input cannot be read: %w", err)
@@ -106,10 +108,11 @@ func (s *session) secretsImportCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "import", Short: "Set secrets from lines of NAME=VALUE on standard input", Args: exactly(),
 		Long: `Set secrets from standard input, then restart the app's running Machines with them;
---stage leaves the Machines alone. Each line is NAME=VALUE. Empty lines and lines that
-begin with # are left out, and so is "export " before a name. A value may stand in 'single'
-quotes, taken as it is, or in "double" quotes, in which \n, \t, \" and \\ mean what they do
-in a shell. A value in """ may have several lines.`,
+--stage leaves the Machines alone. Each line is NAME=VALUE. Empty lines and comments are
+left out, and so is "export " before a name. A comment begins with # at the start of a line
+or after a blank. A value may stand in 'single' quotes or backticks, taken as it is, or in
+"double" quotes, in which \n, \t, \r, \", \$ and \\ mean what they do in a shell. A quoted
+value may have several lines. Nothing is expanded: $NAME stays as it is.`,
 		Example: `  bulkhead secrets import --app shop < .env`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			b, err := s.readSecretInput()
@@ -130,54 +133,6 @@ in a shell. A value in """ may have several lines.`,
 	return c
 }
 
-// parseDotenv reads lines of NAME=VALUE. Errors name the line and never show a value.
-func parseDotenv(text string) (map[string]*string, error) {
-	values := map[string]*string{}
-	lines := bufio.NewScanner(strings.NewReader(text))
-	lines.Buffer(nil, maxSecretInput+1)
-	for n := 1; lines.Scan(); n++ {
-		line := strings.TrimSpace(lines.Text())
-		if line == "" || line[0] == '#' {
-			continue
-		}
-		name, value, ok := strings.Cut(strings.TrimPrefix(line, "export "), "=")
-		name, value = strings.TrimSpace(name), strings.TrimSpace(value)
-		if !ok || name == "" {
-			return nil, usagef("line %d is not of the form NAME=VALUE", n)
-		}
-		if values[name] != nil {
-			return nil, usagef("line %d: %s is given twice", n, name)
-		}
-		switch {
-		case strings.HasPrefix(value, `"""`):
-			begin, parts := n, []string{value[3:]}
-			for !strings.HasSuffix(parts[len(parts)-1], `"""`) || len(parts) == 1 && len(value) < 6 {
-				if !lines.Scan() {
-					return nil, usagef("line %d: the value of %s begins with \"\"\" and does not end", begin, name)
-				}
-				n++
-				parts = append(parts, lines.Text())
-			}
-			value = strings.TrimPrefix(strings.TrimSuffix(strings.Join(parts, "\n"), `"""`), "\n")
-		case strings.HasPrefix(value, "'"):
-			if len(value) < 2 || !strings.HasSuffix(value, "'") {
-				return nil, usagef("line %d: the value of %s begins with a quote and does not end with one", n, name)
-			}
-			value = value[1 : len(value)-1]
-		case strings.HasPrefix(value, `"`):
-			if len(value) < 2 || !strings.HasSuffix(value, `"`) {
-				return nil, usagef("line %d: the value of %s begins with a quote and does not end with one", n, name)
-			}
-			value = strings.NewReplacer(`\\`, `\`, `\n`, "\n", `\t`, "\t", `\"`, `"`).Replace(value[1 : len(value)-1])
-		}
-		values[name] = &value
-	}
-	if err := lines.Err(); err != nil {
-		return nil, usagef("standard input cannot be read as lines")
-	}
-	return values, nil
-}
-
 func (s *session) secretsUnsetCommand() *cobra.Command {
 	var f secretFlags
 	c := &cobra.Command{
@@ -189,7 +144,7 @@ func (s *session) secretsUnsetCommand() *cobra.Command {
 			}
 			have, err := api.Secrets(c.Context(), app)
 			if err != nil {
-				return appError(err)
+				return s.noApp(c.Context(), api, app, err)
 			}
 			values := map[string]*string{}
 			for _, name := range args {
@@ -213,7 +168,7 @@ func (s *session) changeSecrets(ctx context.Context, values map[string]*string, 
 	}
 	out, err := api.SetSecrets(ctx, app, values)
 	if err != nil {
-		return appError(err)
+		return s.noApp(ctx, api, app, err)
 	}
 	for _, name := range slices.Sorted(maps.Keys(values)) {
 		if values[name] == nil {
@@ -243,7 +198,7 @@ value is. STATUS says whether the running Machines have it: staged, partly deplo
 			}
 			out, err := api.Secrets(c.Context(), app)
 			if err != nil {
-				return appError(err)
+				return s.noApp(c.Context(), api, app, err)
 			}
 			return s.ui.result(out.Secrets, func(w io.Writer) {
 				var rows [][]string
@@ -270,7 +225,7 @@ start.`,
 			}
 			restarted, err := s.deploySecrets(c.Context(), api, app, f.wait)
 			if err != nil {
-				return appError(err)
+				return s.noApp(c.Context(), api, app, err)
 			}
 			return s.ui.result(map[string]any{"app": app, "restarted": restarted}, func(io.Writer) {})
 		},
@@ -285,6 +240,7 @@ func (s *session) deploySecrets(ctx context.Context, api *client.Client, app str
 	if err != nil {
 		return nil, err
 	}
+	defer s.ui.waiting("waiting for the Machines of " + app)()
 	restarted := []string{}
 	for _, m := range machines {
 		if m.State != machine.Started && m.State != machine.Starting && m.State != machine.Restarting {

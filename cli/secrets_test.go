@@ -32,6 +32,45 @@ func TestDotenv(t *testing.T) {
 	}
 }
 
+// TestDotenvForms: comments, quotes and lines as every dotenv library reads them.
+func TestDotenvForms(t *testing.T) {
+	for text, want := range map[string]string{
+		"A=value # a comment":              "value",
+		"A=\"with spaces\" # after":        "with spaces",
+		"A='it is' # c":                    "it is",
+		"A=pa#ss":                          "pa#ss",
+		"A=\"a # b\"":                      "a # b",
+		"A= # only a comment":              "",
+		"A=#no blank":                      "#no blank",
+		"A=\t'x'\t#c":                      "x",
+		"  export\tA=1":                    "1",
+		"\ufeffA=1":                        "1",
+		"A=1\rB=2":                         "1",
+		"A='first\nsecond # in it'\nB=2":   "first\nsecond # in it",
+		"A=\"first\nsecond\\tx\"\nB=2":     "first\nsecond\tx",
+		"A=`say \"it's\"`":                 `say "it's"`,
+		"A=\"\\$HOME \\z\"":                `$HOME \z`,
+		"A=$HOME":                          "$HOME",
+		"A={\"a\": \"b\"}":                 `{"a": "b"}`,
+		"# x\n   # y\n\nA=\"p\"\n# z\nC=1": "p",
+	} {
+		got, err := parseDotenv(text)
+		if err != nil || got["A"] == nil || *got["A"] != want {
+			t.Errorf("%q: %v, %v; want %q", text, got["A"], err, want)
+		}
+		if strings.Contains(text, "B=2") && (got["B"] == nil || *got["B"] != "2") {
+			t.Errorf("%q: B is lost", text)
+		}
+	}
+	for text, said := range map[string]string{
+		"A='x'hunter2": "line 1: more follows", "B=1\nA=\"x\ny\"\nC": "line 4 is not", "A=1\n\nA B=hunter2": "line 3 is not", "A='hunter2\nB='x'": "line 1",
+	} {
+		if _, err := parseDotenv(text); err == nil || !strings.Contains(err.Error(), said) || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
 // TestSecretArgs: values from arguments and from standard input; errors show none.
 func TestSecretArgs(t *testing.T) {
 	s := &session{env: Env{Stdin: strings.NewReader("from stdin\n")}}

@@ -111,35 +111,71 @@ func (s *session) readonlyFromExisting(kind token.Kind) error {
 	if kind != token.ReadOnly {
 		return usagef("--from-existing is for readonly")
 	}
-	text, err := s.tokenAtHand("")
+	t, err := s.chooseToken(tokenInUse)
 	if err != nil {
 		return err
 	}
-	return s.narrow(text, ptr(resset.ActionRead))
+	return s.narrow(t, ptr(resset.ActionRead))
 }
 
 func ptr[T any](v T) *T { return &v }
 
-// narrow adds caveats to a token and prints it.
-func (s *session) narrow(text string, caveats ...macaroon.Caveat) error {
-	out, err := token.Attenuate(text, caveats...)
+// narrow adds caveats to a token, prints it, and says on standard error which it was.
+func (s *session) narrow(t tokenAtHand, caveats ...macaroon.Caveat) error {
+	out, err := token.Attenuate(t.text, caveats...)
 	if err != nil {
 		return usagef("%s", err)
 	}
+	s.ui.progress("narrowed %s, %s", tokenNames(t.text), t.from)
 	return s.ui.result(map[string]string{"token": out}, func(w io.Writer) { fmt.Fprintln(w, out) })
 }
 
-// tokenAtHand is the token to work on: of --token, of standard input if that is "-", or the
-// one in use.
-func (s *session) tokenAtHand(flag string) (string, error) {
-	if flag != "" {
-		return s.readToken(flag)
+// tokenNames are the ids in a token, for messages.
+func tokenNames(text string) string {
+	all, err := token.Describe(text)
+	if err != nil {
+		return "a token"
+	}
+	var ids []string
+	for _, d := range all {
+		if d.ID != "" && !d.Discharge {
+			ids = append(ids, "token "+string(d.ID))
+		}
+	}
+	if len(ids) == 0 {
+		return "a token of another cluster"
+	}
+	return strings.Join(ids, ", ")
+}
+
+// tokenAtHand is the token to work on, and where it is from, for messages.
+type tokenAtHand struct{ text, from string }
+
+// tokenInUse names the token of this login in --token.
+const tokenInUse = "current"
+
+// tokenHelp describes --token of the commands that work on one.
+const tokenHelp = "the token; \"-\" reads standard input, \"current\" is the one in use (default that one, on a terminal)"
+
+// chooseToken returns the token that --token names. Without the flag it is the one in use,
+// but only when standard input is a terminal: a token that was sent there is the one meant.
+func (s *session) chooseToken(flag string) (tokenAtHand, error) {
+	switch {
+	case flag == "" && !s.env.StdinTTY:
+		return tokenAtHand{}, hint(usagef("no --token given, and standard input is not a terminal"),
+			"--token - reads the token from standard input, --token %s takes the one in use", tokenInUse)
+	case flag != "" && flag != tokenInUse:
+		text, err := s.readToken(flag)
+		if flag == "-" {
+			return tokenAtHand{text, "which came on standard input"}, err
+		}
+		return tokenAtHand{text, "which --token gave"}, err
 	}
 	if t := s.env.Getenv("BULKHEAD_TOKEN"); t != "" {
-		return t, nil
+		return tokenAtHand{t, "which BULKHEAD_TOKEN holds"}, nil
 	}
 	c, err := s.chooseCluster()
-	return c.Token, err
+	return tokenAtHand{c.Token, "the login to " + c.URL}, err
 }
 
 func (s *session) tokenAttenuateCommand() *cobra.Command {
@@ -148,16 +184,17 @@ func (s *session) tokenAttenuateCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "attenuate", Short: "Narrow a token, offline", Args: exactly(),
 		Long: `Narrow a token: add to what it forbids, without asking a server. Nobody can take that off
-again. The token is that of --token ("-" reads standard input), or the one in use; the
-narrower one is printed, and has the same id: to revoke one is to revoke both.`,
-		Example: `  bulkhead tokens attenuate --readonly --expiry 1h
+again. The token is that of --token: "-" reads standard input, "current" is the one in use.
+On a terminal the flag may be left out for the one in use. The narrower one is printed, and
+has the same id: to revoke one is to revoke both.`,
+		Example: `  bulkhead tokens attenuate --token current --readonly --expiry 1h
   bulkhead tokens attenuate --token - --app hello --command "ls" --from-address 203.0.113.0/24 < token.txt`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			caveats, err := n.caveats(s.appFlag, time.Now())
 			if err != nil {
 				return err
 			}
-			t, err := s.tokenAtHand(text)
+			t, err := s.chooseToken(text)
 			if err != nil {
 				return err
 			}
@@ -165,7 +202,7 @@ narrower one is printed, and has the same id: to revoke one is to revoke both.`,
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&text, "token", "", "the token; \"-\" reads it from standard input (default the one in use)")
+	f.StringVar(&text, "token", "", tokenHelp)
 	f.DurationVar(&n.expiry, "expiry", 0, "how long it is good from now, such as 1h")
 	f.StringArrayVar(&n.machines, "machine", nil, "only this Machine, by id; repeatable")
 	f.BoolVar(&n.readonly, "readonly", false, "only reading")
@@ -242,23 +279,24 @@ func (s *session) tokenDebugCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "debug", Short: "Say what is in a token, offline", Args: exactly(),
 		Long: `Say what is in a token, each caveat in words, without asking a server. The token is that of
---token ("-" reads standard input), or the one in use.
+--token: "-" reads standard input, "current" is the one in use, as on a terminal without
+the flag.
 
 Nothing is verified: that takes the cluster's keys. What a token says of itself is
 what its maker, or somebody who only pretends to be, has written into it.`,
 		RunE: func(*cobra.Command, []string) error {
-			t, err := s.tokenAtHand(text)
+			t, err := s.chooseToken(text)
 			if err != nil {
 				return err
 			}
-			all, err := token.Describe(t)
+			all, err := token.Describe(t.text)
 			if err != nil {
 				return usagef("%s", err)
 			}
 			return s.ui.result(all, func(w io.Writer) { describeTokens(w, all) })
 		},
 	}
-	c.Flags().StringVar(&text, "token", "", "the token; \"-\" reads it from standard input (default the one in use)")
+	c.Flags().StringVar(&text, "token", "", tokenHelp)
 	return c
 }
 

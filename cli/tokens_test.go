@@ -28,6 +28,7 @@ func TestTokensOffline(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	said := ""
 	run := func(want int, stdin string, args ...string) string {
 		t.Helper()
 		var out, errs bytes.Buffer
@@ -38,6 +39,7 @@ func TestTokensOffline(t *testing.T) {
 		if code != want || code != 0 && strings.Contains(errs.String(), text) {
 			t.Errorf("bulkhead %s: exit code %d, want %d\n%s", strings.Join(args, " "), code, want, errs.String())
 		}
+		said = errs.String()
 		return strings.TrimSpace(out.String())
 	}
 	at := time.Now()
@@ -74,7 +76,10 @@ func TestTokensOffline(t *testing.T) {
 			return ask(s, "a", m, "w", "", nil)
 		}},
 	} {
-		narrow := run(0, "", append([]string{"tokens", "attenuate"}, c.args...)...)
+		narrow := run(0, "", append([]string{"tokens", "attenuate", "--token", "current"}, c.args...)...)
+		if want := "narrowed token " + string(id) + ", which BULKHEAD_TOKEN holds\n"; said != want {
+			t.Errorf("%v: said %q, want %q", c.args, said, want)
+		}
 		if !c.yes(narrow) {
 			t.Errorf("%v: what is left is refused", c.args)
 		}
@@ -92,8 +97,18 @@ func TestTokensOffline(t *testing.T) {
 	if narrow := run(0, "", "tokens", "create", "readonly", "--from-existing"); !ask(narrow, "a", m, "r", "", nil) || ask(narrow, "a", m, "w", "", nil) {
 		t.Error("readonly of the token in use may more, or less")
 	}
+	// A token on standard input is never passed over for the one in use.
+	piped, err := ring.Mint(key.NewTokenID(), time.Now().Add(-time.Minute), time.Now().Add(time.Hour), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"attenuate", "--readonly"}, {"debug"}} {
+		if out := run(2, piped, append([]string{"tokens"}, args...)...); out != "" || !strings.Contains(said, "no --token given") {
+			t.Errorf("%v with a token on standard input printed %s%s", args, out, said)
+		}
+	}
 	for _, args := range [][]string{
-		{"attenuate"}, {"attenuate", "--action", "x"}, {"attenuate", "--expiry", "-1h"}, {"attenuate", "--from-address", "nowhere"}, {"attenuate", "--machine", "x"},
+		{"attenuate", "--token", "current"}, {"attenuate", "--action", "x"}, {"attenuate", "--expiry", "-1h"}, {"attenuate", "--from-address", "nowhere"}, {"attenuate", "--machine", "x"},
 		{"attenuate", "--app", "A B"}, {"attenuate", "--readonly", "--token", "fm2_x"}, {"debug", "--token", "bh_x"}, {"create"}, {"create", "king"}, {"create", "org", "--from-existing"}, {"revoke"},
 	} {
 		run(2, "", append([]string{"tokens"}, args...)...)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -16,52 +17,80 @@ func (s *session) logsCommand() *cobra.Command {
 	var follow bool
 	var tail int
 	var id string
+	var f logFilter
 	c := &cobra.Command{
 		Use: "logs", Short: "Show what an app wrote to its output", Args: exactly(),
 		Long: `Show what an app's Machines wrote to standard output and standard error.
 
+--since and --until take a time such as 2026-01-02T15:04:05Z, or how long ago such as 10m.
+They and --grep look through the lines that the platform keeps, and -n is then the number
+of lines shown at most, all of them by default.
+
 With --json every line is one object: {"timestamp", "machine", "stream", "message"}.`,
+		Example: `  bulkhead logs --app shop --follow
+  bulkhead logs --app shop --since 1h --grep "(?i)error"`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if tail < 0 {
 				return usagef("-n %d is negative", tail)
 			}
+			keep, err := f.parse(time.Now(), follow)
+			if err != nil {
+				return err
+			}
 			q := client.LogQuery{Tail: tail, Follow: follow}
-			if id != "" {
-				m, err := checkMachine(id)
-				if err != nil {
-					return err
+			if keep != nil {
+				q.Tail = mostLogLines
+				if !c.Flags().Changed("tail") {
+					tail = mostLogLines
 				}
-				q.Machine = m
 			}
 			api, app, err := s.clientAndApp()
 			if err != nil {
 				return err
 			}
+			if id != "" {
+				if q.Machine, err = s.machineID(c.Context(), api, app, id); err != nil {
+					return err
+				}
+			}
 			q.App = app
-			err = s.logs(c.Context(), api, q)
+			err = s.logs(c.Context(), api, q, tail, keep)
 			if q.Machine != "" {
 				return machineError(err, app, q.Machine)
 			}
-			return appError(err)
+			return s.noApp(c.Context(), api, app, err)
 		},
 	}
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what is written from now on, until Ctrl-C")
 	c.Flags().IntVarP(&tail, "tail", "n", 100, "number of past lines to show")
-	c.Flags().StringVar(&id, "machine", "", "only this Machine")
+	c.Flags().StringVar(&f.since, "since", "", "only lines from this time on")
+	c.Flags().StringVar(&f.until, "until", "", "only lines before this time")
+	c.Flags().StringVar(&f.grep, "grep", "", "only lines that this regular expression matches")
+	c.Flags().StringVar(&id, "machine", "", "only this Machine, by id or name")
 	return c
 }
 
 // logs prints the lines as they come. Past lines of several Machines come Machine by
 // Machine, each with its own tail: they are put in order, and the last ones kept.
-func (s *session) logs(ctx context.Context, api *client.Client, q client.LogQuery) error {
-	print := func(l client.LogLine) error { return s.ui.line(l, s.logText(l)) }
-	if q.Follow || q.Machine != "" {
+func (s *session) logs(ctx context.Context, api *client.Client, q client.LogQuery, tail int, keep func(client.LogLine) bool) error {
+	print := func(l client.LogLine) error {
+		if keep != nil && !keep(l) {
+			return nil
+		}
+		return s.ui.line(l, s.logText(l))
+	}
+	if q.Follow || q.Machine != "" && keep == nil {
 		return api.Logs(ctx, q, print)
 	}
 	var lines []client.LogLine
-	err := api.Logs(ctx, q, func(l client.LogLine) error { lines = append(lines, l); return nil })
+	err := api.Logs(ctx, q, func(l client.LogLine) error {
+		if keep == nil || keep(l) {
+			lines = append(lines, l)
+		}
+		return nil
+	})
 	slices.SortStableFunc(lines, func(a, b client.LogLine) int { return a.Timestamp.Compare(b.Timestamp) })
-	for _, l := range lines[max(len(lines)-q.Tail, 0):] {
+	for _, l := range lines[max(len(lines)-tail, 0):] {
 		if perr := print(l); perr != nil {
 			return perr
 		}
@@ -90,7 +119,7 @@ func (s *session) statusCommand() *cobra.Command {
 			}
 			app, err := api.App(c.Context(), name)
 			if err != nil {
-				return appError(err)
+				return s.noApp(c.Context(), api, name, err)
 			}
 			ms, err := s.machines(c.Context(), api, name)
 			if err != nil {
@@ -98,17 +127,21 @@ func (s *session) statusCommand() *cobra.Command {
 			}
 			out := struct {
 				client.App
-				URL      string           `json:"url"`
+				URL      string           `json:"url,omitempty"`
 				Machines []client.Machine `json:"machines"`
-			}{app, api.AppURL(name), ms}
+			}{app, "", ms}
+			if slices.ContainsFunc(ms, func(m client.Machine) bool { return m.Config != nil && hasHTTPS(m.Config) }) {
+				out.URL = api.AppURL(name)
+			}
 			return s.ui.result(out, func(w io.Writer) {
 				fmt.Fprintf(w, "app      %s\n", clean(app.Name))
 				fmt.Fprintf(w, "status   %s\n", clean(app.Status))
 				if app.StatusReason != "" {
 					fmt.Fprintf(w, "reason   %s\n", clean(app.StatusReason))
 				}
-				fmt.Fprintf(w, "url      %s\n\n", out.URL)
+				fmt.Fprintf(w, "url      %s\n\n", orElse(out.URL, "none: no Machine has a service on port 443"))
 				machineTable(w, ms)
+				unhealthy(w, ms, time.Now())
 			})
 		},
 	}
@@ -125,7 +158,7 @@ func (s *session) openCommand() *cobra.Command {
 				return err
 			}
 			if _, err := api.App(c.Context(), name); err != nil {
-				return appError(err)
+				return s.noApp(c.Context(), api, name, err)
 			}
 			url := api.AppURL(name)
 			if !print && !s.ui.json {

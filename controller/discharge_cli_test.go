@@ -72,7 +72,7 @@ func TestCommandsDischarge(t *testing.T) {
 	text := run(0, "requires single sign-on", "", "tokens", "create", "deploy", "--app", "shop")
 	run(0, "", text, "secrets", "list", "--app", "shop")
 	run(cli.ExitUnauthorized, "bulkhead auth login --org", text, "secrets", "list", "--app", "shop", "--cluster", "n")
-	list := run(0, "good until", text, "tokens", "discharge")
+	list := run(0, "good until", text, "tokens", "discharge", "--token", "current")
 	s.expect("what it prints", 200, "shop", list)
 	run(0, "allowed", "", "orgs", "sso", "set", "acme", "--service-tokens", "allowed")
 	free := run(0, "", "", "tokens", "create", "deploy", "--app", "shop")

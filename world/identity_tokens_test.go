@@ -25,12 +25,12 @@ func identityTokens(t *testing.T, w *World) {
 	if err := json.Unmarshal([]byte(w.MustCLI("tokens", "create", "deploy", "--app", "tokened", "--name", "CI", "--expiry", "1h", "--json")), &made); err != nil || !strings.HasPrefix(made.Token, "fm2_") {
 		t.Fatalf("made %+v: %v", made, err)
 	}
-	narrow, err := with(made.Token, "tokens", "attenuate", "--readonly", "--expiry", "10m")
+	narrow, err := with(made.Token, "tokens", "attenuate", "--token", "current", "--readonly", "--expiry", "10m")
 	if err != nil {
 		t.Fatal(err)
 	}
 	narrow = strings.TrimSpace(narrow)
-	if words, err := with(narrow, "tokens", "debug"); err != nil || !strings.Contains(words, made.ID) || !strings.Contains(words, "only read") {
+	if words, err := with(narrow, "tokens", "debug", "--token", "current"); err != nil || !strings.Contains(words, made.ID) || !strings.Contains(words, "only read") {
 		t.Errorf("described as %s (%v)", words, err)
 	}
 	for _, c := range []struct {

@@ -187,6 +187,13 @@ var commands = map[string]func(*testscript.TestScript, bool, []string){
 		ts.Check(err)
 		ts.Check(p.Signal(os.Interrupt))
 	},
+	// contains-status APP TEXT waits until "bulkhead status" of an app prints a text.
+	"contains-status": func(ts *testscript.TestScript, neg bool, args []string) {
+		await.True(ts, "the status of "+args[0]+" contains "+args[1], func() bool {
+			ts.Check(ts.Exec("bulkhead", "status", "--app", args[0]))
+			return strings.Contains(ts.ReadFile("stdout"), args[1])
+		})
+	},
 	// contains FILE TEXT waits until a file that is being written has a text.
 	"contains": func(ts *testscript.TestScript, neg bool, args []string) {
 		await.True(ts, args[0]+" contains "+args[1], func() bool {

@@ -16,6 +16,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"log"
@@ -40,6 +41,7 @@ const Domain = "fake.localhost"
 // Platform is a running fake. Close ends it.
 type Platform struct {
 	Pin  string
+	ca   string // the certificate that Pin is of, in PEM
 	Port string
 
 	srv      *http.Server
@@ -118,6 +120,7 @@ func (p *Platform) certificate() (tls.Certificate, error) {
 		return tls.Certificate{}, err
 	}
 	t := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "fake"},
+		IsCA: true, BasicConstraintsValid: true,
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
 	der, err := x509.CreateCertificate(rand.Reader, t, t, &k.PublicKey, k)
 	if err != nil {
@@ -127,6 +130,7 @@ func (p *Platform) certificate() (tls.Certificate, error) {
 	if err != nil {
 		return tls.Certificate{}, err
 	}
+	p.ca = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 	sum := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
 	p.Pin = base64.RawURLEncoding.EncodeToString(sum[:])
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: k}, nil
@@ -140,6 +144,10 @@ func (p *Platform) serve(w http.ResponseWriter, r *http.Request) {
 	switch r.TLS.ServerName {
 	case "api." + Domain:
 		w.Header().Set("fly-request-id", "01FAKE-local")
+		if r.URL.Path == "/v1/ca" {
+			answer(w, http.StatusOK, map[string]string{"pem": p.ca})
+			return
+		}
 		if r.Header.Get("Authorization") != "Bearer "+Token {
 			refuse(w, http.StatusUnauthorized, "Authenticate: token validation error", "")
 			return
