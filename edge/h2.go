@@ -170,7 +170,11 @@ func (q *request) h2Failure(lease route.Lease, err error) *failure {
 		f.status, f.code, f.text = 504, "PC05", "app "+q.app+" did not answer in time"
 	} else if upstream.IsClosed(err) || strings.Contains(err.Error(), "GOAWAY") || strings.Contains(err.Error(), "connection lost") {
 		f.code, f.text = "PC04", "app "+q.app+" broke the connection off"
-		f.again = q.againAfter(false, true) // the transport keeps connections, and does not say which
+	}
+	if f.status != 504 {
+		// The transport says neither which connections it kept nor, of one that was closed
+		// while it was set up, that nothing was sent.
+		f.again = q.againAfter(false, true)
 	}
 	return f
 }
