@@ -391,18 +391,21 @@ func TestAnEndIsNotedLater(t *testing.T) {
 					return nil
 				}
 			}
-			end := make(chan struct{})
+			end, handles := make(chan struct{}), make(chan struct{}, 1)
 			n.host.Install("run", func(p *fake.Process) int {
+				stop := p.Handle(2, 15)
+				handles <- struct{}{}
 				select {
 				case <-end:
 				case <-p.Done:
-				case <-p.Handle(2, 15):
+				case <-stop:
 				}
 				return 7
 			})
 			n.boot()
 			a := n.assign(n.asg(key.NewMachineID(), `{"image":"a","init":{"cmd":["run"]},"restart":{"policy":"no"},"stop_config":{"timeout":"5m"}}`))
 			n.state(a, machine.Started)
+			<-handles // a signal that came before would end it with another code
 			if write == "before ended" {
 				a = n.assign(n.next(a, desired(machine.WantStopped)))
 			} else {
