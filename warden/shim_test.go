@@ -10,8 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
+	"bulkhead/internal/await"
 	"bulkhead/privnet"
 	"bulkhead/sandbox"
 	"bulkhead/warden/wire"
@@ -113,13 +113,10 @@ func TestShimIsNotLookedInto(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { peer.Process.Kill(); peer.Wait() }()
-	for deadline := time.Now().Add(testTime); ; time.Sleep(10 * time.Millisecond) {
-		if comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", peer.Process.Pid)); string(comm) == "sleep\n" {
-			break
-		} else if time.Now().After(deadline) {
-			t.Fatalf("the peer is %q", comm)
-		}
-	}
+	await.True(t, "the peer sleeps", func() bool {
+		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", peer.Process.Pid))
+		return string(comm) == "sleep\n"
+	})
 	for _, file := range []string{"environ", "maps"} {
 		if out, err := inside("head", "-c", "1", fmt.Sprintf("/proc/%d/%s", peer.Process.Pid, file)).CombinedOutput(); err != nil {
 			t.Errorf("the control: %s of a peer cannot be read: %v: %s", file, err, out)
@@ -219,15 +216,7 @@ func TestShimTakesItsSandboxAlong(t *testing.T) {
 	if _, err := sb.Wait(testContext(t)); err != nil {
 		t.Logf("wait: %v", err) // how it ended is not known
 	}
-	for deadline := time.Now().Add(testTime); ; time.Sleep(10 * time.Millisecond) {
-		pids := w.server.groups.Processes(string(spec.Machine))
-		if len(pids) == 0 {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("processes %v live on", pids)
-		}
-	}
+	await.True(t, "no process lives on", func() bool { return len(w.server.groups.Processes(string(spec.Machine))) == 0 })
 }
 
 // mountPoints lists a process's mounts as "point mode", in order.

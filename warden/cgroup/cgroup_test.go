@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"bulkhead/fault"
+	"bulkhead/internal/await"
 )
 
 const machine = "0123456789abcd"
@@ -244,12 +245,12 @@ func TestRealTree(t *testing.T) {
 	many := startIn(t, tree, `for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25; do sleep 100 & done; wait`)
 	done := make(chan struct{})
 	go func() { many.Wait(); close(done) }()
-	deadline := time.Now().Add(10 * time.Second)
 	n := 0
-	for n = len(tree.Processes(machine)); n < 15 && time.Now().Before(deadline); n = len(tree.Processes(machine)) {
-		time.Sleep(5 * time.Millisecond)
-	}
-	if n < 15 || n > 20 {
+	await.True(t, "there are many processes", func() bool {
+		n = len(tree.Processes(machine))
+		return n >= 15
+	})
+	if n > 20 {
 		t.Errorf("%d processes, want at most 20", n)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -281,11 +282,7 @@ func TestForkBombIsKilled(t *testing.T) {
 			}
 		}
 		go bomb.Wait()
-		for end := time.Now().Add(40 * time.Second); len(tree.Processes(machine)) < 200; time.Sleep(time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatalf("%s: the bomb did not go off: %d processes", leaf, len(tree.Processes(machine)))
-			}
-		}
+		await.True(t, "the bomb in "+leaf+" goes off", func() bool { return len(tree.Processes(machine)) >= 200 })
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		if err := tree.Remove(ctx, machine); err != nil {
 			t.Errorf("%s: %.200v", leaf, err)

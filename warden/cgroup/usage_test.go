@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"bulkhead/internal/await"
 )
 
 // TestUsage reads what the kernels of both versions, and a mixed one, would say.
@@ -50,12 +52,10 @@ func TestRealUsage(t *testing.T) {
 	spin := startIn(t, tree, `x=$(head -c 8000000 /dev/zero | tr "\0" x); while :; do :; done`) // the kernel counts memory in batches
 	defer func() { spin.Process.Kill(); spin.Wait() }()
 	var u Usage
-	for end := time.Now().Add(40 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	await.True(t, "each figure is more than nothing", func() bool {
 		u = tree.Usage(machine)
-		if u.Memory > 0 && u.CPU > 0 && u.Periods > 0 && u.ThrottledPeriods > 0 && u.Throttled > 0 && u.Tasks == 1 {
-			break
-		}
-	}
+		return u.Memory > 0 && u.CPU > 0 && u.Periods > 0 && u.ThrottledPeriods > 0 && u.Throttled > 0 && u.Tasks == 1
+	})
 	if u.Memory <= 0 || u.MemoryLimit != 32<<20 || u.CPU <= 0 || u.Periods <= 0 || u.ThrottledPeriods <= 0 || u.Throttled <= 0 || u.Tasks != 1 || u.TasksLimit != 20 {
 		t.Errorf("usage is %+v", u)
 	}
