@@ -39,8 +39,8 @@ func (c *Controller) listMembers(r *call) (int, any, error) {
 	return http.StatusOK, out, nil
 }
 
-// memberBody is a member as other members see it. Who operates the cluster is not theirs to
-// know.
+// memberBody is a member as other members see it: it does not say whether the user operates
+// the cluster.
 func memberBody(u *record.User, m *record.Member) Member {
 	shown := userBody(u)
 	shown.Operator = nil
