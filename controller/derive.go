@@ -147,6 +147,9 @@ func backendOf(m *record.Machine, s *seen, svc *machine.Service, p *machine.Port
 		SoftLimit: 20, LimitType: "connections",
 		Options: &internalpb.BackendOptions{Handlers: p.Handlers, H2Backend: h2Backend(p)},
 	}
+	if slot, ok := privnet.SlotOf(s.PrivateIP); ok {
+		b.Address4 = net.JoinHostPort(privnet.MachineIPv4(slot).String(), strconv.Itoa(svc.InternalPort))
+	}
 	if c := svc.Concurrency; c != nil {
 		if c.Type != "" {
 			b.LimitType = c.Type

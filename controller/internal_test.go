@@ -28,6 +28,7 @@ import (
 	"bulkhead/key"
 	"bulkhead/machine"
 	"bulkhead/pki"
+	"bulkhead/privnet"
 	"bulkhead/role"
 )
 
@@ -301,6 +302,9 @@ func TestRoutes(t *testing.T) {
 	if s[0].Port != 80 || !s[0].ForceHttps || s[1].Port != 443 || strings.Join(s[1].Handlers, " ") != "tls http" ||
 		b.MachineId != m.ID || b.Address != "["+e.machine("web", m.ID).PrivateIP+"]:8080" || b.SoftLimit != 7 || b.HardLimit != 9 || b.LimitType != "requests" || b.Region != "local" {
 		t.Errorf("route %v", u)
+	}
+	if slot, ok := privnet.SlotOf(e.machine("web", m.ID).PrivateIP); !ok || b.Address4 != privnet.MachineIPv4(slot).String()+":8080" {
+		t.Errorf("its address by IPv4 is %q", b.Address4)
 	}
 	base := "/v1/apps/web/machines/" + m.ID
 	e.want(200, "POST", base+"/cordon", nil, nil)

@@ -245,8 +245,7 @@ func (s *Server) raw(c *clientConn, client net.Conn) {
 		lease, err := s.lease(s.background, c.app, tried, func(a *route.App) *route.Service { return a.HTTPS })
 		if err == nil {
 			ctx, cancel := context.WithTimeout(s.background, s.Limits.DialTimeout)
-			s.m.dials.Inc()
-			up, derr := s.Dial(ctx, lease.Addr)
+			up, derr := lease.Pool.Connect(ctx)
 			cancel()
 			if derr == nil {
 				lease.Worked()

@@ -26,10 +26,7 @@ func (s *Server) h2Of(b *route.Backend) h2Transport {
 		return (*p).(h2Transport)
 	}
 	t := &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			s.m.dials.Inc()
-			return s.Dial(ctx, b.Addr)
-		},
+		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return b.Pool.Connect(ctx) },
 		DisableCompression:     true,
 		IdleConnTimeout:        30 * time.Second,
 		MaxResponseHeaderBytes: upstream.MaxHeader,

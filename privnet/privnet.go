@@ -75,14 +75,15 @@ func RouterAddr(h Host) netip.Addr {
 // Resolver is the address of the platform's DNS resolver as Machines see it.
 var Resolver = netip.MustParseAddr("fdaa::3")
 
-// MachineIPv4 returns the Machine's IPv4 address, which serves only for NATed
-// egress: 198.18.0.0/16 is set aside by RFC 2544 and routed nowhere.
+// MachineIPv4 returns the Machine's IPv4 address, which serves for NATed egress and
+// for its node's edge: 198.18.0.0/16 is set aside by RFC 2544 and routed nowhere. It
+// follows from the slot alone, so the next Machine of the slot has it too.
 func MachineIPv4(s Slot) netip.Addr {
 	return netip.AddrFrom4([4]byte{198, 18, byte(s >> 8), byte(s)})
 }
 
-// GatewayIPv4 is the next hop of every Machine. It is slot 65534's address, which
-// is above MaxSlot.
+// GatewayIPv4 is the next hop of every Machine, and the address from which a node's
+// edge reaches Machines by IPv4. It is slot 65534's, which is above MaxSlot.
 var GatewayIPv4 = netip.AddrFrom4([4]byte{198, 18, 255, 254})
 
 // GatewayIPv6 is the link-local next hop of every Machine.

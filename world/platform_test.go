@@ -38,6 +38,22 @@ func TestPlatform(t *testing.T) {
 		}
 	})
 
+	t.Run("EveryWayToListen", func(t *testing.T) {
+		w := shared.In(t)
+		for app, listen := range map[string]string{"listens4": "tcp4,0.0.0.0:8080", "listens6": "tcp6,[::]:8080", "listens": "tcp,[::]:8080"} {
+			w.CreateApp(app, "")
+			config := sleepy(w.Push(app, fixture.StaticGo(t)), 0)
+			config["env"] = map[string]string{"LISTEN": listen}
+			m := w.Run(app, config)
+			w.Eventually(10*time.Second, func() string { return answers(w, app, "/", 200, "") })
+			stopped(w, app, m.ID)
+			w.Eventually(20*time.Second, func() string { return answers(w, app, "/", 200, "") }) // woken
+		}
+		w.CreateApp("loopback", "")
+		w.Run("loopback", world.Config{"image": w.Push("loopback", fixture.StaticGo(t)), "services": world.HTTPService(8080), "env": map[string]string{"LISTEN": "tcp,127.0.0.1:8080"}})
+		w.Eventually(20*time.Second, func() string { return answers(w, "loopback", "/", 502, "PC01") })
+	})
+
 	t.Run("NginxServesFiles", func(t *testing.T) {
 		w := shared.In(t)
 		w.CreateApp("files", "")

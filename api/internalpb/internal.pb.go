@@ -1830,7 +1830,10 @@ type Backend struct {
 	Autostop  bool  `protobuf:"varint,10,opt,name=autostop,proto3" json:"autostop,omitempty"`  // the edge may report it idle
 	// options are how this Machine is spoken to. Routes of earlier versions have none: there
 	// the service's count for all of its Machines.
-	Options       *BackendOptions `protobuf:"bytes,11,opt,name=options,proto3" json:"options,omitempty"`
+	Options *BackendOptions `protobuf:"bytes,11,opt,name=options,proto3" json:"options,omitempty"`
+	// address4 is the same port by IPv4, for an app that listens on that alone; empty where
+	// the edge does not reach it, and in routes of earlier versions.
+	Address4      string `protobuf:"bytes,12,opt,name=address4,proto3" json:"address4,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1940,6 +1943,13 @@ func (x *Backend) GetOptions() *BackendOptions {
 		return x.Options
 	}
 	return nil
+}
+
+func (x *Backend) GetAddress4() string {
+	if x != nil {
+		return x.Address4
+	}
+	return ""
 }
 
 // BackendOptions are a Machine's own options of a public port.
@@ -3313,7 +3323,7 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"\n" +
 	"h2_backend\x18\x04 \x01(\bR\th2Backend\x129\n" +
 	"\bbackends\x18\x05 \x03(\v2\x1d.bulkhead.internal.v1.BackendR\bbackends\x12\x18\n" +
-	"\aleaving\x18\x06 \x03(\tR\aleaving\"\xdb\x02\n" +
+	"\aleaving\x18\x06 \x03(\tR\aleaving\"\xf7\x02\n" +
 	"\aBackend\x12\x1d\n" +
 	"\n" +
 	"machine_id\x18\x01 \x01(\tR\tmachineId\x12\x18\n" +
@@ -3330,7 +3340,8 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"\tautostart\x18\t \x01(\bR\tautostart\x12\x1a\n" +
 	"\bautostop\x18\n" +
 	" \x01(\bR\bautostop\x12>\n" +
-	"\aoptions\x18\v \x01(\v2$.bulkhead.internal.v1.BackendOptionsR\aoptions\"K\n" +
+	"\aoptions\x18\v \x01(\v2$.bulkhead.internal.v1.BackendOptionsR\aoptions\x12\x1a\n" +
+	"\baddress4\x18\f \x01(\tR\baddress4\"K\n" +
 	"\x0eBackendOptions\x12\x1a\n" +
 	"\bhandlers\x18\x01 \x03(\tR\bhandlers\x12\x1d\n" +
 	"\n" +

@@ -43,7 +43,7 @@ type App struct {
 	backends map[backendKey]*Backend
 }
 
-type backendKey struct{ id, addr string }
+type backendKey struct{ id, addr, addr4 string }
 
 // Service is one public port of an app.
 type Service struct {
@@ -205,7 +205,7 @@ func (s *Service) share(old *App, of func(*App) *Service) {
 }
 
 func (t *Table) backend(app, old *App, b *internalpb.Backend) *Backend {
-	k := backendKey{b.GetMachineId(), b.GetAddress()}
+	k := backendKey{b.GetMachineId(), b.GetAddress(), b.GetAddress4()}
 	if have := app.backends[k]; have != nil {
 		return have
 	}
@@ -214,7 +214,7 @@ func (t *Table) backend(app, old *App, b *internalpb.Backend) *Backend {
 		have = old.backends[k]
 	}
 	if have == nil {
-		have = &Backend{Machine: k.id, Addr: k.addr, Pool: upstream.NewPool(k.addr, t.dial)}
+		have = &Backend{Machine: k.id, Addr: k.addr, Pool: upstream.NewPool(k.addr, k.addr4, t.dial)}
 		have.used.Store(clock(time.Now()))
 	}
 	app.backends[k] = have

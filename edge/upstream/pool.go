@@ -36,12 +36,14 @@ var ErrHeaderTooLarge = errors.New("response header is too large")
 // Dial opens a connection to addr ("host:port").
 type Dial func(ctx context.Context, addr string) (net.Conn, error)
 
-// Pool holds the idle connections to one address. Its methods may be called from
+// Pool holds the idle connections to one port of a Machine. Its methods may be called from
 // many goroutines. A Pool needs no Close to be collected, but Close ends its idle
 // connections at once.
 type Pool struct {
-	addr string
-	dial Dial
+	addr  string
+	addr4 string // the same port by IPv4, or ""
+	dial  Dial
+	by4   atomic.Bool // only addr4 answered the last time
 
 	mu     sync.Mutex
 	idle   []*Conn // the newest last
@@ -49,8 +51,8 @@ type Pool struct {
 	closed bool
 }
 
-// NewPool returns an empty pool for addr.
-func NewPool(addr string, dial Dial) *Pool { return &Pool{addr: addr, dial: dial} }
+// NewPool returns an empty pool for addr, and for addr4 where that is not "".
+func NewPool(addr, addr4 string, dial Dial) *Pool { return &Pool{addr: addr, addr4: addr4, dial: dial} }
 
 // Get returns a live idle connection, or a new one.
 func (p *Pool) Get(ctx context.Context) (*Conn, error) {
@@ -69,7 +71,7 @@ func (p *Pool) Get(ctx context.Context) (*Conn, error) {
 
 // Dial returns a new connection.
 func (p *Pool) Dial(ctx context.Context) (*Conn, error) {
-	nc, err := p.dial(ctx, p.addr)
+	nc, err := p.Connect(ctx)
 	if err != nil {
 		return nil, err
 	}

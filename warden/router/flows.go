@@ -44,23 +44,32 @@ const (
 	ctaFilter          = 25
 	ctaFilterOrigFlags = 1
 	ctaFilterSource    = 1 << 0 // CTA_FILTER_FLAG(CTA_IP_SRC)
+	ctaFilterDest      = 1 << 1 // CTA_FILTER_FLAG(CTA_IP_DST)
 )
 
-// endFlows makes connection tracking forget what came from src, an IPv4 address that
-// is to be given to another Machine: packets of its connections would be let in to
-// that as answers.
-func (r *Router) endFlows(src netip.Addr) error {
+// endFlows makes connection tracking forget what came from a, an IPv4 address that is
+// to be given to another Machine, and what the edge opened to it: packets of those
+// connections would pass between the edge, the internet and that Machine.
+func (r *Router) endFlows(a netip.Addr) error {
+	return errors.Join(
+		r.endFlowsOf(a, nl.CTA_IP_V4_SRC, ctaFilterSource),
+		r.endFlowsOf(a, nl.CTA_IP_V4_DST, ctaFilterDest))
+}
+
+// endFlowsOf is endFlows for one end of the connections: attr names the address there,
+// filter says so to the kernel.
+func (r *Router) endFlowsOf(a netip.Addr, attr uint16, filter uint32) error {
 	dump := r.conntrack(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP)
 	tuple := nl.NewRtAttr(unix.NLA_F_NESTED|nl.CTA_TUPLE_ORIG, nil)
-	tuple.AddRtAttr(unix.NLA_F_NESTED|nl.CTA_TUPLE_IP, nil).AddRtAttr(nl.CTA_IP_V4_SRC, src.AsSlice())
+	tuple.AddRtAttr(unix.NLA_F_NESTED|nl.CTA_TUPLE_IP, nil).AddRtAttr(int(attr), a.AsSlice())
 	dump.AddData(tuple)
-	filter := nl.NewRtAttr(unix.NLA_F_NESTED|ctaFilter, nil)
-	filter.AddRtAttr(ctaFilterOrigFlags, binary.NativeEndian.AppendUint32(nil, ctaFilterSource))
-	dump.AddData(filter)
+	only := nl.NewRtAttr(unix.NLA_F_NESTED|ctaFilter, nil)
+	only.AddRtAttr(ctaFilterOrigFlags, binary.NativeEndian.AppendUint32(nil, filter))
+	dump.AddData(only)
 	var flows [][]byte
 	err := dump.ExecuteIter(unix.NETLINK_NETFILTER, 0, func(msg []byte) bool {
 		// A kernel before 5.8 does not know the filter and gives all.
-		if from, ok := flowSource(msg); ok && from == src {
+		if end, ok := flowEnd(msg, attr); ok && end == a {
 			flows = append(flows, bytes.Clone(msg))
 		}
 		return true
@@ -74,7 +83,7 @@ func (r *Router) endFlows(src netip.Addr) error {
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("end connections of %s: %w", src, err)
+		return fmt.Errorf("end connections of %s: %w", a, err)
 	}
 	return nil
 }
@@ -107,13 +116,13 @@ func (r *Router) conntrack(operation, flags int) *nl.NetlinkRequest {
 	return req
 }
 
-// flowSource finds who began a connection in a message of the dump.
-func flowSource(msg []byte) (netip.Addr, bool) {
+// flowEnd finds one end of a connection, as it was begun, in a message of the dump.
+func flowEnd(msg []byte, attr uint16) (netip.Addr, bool) {
 	if len(msg) < nl.SizeofNfgenmsg {
 		return netip.Addr{}, false
 	}
 	b := msg[nl.SizeofNfgenmsg:]
-	for _, kind := range []uint16{nl.CTA_TUPLE_ORIG, nl.CTA_TUPLE_IP, nl.CTA_IP_V4_SRC} {
+	for _, kind := range []uint16{nl.CTA_TUPLE_ORIG, nl.CTA_TUPLE_IP, attr} {
 		attrs, err := nl.ParseRouteAttr(b)
 		if err != nil {
 			return netip.Addr{}, false

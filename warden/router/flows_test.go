@@ -51,9 +51,73 @@ func TestEdgeCannotSpoof(t *testing.T) {
 			t.Errorf("a packet from %s arrives, which the edge has chosen", src)
 		}
 	}
+	from4 := func(src netip.Addr) func() error {
+		return func() error {
+			return Do(l.ns, func() error {
+				fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+				if err != nil {
+					return err
+				}
+				defer unix.Close(fd)
+				if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_FREEBIND, 1); err != nil {
+					return err
+				}
+				if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: src.As4()}); err != nil {
+					return err
+				}
+				if err := unix.Sendto(fd, []byte("x"), 0, &unix.SockaddrInet4{Port: 9, Addr: victim.v4.As4()}); err != unix.EPERM && err != unix.ENETUNREACH {
+					return err
+				}
+				return nil // refused: by the rules, or as a source that is not the namespace's
+			})
+		}
+	}
+	// By IPv4 the edge has TCP alone.
+	for _, src := range []netip.Addr{privnet.GatewayIPv4, a.v4, netip.MustParseAddr("9.9.9.9")} {
+		if victim.hears(quick, from4(src)) {
+			t.Errorf("a packet from %s arrives, which the edge has chosen", src)
+		}
+	}
 	l.dropRules() // the control
-	if !victim.hears(patient, from(a.v6)) {
-		t.Error("without rules a forged packet does not arrive either: this test tests nothing")
+	if !victim.hears(patient, from(a.v6)) || !victim.hears(patient, from4(privnet.GatewayIPv4)) {
+		t.Error("without rules a forged or UDP packet does not arrive either: this test tests nothing")
+	}
+}
+
+// TestForgottenConnectionsCarryNothing: an IPv4 address passes from one Machine to the
+// next of its slot. What the edge sends on a connection to the one before must not reach
+// the next, even where the kernel cannot end the edge's sockets.
+func TestForgottenConnectionsCarryNothing(t *testing.T) {
+	l := newLab(t)
+	a := l.machine(1, 7)
+	var lis net.Listener
+	must(t, Do(a.ns, func() (err error) { lis, err = net.Listen("tcp4", ":99"); return err }))
+	defer lis.Close()
+	var edge net.Conn
+	must(t, Do(l.ns, func() (err error) {
+		edge, err = net.DialTimeout("tcp", netip.AddrPortFrom(a.v4, 99).String(), patient)
+		return err
+	}))
+	defer edge.Close()
+	app, err := lis.Accept()
+	must(t, err)
+	defer app.Close()
+	arrives := func(within time.Duration) bool {
+		_, err := edge.Write([]byte("x"))
+		must(t, err)
+		app.SetReadDeadline(time.Now().Add(within))
+		_, err = app.Read(make([]byte, 1))
+		return err == nil
+	}
+	if !arrives(patient) {
+		t.Fatal("nothing arrives on a connection at all")
+	}
+	must(t, l.endFlows(a.v4))
+	if arrives(quick) {
+		t.Error("a connection that was forgotten still carries data")
+	}
+	if _, err := dial(l.ns, a.v4, 7, patient); err != nil {
+		t.Errorf("a new connection is refused: %v", err)
 	}
 }
 
@@ -140,27 +204,34 @@ func TestConnectionsEndWithTheirMachine(t *testing.T) {
 func TestCallersOfAGoneMachineAreTold(t *testing.T) {
 	l := newLab(t)
 	a, b := l.machine(1, 7), l.machine(2, 7)
-	connect := func(n *node) net.Conn {
+	connect := func(n *node, to netip.Addr) net.Conn {
 		var silent net.Listener // the kernel accepts, nobody answers
-		must(t, Do(n.ns, func() (err error) { silent, err = net.Listen("tcp6", "[::]:99"); return err }))
+		must(t, Do(n.ns, func() (err error) {
+			silent, err = net.Listen("tcp", netip.AddrPortFrom(to, 99).String())
+			return err
+		}))
 		t.Cleanup(func() { silent.Close() })
 		var c net.Conn
 		must(t, Do(l.ns, func() (err error) {
-			c, err = net.DialTimeout("tcp", netip.AddrPortFrom(n.v6, 99).String(), patient)
+			c, err = net.DialTimeout("tcp", netip.AddrPortFrom(to, 99).String(), patient)
 			return err
 		}))
 		t.Cleanup(func() { c.Close() })
 		return c
 	}
-	toA, toB := connect(a), connect(b)
+	toA, toB := []net.Conn{connect(a, a.v6), connect(a, a.v4)}, []net.Conn{connect(b, b.v6), connect(b, b.v4)}
 	must(t, l.Remove(a.Member))
-	toA.SetReadDeadline(time.Now().Add(5 * time.Second))
-	if _, err := toA.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNABORTED) {
-		t.Errorf("the connection to a Machine that is gone ends with %v", err)
+	for _, c := range toA {
+		c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNABORTED) {
+			t.Errorf("the connection to %s, a Machine that is gone, ends with %v", c.RemoteAddr(), err)
+		}
 	}
-	toB.SetReadDeadline(time.Now().Add(quick))
-	if _, err := toB.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("its neighbour's connection ends with %v", err)
+	for _, c := range toB {
+		c.SetReadDeadline(time.Now().Add(quick))
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("its neighbour's connection to %s ends with %v", c.RemoteAddr(), err)
+		}
 	}
 }
 

@@ -58,6 +58,9 @@ func TestRouterAndHostAreClosed(t *testing.T) {
 	if said, err := dial(l.ns, a.v6, 7, patient); err != nil || !strings.Contains(said, privnet.RouterAddr(3).String()) {
 		t.Errorf("the edge's place does not reach a Machine: %q, %v", said, err)
 	}
+	if said, err := dial(l.ns, a.v4, 7, patient); err != nil || !strings.HasPrefix(said, "pong "+privnet.GatewayIPv4.String()+":") {
+		t.Errorf("the edge's place does not reach a Machine by IPv4: %q, %v", said, err)
+	}
 	if said, err := dial(l.ns, hostAddr.Addr(), port, quick); err == nil {
 		t.Errorf("the edge's place reaches the host: %q", said)
 	}

@@ -9,9 +9,10 @@
 //   - fdaa:… traffic stays within its network's /48;
 //   - neither the router's nor the host's own addresses answer, except that the
 //     edge, which runs inside the router namespace, gets replies to what it opened;
-//   - the edge speaks to Machines from its own address and from no other;
-//   - IPv4 is for egress alone, behind two NATs, and never to private, link-local,
-//     metadata, multicast or reserved ranges; there is no IPv6 egress;
+//   - the edge speaks to Machines from its own addresses and from no other;
+//   - IPv4 between Machines goes nowhere: it is for the edge, and for egress behind
+//     two NATs, never to private, link-local, metadata, multicast or reserved ranges;
+//     there is no IPv6 egress;
 //   - a Machine takes a bounded part of the room for connections, and its
 //     connections end with it;
 //   - a Machine sends and gets no more than its rate, in bytes and in packets.
@@ -204,9 +205,14 @@ func (r *Router) ensureAddresses() error {
 	if err := r.nl.LinkSetUp(lo); err != nil {
 		return err
 	}
-	own := netip.PrefixFrom(privnet.RouterAddr(r.config.Host), 128)
-	if err := r.nl.AddrReplace(lo, &netlink.Addr{IPNet: ipnet(own), Flags: unix.IFA_F_NODAD}); err != nil {
-		return fmt.Errorf("address %s: %w", own, err)
+	for _, own := range []netip.Addr{privnet.RouterAddr(r.config.Host), privnet.GatewayIPv4} {
+		a := &netlink.Addr{IPNet: ipnet(netip.PrefixFrom(own, own.BitLen()))}
+		if own.Is6() {
+			a.Flags = unix.IFA_F_NODAD
+		}
+		if err := r.nl.AddrReplace(lo, a); err != nil {
+			return fmt.Errorf("address %s: %w", own, err)
+		}
 	}
 	for _, dst := range []string{"fdaa::/16", "198.18.0.0/16"} {
 		err := r.nl.RouteReplace(&netlink.Route{Dst: ipnet(netip.MustParsePrefix(dst)), Type: unix.RTN_UNREACHABLE})
@@ -265,6 +271,8 @@ func (r *Router) configureRouterEnd(m Member) error {
 		route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipnet(netip.PrefixFrom(a, a.BitLen())), Scope: netlink.SCOPE_LINK}
 		if a.Is6() {
 			route.Scope = netlink.SCOPE_UNIVERSE
+		} else {
+			route.Src = privnet.GatewayIPv4.AsSlice()
 		}
 		if err := r.nl.RouteReplace(route); err != nil {
 			return fmt.Errorf("route %s: %w", a, err)
@@ -328,7 +336,8 @@ func (r *Router) Remove(m Member) error {
 	}
 	return errors.Join(err,
 		failpoint.Write("router/end-flows", func() error { return r.endFlows(privnet.MachineIPv4(m.Slot)) }),
-		r.endSockets(privnet.MachineAddr(m.Network, r.config.Host, m.Slot)))
+		r.endSockets(privnet.MachineAddr(m.Network, r.config.Host, m.Slot)),
+		r.endSockets(privnet.MachineIPv4(m.Slot)))
 }
 
 // Slots returns the slots that have a veth.

@@ -80,6 +80,18 @@ func ctState(mask uint32) []expr.Any {
 	}
 }
 
+// Flags in the TCP header.
+const fin, syn, rst, ack byte = 0x01, 0x02, 0x04, 0x10
+
+// tcpFlags matches packets whose flags, of those in mask, are exactly those set.
+func tcpFlags(set, mask byte) []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{mask}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{set}},
+	}
+}
+
 const replies = expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED
 
 // Offsets and lengths of addresses in the two network headers.
@@ -195,6 +207,9 @@ func (r *Router) addRouterChains(c *nftables.Conn, t *nftables.Table, source6, s
 	in(family(unix.NFPROTO_IPV4), iif(uplinkName), accept)
 	in(family(unix.NFPROTO_IPV6), loadIIF(), load(2, src6, len6), lookup(source6), &expr.Verdict{Kind: expr.VerdictJump, Chain: "track"})
 	slots, mask := privnet.MachineIPv4(0).As4(), []byte{255, 255, 0, 0}
+	gateway := privnet.GatewayIPv4.As4()
+	in(family(unix.NFPROTO_IPV4), load(1, dst4, len4), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: gateway[:]},
+		loadIIF(), load(2, src4, len4), lookup(source4), accept)
 	in(family(unix.NFPROTO_IPV4), load(1, dst4, len4), &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: len4, Mask: mask, Xor: make([]byte, 4)},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: slots[:]}, counter, drop)
 	in(family(unix.NFPROTO_IPV4), loadIIF(), load(2, src4, len4), lookup(source4), accept)
@@ -213,13 +228,19 @@ func (r *Router) addRouterChains(c *nftables.Conn, t *nftables.Table, source6, s
 	forward(family(unix.NFPROTO_IPV4), oif(uplinkName), overFlows(flows4), counter, drop)
 	forward(family(unix.NFPROTO_IPV4), oif(uplinkName), accept)
 
-	// The edge lives here: it reaches Machines, from the router's address (a program
-	// without any privilege may choose another, with IPV6_FREEBIND), and nothing
-	// through the uplink. By IPv4 there are only the kernel's own words to senders.
+	// The edge lives here: it reaches Machines, from the router's addresses (a program
+	// without any privilege may choose another, with IPV6_FREEBIND or IP_FREEBIND), and
+	// nothing through the uplink. By IPv4 a connection begins with its first packet: an
+	// address passes to the next Machine of the slot, and what was sent to the one before
+	// must not.
 	output := chain("output", nftables.ChainHookOutput, nftables.ChainPriorityFilter, nftables.ChainTypeFilter, nftables.ChainPolicyDrop)
 	output(oif("lo"), accept)
 	output(oif(uplinkName), counter, drop)
 	output(family(unix.NFPROTO_IPV6), load(1, src6, len6), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: own[:]}, accept)
+	fromGateway := join(family(unix.NFPROTO_IPV4), load(1, src4, len4), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: gateway[:]},
+		metaIs(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_TCP}))
+	output(fromGateway, ctState(expr.CtStateBitESTABLISHED), accept)
+	output(fromGateway, ctState(expr.CtStateBitNEW), tcpFlags(syn, syn|ack|rst|fin), accept)
 	output(family(unix.NFPROTO_IPV4), metaIs(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_ICMP}), accept)
 
 	nat := chain("nat", nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource, nftables.ChainTypeNAT, nftables.ChainPolicyAccept)

@@ -28,7 +28,14 @@ const (
 // Machine there is gone: its sandbox may have been killed, and a caller would wait
 // for an answer for as long as the edge does. A kernel that cannot (before 4.9, or
 // built without INET_DIAG or INET_DIAG_DESTROY) leaves them to the edge's keep-alive.
-func (r *Router) endSockets(dst netip.Addr) error { return r.endSocketsOf(unix.AF_INET6, dst) }
+func (r *Router) endSockets(dst netip.Addr) error { return r.endSocketsOf(familyOf(dst), dst) }
+
+func familyOf(a netip.Addr) byte {
+	if a.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
 
 // endSocketsOf is endSockets for the family of addresses that dst is of.
 func (r *Router) endSocketsOf(family byte, dst netip.Addr) error {
@@ -78,7 +85,7 @@ func remoteIs(a netip.Addr) []byte {
 	b := make([]byte, 0, size) // struct inet_diag_bc_op, inet_diag_hostcond
 	b = append(b, diagDCond, byte(size))
 	b = binary.NativeEndian.AppendUint16(b, uint16(size+4)) // where to go on when it is not: past the end
-	b = append(b, unix.AF_INET6, byte(a.BitLen()), 0, 0)
+	b = append(b, familyOf(a), byte(a.BitLen()), 0, 0)
 	b = binary.NativeEndian.AppendUint32(b, ^uint32(0)) // any port
 	return append(b, addr...)
 }
