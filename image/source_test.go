@@ -212,7 +212,7 @@ func TestPublicAddresses(t *testing.T) {
 	for addr, want := range map[string]bool{
 		"1.1.1.1": true, "2606:4700::1111": true, "8.8.8.8": true,
 		"127.0.0.1": false, "::1": false, "10.1.2.3": false, "172.16.0.1": false, "192.168.1.1": false, "169.254.169.254": false,
-		"100.64.0.1": false, "0.0.0.0": false, "255.255.255.255": false, "224.0.0.1": false, "fe80::1": false, "fdaa::3": false,
+		"100.64.0.1": false, "168.63.129.16": false, "168.63.129.17": true, "0.0.0.0": false, "255.255.255.255": false, "224.0.0.1": false, "fe80::1": false, "fdaa::3": false,
 		"::ffff:10.0.0.1": false, "64:ff9b::a00:1": false, "2002:a00:1::": false, "::": false,
 	} {
 		if got := privnet.Public(netip.MustParseAddr(addr)); got != want {

@@ -29,9 +29,10 @@ const (
 
 // deniedIPv4 is where egress never goes: private, shared, loopback, link-local
 // (cloud metadata), benchmark (our own), protocol and documentation ranges, relay
-// anycast, multicast and reserved.
+// anycast, multicast and reserved. One cloud has its metadata at a public address:
+// 168.63.129.16, Azure's WireServer, hands out a host's certificates and settings.
 var deniedIPv4 = []string{
-	"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
+	"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "168.63.129.16/32", "169.254.0.0/16", "172.16.0.0/12",
 	"192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15",
 	"198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/3",
 }
