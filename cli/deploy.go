@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -311,11 +312,15 @@ func (d *deployment) settings() error {
 }
 
 // chooseRegion takes the region from the flag, or from the file where the cluster
-// has that region: a fly.toml names one of another platform.
+// has that region: a fly.toml names one of another platform. The apps compare
+// PRIMARY_REGION with their own region to find out whether they may write, so it names
+// a region of the cluster in any case.
 func (d *deployment) chooseRegion(ctx context.Context) error {
 	d.region = d.flags.region
 	if d.region != "" {
-		return checkRegion(ctx, d.api, d.region)
+		if err := checkRegion(ctx, d.api, d.region); err != nil {
+			return err
+		}
 	}
 	if d.file == nil || d.file.PrimaryRegion == "" {
 		return nil
@@ -324,13 +329,16 @@ func (d *deployment) chooseRegion(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	own := d.region
 	for _, r := range regions {
 		if r.Code == d.file.PrimaryRegion {
-			d.region = r.Code
+			d.region = cmp.Or(d.region, r.Code)
 			return nil
 		}
+		own = cmp.Or(own, r.Code)
 	}
-	d.s.ui.warn("%s: this cluster has no region %q; new Machines go to its own", d.file.At("primary_region"), d.file.PrimaryRegion)
+	d.s.ui.warn("%s: this cluster has no region %q; new Machines and PRIMARY_REGION get %q", d.file.At("primary_region"), d.file.PrimaryRegion, own)
+	d.file.PrimaryRegion = own
 	return nil
 }
 
