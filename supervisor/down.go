@@ -34,6 +34,10 @@ func Down(ctx context.Context, c Config, log *slog.Logger) error {
 	if fi, err := os.Stat(c.DataDir); err != nil || !fi.IsDir() {
 		return fmt.Errorf("there is no data directory %s; is --data-dir right?", c.DataDir)
 	}
+	// What it says decides what is removed, so it must be a directory that up would use.
+	if err := checkDataDir(c.DataDir); err != nil {
+		return err
+	}
 	lock, err := takeLock(c.DataDir, false)
 	if err != nil {
 		return err
@@ -48,6 +52,9 @@ func Down(ctx context.Context, c Config, log *slog.Logger) error {
 	runDir, tag := c.RunDir, tagFor(c.DataDir)
 	if st, err := readState(c.DataDir); err == nil {
 		runDir, tag = st.RunDir, st.Tag
+	}
+	if err := checkRunDir(runDir); err != nil {
+		return err
 	}
 	var errs []error
 	killed, err := killAll(ctx, runDir)
