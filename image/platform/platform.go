@@ -85,7 +85,7 @@ func accompanies(d v1.Descriptor) bool {
 		return true // an attestation of buildx
 	}
 	kind := d.Annotations["kind"] // of "cosign save"
-	return !d.MediaType.IsImage() && !d.MediaType.IsIndex() ||
+	return d.MediaType != "" && !d.MediaType.IsImage() && !d.MediaType.IsIndex() ||
 		d.ArtifactType != "" && !strings.Contains(d.ArtifactType, "image.config") && !strings.Contains(d.ArtifactType, "container.image") ||
 		d.Annotations["vnd.docker.reference.type"] != "" ||
 		strings.HasPrefix(kind, "dev.cosignproject.cosign/") && !strings.HasPrefix(kind, "dev.cosignproject.cosign/image") ||
