@@ -151,8 +151,12 @@ test-guest: setup programs ## boot a Debian guest (systemd, cgroup v2) in QEMU, 
 soak-states: ## break everything below a worker under all pairs of wishes in every state (two minutes)
 	BULKHEAD_STATES=all $(GO) test ./worker -run 'TestNoStateIsForEver$$' -count=1 -v
 
+.PHONY: soak-calls
+soak-calls: ## cut every call of the API off at every instant, not at a sample of them
+	BULKHEAD_CUTS=all $(GO) test -race ./controller -run 'TestCallsThatAreCutOff$$' -count=1 -v -timeout 30m
+
 .PHONY: soak
-soak: test-guest soak-random soak-power soak-crash soak-states ## everything that tries faults for minutes, one after the other
+soak: test-guest soak-random soak-power soak-crash soak-states soak-calls ## everything that tries faults for minutes, one after the other
 
 .PHONY: soak-random
 soak-random: setup programs ## kill processes at random for SOAK (5m) under several clients, and check what they saw

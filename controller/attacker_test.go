@@ -203,7 +203,7 @@ func (a attack) header(path string) []byte {
 func (a attack) flood(frame func(*http2.Framer, []byte, int) error) outcome {
 	c, err := a.secure("h2")
 	for i := 0; err != nil && i < 20; i++ { // a slow machine's handshake is ended, too
-		time.Sleep(100 * time.Millisecond)
+		<-time.After(100 * time.Millisecond)
 		c, err = a.secure("h2")
 	}
 	if err != nil {
@@ -302,9 +302,8 @@ func (a attack) hold(h held) outcome {
 				io.WriteString(c, strings.Replace(h.say, "%s", a.Host, 1))
 			}
 			if h.drip != "" {
-				go func() {
-					for {
-						time.Sleep(50 * time.Millisecond)
+				go func() { // until the connection ends, or the reader closes it
+					for range time.Tick(50 * time.Millisecond) {
 						if _, err := io.WriteString(c, h.drip); err != nil {
 							return
 						}

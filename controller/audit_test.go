@@ -3,6 +3,7 @@ package controller_test
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io/fs"
 	"net/http"
 	"os"
@@ -15,18 +16,29 @@ import (
 
 	"bulkhead/audit"
 	"bulkhead/controller"
+	"bulkhead/internal/await"
 )
+
+// auditPath is where an organization's log is read, or the cluster's ("").
+func auditPath(org string) string {
+	if org == "" {
+		return "/v1/platform/audit"
+	}
+	return "/v1/orgs/" + org + "/audit"
+}
 
 // auditLog reads an organization's whole log, oldest first, or the cluster's ("").
 func (e *env) auditLog(org string) []audit.Record {
 	e.t.Helper()
-	path := "/v1/platform/audit"
-	if org != "" {
-		path = "/v1/orgs/" + org + "/audit"
-	}
+	out, _ := e.auditLogUpTo(org)
+	return out
+}
+
+// auditLogUpTo also returns the number of the newest record.
+func (e *env) auditLogUpTo(org string) (out []audit.Record, last uint64) {
+	e.t.Helper()
 	var p controller.AuditPage
-	e.get(path+"?after=0&limit=500", &p)
-	var out []audit.Record
+	e.get(auditPath(org)+"?after=0&limit=500", &p)
 	for _, en := range p.Records {
 		r, err := en.Open()
 		if err != nil {
@@ -34,26 +46,40 @@ func (e *env) auditLog(org string) []audit.Record {
 		}
 		out = append(out, r)
 	}
-	return out
+	return out, p.Last
+}
+
+// awaitRecords reads an organization's whole log, and again with each record that comes,
+// until ok accepts it.
+func (e *env) awaitRecords(org, what string, ok func(all []audit.Record) bool) {
+	e.t.Helper()
+	for deadline := time.Now().Add(40 * time.Second); ; {
+		all, last := e.auditLogUpTo(org)
+		if ok(all) {
+			return
+		}
+		left := int(time.Until(deadline).Seconds())
+		if left < 1 {
+			e.t.Fatalf("%s: not among %d records of organization %q: %+v", what, len(all), org, all)
+		}
+		e.get(fmt.Sprintf("%s?after=%d&limit=1&wait=%d", auditPath(org), last+1, left), nil)
+	}
 }
 
 // find returns the one record that f accepts; it waits for those that come later.
-func (e *env) find(org, what string, f func(r audit.Record) bool) audit.Record {
+func (e *env) find(org, what string, f func(r audit.Record) bool) (found audit.Record) {
 	e.t.Helper()
-	for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		var found []audit.Record
-		for _, r := range e.auditLog(org) {
+	e.awaitRecords(org, what, func(all []audit.Record) bool {
+		n := 0
+		for _, r := range all {
 			if f(r) {
-				found = append(found, r)
+				found = r
+				n++
 			}
 		}
-		if len(found) == 1 {
-			return found[0]
-		}
-		if time.Now().After(deadline) {
-			e.t.Fatalf("%s: %d records of organization %q: %+v", what, len(found), org, found)
-		}
-	}
+		return n == 1
+	})
+	return found
 }
 
 // TestEveryCallThatMattersHasOneRecord makes changes, refused calls, reads and a push, and
@@ -88,10 +114,10 @@ func TestEveryCallThatMattersHasOneRecord(t *testing.T) {
 		}
 	}
 	counted := 0
-	for deadline := time.Now().Add(40 * time.Second); counted < 50 && time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	e.awaitRecords("", "fifty refusals", func(all []audit.Record) bool {
 		counted = 0
 		records := 0
-		for _, r := range e.auditLog("") {
+		for _, r := range all {
 			if r.Code == 401 {
 				counted += max(r.Count, 1)
 				records++
@@ -100,7 +126,8 @@ func TestEveryCallThatMattersHasOneRecord(t *testing.T) {
 		if records > 20 {
 			t.Fatalf("50 refusals left %d records", records)
 		}
-	}
+		return counted >= 50
+	})
 	if counted != 50 {
 		t.Errorf("50 calls without a good token, and %d are counted", counted)
 	}
@@ -186,16 +213,8 @@ func TestAFullLogRefusesChanges(t *testing.T) {
 	e.client = &http.Client{Timeout: 30 * time.Second, Transport: e.transport()} // refusals for want of room are no part of the contract
 	ballast := filepath.Join(dir, "ballast")
 	remount := func(flags uintptr) func() {
-		return func() {
-			for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(10 * time.Millisecond) { // busy while a file is open for writing
-				err := unix.Mount("", dir, "", unix.MS_REMOUNT|flags, "size=4m")
-				if err == nil {
-					return
-				}
-				if time.Now().After(deadline) {
-					t.Fatal(err)
-				}
-			}
+		return func() { // busy while a file is open for writing
+			await.True(t, "the disk is mounted again", func() bool { return unix.Mount("", dir, "", unix.MS_REMOUNT|flags, "size=4m") == nil })
 		}
 	}
 	for _, c := range []struct {
@@ -221,12 +240,10 @@ func TestAFullLogRefusesChanges(t *testing.T) {
 	} {
 		c.do()
 		// The first call may find it out by itself; from then on nothing is begun.
-		for deadline := time.Now().Add(40 * time.Second); e.ctl.AuditReady() == nil; time.Sleep(20 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatalf("%s: the log says that it can be written", c.name)
-			}
+		await.True(t, c.name+": the log says that it cannot be written", func() bool {
 			e.ctl.RecordSomething()
-		}
+			return e.ctl.AuditReady() != nil
+		})
 		state, _ := e.ctl.State(t.Context())
 		a := changes("refused")
 		var body struct{ Error string }
@@ -240,13 +257,7 @@ func TestAFullLogRefusesChanges(t *testing.T) {
 		e.want(200, "GET", "/v1/apps/web", nil, nil)
 		e.get("/v1/orgs/personal/audit", nil)
 		c.undo()
-		for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-			if a := changes(c.afterwards); a.code == 201 {
-				break
-			} else if time.Now().After(deadline) {
-				t.Fatalf("%s: it does not heal: %d %s", c.name, a.code, a.body)
-			}
-		}
+		await.True(t, c.name+": it heals", func() bool { return changes(c.afterwards).code == 201 })
 		e.find("personal", "after "+c.name, func(r audit.Record) bool { return r.App == c.afterwards && r.Result == audit.OK })
 	}
 	var key controller.AuditKey

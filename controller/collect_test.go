@@ -56,11 +56,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	}
 	e.create("web", config{"config": config{"image": "docker.example/broken"}})
 	e.want(202, "DELETE", "/v1/apps/web", nil, nil)
-	for deadline := time.Now().Add(40 * time.Second); e.do("GET", "/v1/apps/web", nil).code != 404; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the app is still there")
-		}
-	}
+	e.awaitNoApp("web")
 	after, err := e.ctl.Keys(ctx)
 	if err != nil {
 		t.Fatal(err)

@@ -258,6 +258,7 @@ func (c *contract) report(t testing.TB) {
 func TestMain(m *testing.M) {
 	flag.Parse()
 	code := m.Run()
+	removeTemplate()
 	whole := flag.Lookup("test.run").Value.String() == "" && flag.Lookup("test.skip").Value.String() == ""
 	if code == 0 && whole {
 		fmt.Printf("%d answers held against the OpenAPI file, %d of endpoints that it does not have\n", total.checked, total.unknown)

@@ -12,6 +12,7 @@ import (
 
 	"bulkhead/controller"
 	"bulkhead/fault"
+	"bulkhead/internal/await"
 	"bulkhead/store"
 )
 
@@ -34,11 +35,7 @@ func (e *env) registryGet(path string) int {
 // awaitNoApp waits until an app's deletion has come to its end.
 func (e *env) awaitNoApp(name string) {
 	e.t.Helper()
-	for deadline := time.Now().Add(40 * time.Second); e.do("GET", "/v1/apps/"+name, nil).code != 404; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			e.t.Fatalf("app %s is still there", name)
-		}
-	}
+	await.True(e.t, "app "+name+" is gone", func() bool { return e.do("GET", "/v1/apps/"+name, nil).code == 404 })
 }
 
 // TestDeletedAppsImagesAreGone deletes an app with images: nobody sees them under

@@ -19,6 +19,7 @@ import (
 
 	"bulkhead/audit"
 	"bulkhead/controller"
+	"bulkhead/internal/await"
 	"bulkhead/sso/ssotest"
 	"bulkhead/token"
 )
@@ -194,7 +195,7 @@ func TestDischarges(t *testing.T) {
 		}
 	}
 	for _, want := range []string{"discharged|ann@example.com", "discharged|bob@example.com", "sign_in_refused: session_other|bob@example.com", "mode: required, service_tokens: refused|ann@example.com"} {
-		s.eventually("the audit log says "+want, func() bool {
+		await.True(s.t, "the audit log says "+want, func() bool {
 			var log struct {
 				Records []struct{ Record audit.Record }
 			}

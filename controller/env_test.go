@@ -27,6 +27,7 @@ import (
 	"bulkhead/api/internalpb"
 	"bulkhead/api/rpc"
 	"bulkhead/controller"
+	"bulkhead/internal/await"
 	"bulkhead/key"
 	"bulkhead/pki"
 	"bulkhead/pki/pkitest"
@@ -105,6 +106,34 @@ func makeEnv(t testing.TB, change func(*controller.Config)) *env {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
+	e := newInstallation(t, dir)
+	change(&e.cfg)
+	e.token = e.fromTemplate()
+	e.startController()
+	t.Cleanup(func() {
+		e.stop()
+		e.c.report(t)
+		if t.Failed() && testing.Verbose() {
+			t.Log(e.logs.String())
+		}
+	})
+	e.login()
+	e.awaitIssuer() // in the background; tests compare what the store holds before and after
+	return e
+}
+
+// awaitIssuer waits until the keys of identity tokens are in the store.
+func (e *env) awaitIssuer() {
+	e.t.Helper()
+	await.True(e.t, "the issuer has its keys", func() bool {
+		keys, err := e.ctl.Keys(context.Background())
+		return err == nil && slices.Contains(keys, "/issuer")
+	})
+}
+
+// newInstallation is an environment in an empty directory: nothing runs yet.
+func newInstallation(t testing.TB, dir string) *env {
+	t.Helper()
 	_, grantKey, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -129,22 +158,6 @@ func makeEnv(t testing.TB, change func(*controller.Config)) *env {
 		},
 		Log: slog.New(slog.NewJSONHandler(e.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
-	change(&e.cfg)
-	e.startController()
-	t.Cleanup(func() {
-		e.stop()
-		e.c.report(t)
-		if t.Failed() && testing.Verbose() {
-			t.Log(e.logs.String())
-		}
-	})
-	e.login()
-	e.token = e.claim(e.mint(""), "admin")
-	// Made in the background; tests compare what the store holds before and after.
-	e.eventually("the issuer has its keys", func() bool {
-		keys, err := e.ctl.Keys(context.Background())
-		return err == nil && slices.Contains(keys, "/issuer")
-	})
 	return e
 }
 
@@ -249,16 +262,13 @@ func (e *env) connectWorker() {
 // waitNode waits until the controller has noticed that the worker came or went.
 func (e *env) waitNode(connected bool) {
 	e.t.Helper()
-	for deadline := time.Now().Add(40 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	await.True(e.t, fmt.Sprintf("the worker is connected: %v", connected), func() bool {
 		var h struct {
 			Nodes []struct{ Connected bool }
 		}
 		e.get("/healthz", &h)
-		if len(h.Nodes) == 1 && h.Nodes[0].Connected == connected {
-			return
-		}
-	}
-	e.t.Fatalf("after 40 s the worker's connection is not %v", connected)
+		return len(h.Nodes) == 1 && h.Nodes[0].Connected == connected
+	})
 }
 
 // admin calls the admin socket.

@@ -11,6 +11,7 @@ import (
 
 	"bulkhead/api/execstream"
 	"bulkhead/audit"
+	"bulkhead/internal/await"
 )
 
 // execEnd is how a stream of frames ended.
@@ -130,13 +131,13 @@ func (e *env) sleepStream(t *testing.T, path, text string) <-chan string {
 	before, ended := e.ctl.OpenRequests(), make(chan string, 1)
 	go func() {
 		end := e.stream("h2", path, text, `{"command":["sleep"]}`, nil)
-		e.eventually("the command is killed", func() bool {
+		await.True(e.t, "the command is killed", func() bool {
 			e.worker.mu.Lock()
 			defer e.worker.mu.Unlock()
 			return e.worker.execsEnded > killed
 		})
 		ended <- string(end.last) + end.json
 	}()
-	e.eventually("the command runs", func() bool { return e.ctl.OpenRequests() > before })
+	await.True(e.t, "the command runs", func() bool { return e.ctl.OpenRequests() > before })
 	return ended
 }

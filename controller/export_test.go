@@ -36,6 +36,24 @@ func (c *Controller) Keys(ctx context.Context) ([]string, error) {
 	return out, err
 }
 
+// Changes announces changes of the store until ctx ends: those that come while nobody
+// receives, with one announcement.
+func (c *Controller) Changes(ctx context.Context) <-chan struct{} {
+	_, rev, err := c.store.List(ctx, "/none")
+	if err != nil {
+		panic(err)
+	}
+	changed := make(chan struct{}, 1)
+	go c.store.Watch(ctx, "/", rev, func([]store.Event) error {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+		return nil
+	})
+	return changed
+}
+
 // OnList makes f be called before each List of the store; before Serve only.
 func (c *Controller) OnList(f func(s store.Store, prefix string)) {
 	c.store = listening{c.store, f}
@@ -181,7 +199,7 @@ func (c *Controller) State(ctx context.Context) ([]string, error) {
 			if err != nil {
 				return nil, err
 			}
-			for name := range s.Secrets {
+			for _, name := range slices.Sorted(maps.Keys(s.Secrets)) {
 				k += " " + name
 			}
 			k += fmt.Sprintf(" version=%d keys=%d", s.Version, len(s.Keys))
@@ -283,8 +301,8 @@ func (c *Controller) RecordSomething() {
 
 // Ahead sets the clock of what records say; the function it returns sets it back.
 func Ahead(by time.Duration) func() {
-	ahead.Store(int64(by))
-	return func() { ahead.Store(0) }
+	old := ahead.Swap(int64(by))
+	return func() { ahead.Store(old) }
 }
 
 // MarkOrg does the first step of an organization's deletion, as when the controller is

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"bulkhead/controller"
+	"bulkhead/internal/await"
 	"bulkhead/limit"
 	"bulkhead/role"
 )
@@ -148,7 +149,7 @@ func TestFloods(t *testing.T) {
 	if h > heap+128<<20 {
 		t.Errorf("%d MiB of heap, before %d", h>>20, heap>>20)
 	}
-	e.eventually("the attackers have left nothing", func() bool {
+	await.True(e.t, "the attackers have left nothing", func() bool {
 		runtime.GC()
 		runtime.ReadMemStats(&m)
 		return runtime.NumGoroutine() <= goroutines+10 && m.HeapInuse < heap+32<<20

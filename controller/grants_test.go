@@ -8,6 +8,7 @@ import (
 
 	"bulkhead/controller"
 	"bulkhead/grant"
+	"bulkhead/internal/await"
 	"bulkhead/key"
 )
 
@@ -62,7 +63,7 @@ func TestGrantsAreSentAnew(t *testing.T) {
 	}
 	for i, ahead := range []time.Duration{grant.Period, 20 * grant.Period, -20 * grant.Period, 0} {
 		controller.Ahead(begin + ahead)
-		e.eventually("new grants", func() bool { return renewed() == 3*(i+1) })
+		await.True(e.t, "new grants", func() bool { return renewed() == 3*(i+1) })
 		got, now := e.grants(time.Now().Add(begin+ahead), ids...)
 		for j := range got {
 			if want := time.Unix(first[j].Ends, 0).Add(ahead); got[j].Ends != want.Unix() || now[j] != generations[j] {
@@ -76,12 +77,12 @@ func TestGrantsAreSentAnew(t *testing.T) {
 	e.waitNode(false)
 	controller.Ahead(begin + 10*grant.Period)
 	e.connectWorker()
-	e.eventually("new grants at a sync", func() bool { return renewed() == 15 })
+	await.True(e.t, "new grants at a sync", func() bool { return renewed() == 15 })
 	e.grants(time.Now().Add(begin+10*grant.Period), ids...)
 	e.stopWorker()
 	e.waitNode(false)
 	e.connectWorker()
-	time.Sleep(50 * time.Millisecond) // ten ticks
+	<-time.After(50 * time.Millisecond) // ten ticks, none of which may send anything
 	if n := renewed(); n != 15 {
 		t.Errorf("%d new grants, 15 are right: a sync within the day made others", n)
 	}

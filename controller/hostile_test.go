@@ -7,6 +7,7 @@ import (
 
 	"bulkhead/api/internalpb"
 	"bulkhead/controller"
+	"bulkhead/internal/await"
 	"bulkhead/key"
 	"bulkhead/role"
 )
@@ -95,7 +96,7 @@ func TestLargeConfigs(t *testing.T) {
 	}
 	e.worker.mu.Unlock()
 	e.want(200, "POST", "/v1/apps/web/machines/"+m.ID+"/restart", nil, nil)
-	e.eventually("the events are known", func() bool { return len(e.machine("web", m.ID).Events) == 50 })
+	await.True(e.t, "the events are known", func() bool { return len(e.machine("web", m.ID).Events) == 50 })
 	e.want(200, "DELETE", "/v1/apps/web/machines/"+m.ID+"?force=true", nil, nil)
 	e.wait("web", m.ID, "destroyed")
 }

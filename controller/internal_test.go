@@ -455,11 +455,7 @@ func TestDeletedAppsComeToAnEnd(t *testing.T) {
 	e.stop()
 	e.startController()
 	e.connectWorker()
-	for deadline := time.Now().Add(40 * time.Second); e.do("GET", "/v1/apps/web", nil).code != 404; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the app is still there")
-		}
-	}
+	e.awaitNoApp("web")
 	e.app("web")
 	var list []controller.Machine
 	if e.get("/v1/apps/web/machines?include_deleted=true", &list); len(list) != 0 {

@@ -27,6 +27,7 @@ import (
 	"bulkhead/audit"
 	"bulkhead/controller"
 	"bulkhead/fault"
+	"bulkhead/internal/await"
 	"bulkhead/key"
 	"bulkhead/pki"
 	"bulkhead/role"
@@ -163,7 +164,7 @@ func TestJoin(t *testing.T) {
 	for i := range 3 {
 		before, _ := os.ReadFile(file)
 		w.id.RenewSoon()
-		e.eventually("it renews", func() bool { now, _ := os.ReadFile(file); return string(now) != string(before) })
+		await.True(e.t, "it renews", func() bool { now, _ := os.ReadFile(file); return string(now) != string(before) })
 		if i == 1 {
 			if w, err = e.comeBack(file); err != nil {
 				t.Fatal(err)
@@ -277,7 +278,7 @@ func TestJoinTokensThatAreNoGood(t *testing.T) {
 		"garbage":           {func(r *pki.JoinRequest) { r.CSR = []byte("garbage") }, 400, "certificate request"},
 		"expired":           {func(r *pki.JoinRequest) { r.ID, r.Secret = short.ID, short.Secret }, 403, "expired at"},
 	}
-	time.Sleep(1100 * time.Millisecond) // the short one's life
+	defer controller.Ahead(time.Second)() // the short one's life
 	for name, c := range cases {
 		if a := ask(c.change); a.code != c.code || !strings.Contains(string(a.body), c.says) {
 			t.Errorf("%s: %d %s, want %d %q", name, a.code, a.body, c.code, c.says)
@@ -304,8 +305,8 @@ func TestJoinTokensThatAreNoGood(t *testing.T) {
 	if r := e.find("", "the join", func(r audit.Record) bool { return r.Action == "POST /v1/join" && r.Result == audit.OK }); r.Name != "node n8" || r.Token != good.ID || r.Target != "identity=worker/n8" {
 		t.Errorf("the record of the join: %+v", r)
 	}
-	e.eventually("refusals are in the audit log", func() bool {
-		return slices.ContainsFunc(e.auditLog(""), func(r audit.Record) bool {
+	e.awaitRecords("", "refusals", func(all []audit.Record) bool {
+		return slices.ContainsFunc(all, func(r audit.Record) bool {
 			return r.Action == "POST /v1/join" && r.Result == audit.Refused && r.Code == 403 && r.Token != "" && r.From != ""
 		})
 	})
@@ -374,14 +375,14 @@ func TestCopiedIdentity(t *testing.T) {
 	}
 	before := string(b)
 	w.id.RenewSoon()
-	e.eventually("the node renews", func() bool { now, _ := os.ReadFile(file); return string(now) != before })
+	await.True(e.t, "the node renews", func() bool { now, _ := os.ReadFile(file); return string(now) != before })
 	w.conn.Close()
 	if w, err = e.comeBack(file); err != nil { // with the new one
 		t.Fatal(err)
 	}
 	after, _ := os.ReadFile(file)
 	w.id.RenewSoon()
-	e.eventually("and again", func() bool { now, _ := os.ReadFile(file); return string(now) != string(after) })
+	await.True(e.t, "and again", func() bool { now, _ := os.ReadFile(file); return string(now) != string(after) })
 	thief, err := e.comeBack(stolen)
 	if err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"bulkhead/api/internalpb"
 	"bulkhead/controller"
 	"bulkhead/fault"
+	"bulkhead/internal/await"
 	"bulkhead/key"
 	"bulkhead/machine"
 	"bulkhead/role"
@@ -203,7 +204,7 @@ func TestMachineConnectionsEnd(t *testing.T) {
 		<-over
 	}
 	e.ctl.MachineTimes(50*time.Millisecond, 0, 0, 0)
-	e.eventually("a stream that names no machine is ended", func() bool { // when those above have given their places back
+	await.True(e.t, "a stream that names no machine is ended", func() bool { // when those above have given their places back
 		over, err := e.inside(node, "").ends(40 * time.Second)
 		return over && fault.Is(err, fault.Timeout)
 	})

@@ -208,7 +208,7 @@ func TestANewOrganizationReadsNoOlderRecords(t *testing.T) {
 	e.want(202, "DELETE", "/v1/apps/else", nil, nil, old...)
 	e.awaitNoApp("else")
 	e.want(200, "DELETE", "/v1/orgs/other", nil, nil, old...)
-	time.Sleep(5 * time.Millisecond) // times of records are in milliseconds
+	<-time.After(2 * time.Millisecond) // times of records are in milliseconds
 	e.want(201, "POST", "/v1/orgs", config{"slug": "other"}, nil, owner...)
 	e.want(201, "POST", "/v1/orgs/other/tokens", config{"kind": "readonly"}, nil, owner...)
 	got := records(owner)

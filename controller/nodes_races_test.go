@@ -10,6 +10,7 @@ import (
 	"bulkhead/api/internalpb"
 	"bulkhead/controller"
 	"bulkhead/fault"
+	"bulkhead/internal/await"
 	"bulkhead/key"
 	"bulkhead/machine"
 	"bulkhead/role"
@@ -147,7 +148,7 @@ func TestADestructionThatFailedIsAskedForAgain(t *testing.T) {
 	if state != machine.Failed {
 		t.Fatalf("the machine is %s", state)
 	}
-	e.eventually("the failure is heard of", func() bool {
+	await.True(e.t, "the failure is heard of", func() bool {
 		ev := e.machine("web", m.ID).Events
 		return len(ev) > 0 && ev[0].Status == string(machine.Failed)
 	})

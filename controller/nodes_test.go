@@ -3,12 +3,12 @@ package controller_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc"
 
@@ -16,6 +16,7 @@ import (
 	"bulkhead/api/rpc"
 	"bulkhead/controller"
 	"bulkhead/fault"
+	"bulkhead/internal/await"
 	"bulkhead/key"
 	"bulkhead/machine"
 	"bulkhead/role"
@@ -75,22 +76,7 @@ func (e *env) nodes() map[key.Node]controller.Node {
 
 func (e *env) waitNodeState(n key.Node, state string) {
 	e.t.Helper()
-	var last string
-	for deadline := time.Now().Add(40 * time.Second); last != state; time.Sleep(10 * time.Millisecond) {
-		if last = e.nodes()[n].State; last != state && time.Now().After(deadline) {
-			e.t.Fatalf("after 40 s node %s is not %s but %s", n, state, last)
-		}
-	}
-}
-
-// eventually waits until ok says so.
-func (e *env) eventually(what string, ok func() bool) {
-	e.t.Helper()
-	for deadline := time.Now().Add(40 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			e.t.Fatalf("not so after 40 s: %s", what)
-		}
-	}
+	await.True(e.t, fmt.Sprintf("node %s is %s", n, state), func() bool { return e.nodes()[n].State == state })
 }
 
 // TestNodeThatIsGoneForGood loses a node with Machines: what it is is shown, it is
@@ -156,7 +142,7 @@ func TestNodeThatIsGoneForGood(t *testing.T) {
 	// It stays so after a restart, and the node is refused in every call.
 	e.stop()
 	e.startController()
-	e.eventually("the first node is back", func() bool { return e.nodes()[node].State == "connected" })
+	await.True(e.t, "the first node is back", func() bool { return e.nodes()[node].State == "connected" })
 	if got := e.nodes()[node2]; got.State != "removed" || got.RemovedAt == "" || got.RemovedBy != "admin" || got.LastSeen == "" {
 		t.Errorf("the removed node: %+v", got)
 	}
@@ -238,7 +224,7 @@ func TestRemovalOfANodeIsFinished(t *testing.T) {
 	}
 	e.stop()
 	e.startController()
-	e.eventually("the machine is given up", func() bool { return e.machine("web", m.ID).State == "destroyed" })
+	await.True(e.t, "the machine is given up", func() bool { return e.machine("web", m.ID).State == "destroyed" })
 }
 
 // TestNoMachineComesToARemovedNode removes a node while a Machine that is to go there

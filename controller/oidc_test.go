@@ -22,6 +22,7 @@ import (
 	"bulkhead/audit"
 	"bulkhead/controller"
 	"bulkhead/fault"
+	"bulkhead/internal/await"
 	"bulkhead/key"
 	"bulkhead/role"
 	"bulkhead/workload"
@@ -305,16 +306,12 @@ func TestMachineConnectionsAreBounded(t *testing.T) {
 	for _, c := range held {
 		c.cancel()
 	}
-	for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(time.Millisecond) {
+	await.True(t, "a place is free again", func() bool {
 		c := e.inside(node, m.ID)
+		defer c.cancel()
 		_, _, err := c.ask("GET", path, "")
-		c.cancel()
-		if err == nil {
-			return
-		} else if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-	}
+		return err == nil
+	})
 }
 
 // TestMachineChangesAreBounded: a Machine that asks for tokens without end, each with a

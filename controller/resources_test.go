@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"bulkhead/controller"
+	"bulkhead/internal/await"
 	"bulkhead/machine"
 )
 
@@ -69,11 +70,7 @@ func TestLeases(t *testing.T) {
 		t.Errorf("the machine shows the nonce to everybody: %+v", got)
 	}
 	// The lease ends by itself, without anybody's help.
-	for deadline := time.Now().Add(40 * time.Second); e.do("POST", base+"/uncordon", nil).code != 200; time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("a lease of one second holds after forty")
-		}
-	}
+	await.True(t, "the lease of one second ends", func() bool { return e.do("POST", base+"/uncordon", nil).code == 200 })
 	e.want(201, "POST", base+"/lease", nil, &l)
 	if l.Nonce == nonce {
 		t.Error("a new lease has the old one's nonce")
@@ -376,17 +373,11 @@ func TestWishesWaitForTheWorker(t *testing.T) {
 	e.connectWorker()
 	e.wait("web", m.ID, "stopped")
 	e.wait("web", gone.ID, "destroyed")
-	for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	await.True(t, "the worker forgets the destroyed machine", func() bool {
 		e.worker.mu.Lock()
-		n := len(e.worker.machines)
-		e.worker.mu.Unlock()
-		if n == 1 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the worker was never told to forget the destroyed machine")
-		}
-	}
+		defer e.worker.mu.Unlock()
+		return len(e.worker.machines) == 1
+	})
 }
 
 func TestCapacity(t *testing.T) {

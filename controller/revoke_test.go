@@ -14,6 +14,7 @@ import (
 	"bulkhead/api/internalpb"
 	"bulkhead/api/rpc"
 	"bulkhead/fault"
+	"bulkhead/internal/await"
 	"bulkhead/pki"
 	"bulkhead/role"
 )
@@ -101,11 +102,9 @@ func TestRevocationCutsOpenStreams(t *testing.T) {
 		}
 	}
 	refused := func() bool { n.w.mu.Lock(); defer n.w.mu.Unlock(); return n.w.refused > 0 } // its Sync is over
-	for !host.Revoked(thief.ID()) || !refused() {
-		if time.Since(began) > revokedWithin {
-			t.Fatalf("after %v another node's worker has heard of it: %v, and its own Sync is over: %v", time.Since(began), host.Revoked(thief.ID()), refused())
-		}
-		time.Sleep(time.Millisecond)
+	await.True(t, "another node's worker has heard of it, and its own Sync is over", func() bool { return host.Revoked(thief.ID()) && refused() })
+	if took := time.Since(began); took > revokedWithin {
+		t.Errorf("another node's worker heard of it after %v", took)
 	}
 	t.Logf("%d streams cut and another node told within %v", len(cut)+1, time.Since(began))
 

@@ -13,6 +13,7 @@ import (
 
 	"bulkhead/api/internalpb"
 	"bulkhead/controller"
+	"bulkhead/internal/await"
 	"bulkhead/role"
 	"bulkhead/secret"
 	"bulkhead/store"
@@ -149,7 +150,7 @@ func TestRotationIsCutShort(t *testing.T) {
 		e.opened = nil
 		e.stop()
 		e.startController()
-		e.eventually("the rotation is finished", func() bool { return len(keyFile(t, e)) == 1 })
+		await.True(e.t, "the rotation is finished", func() bool { return len(keyFile(t, e)) == 1 })
 		if now := keyFile(t, e)[0].ID; now == before {
 			t.Errorf("cut at %d: the key is the old one", at)
 		} else {

@@ -23,6 +23,7 @@ import (
 	"github.com/superfly/macaroon/resset"
 
 	"bulkhead/controller"
+	"bulkhead/internal/await"
 	"bulkhead/key"
 	"bulkhead/token"
 )
@@ -371,7 +372,7 @@ func (e *env) follow(t *testing.T, path, text string) <-chan string {
 		ended <- last
 	}()
 	if strings.Contains(path, "/wait") {
-		e.eventually("the wait is open", func() bool { return e.ctl.OpenRequests() > 0 })
+		await.True(e.t, "the wait is open", func() bool { return e.ctl.OpenRequests() > 0 })
 	} else {
 		<-started
 	}
@@ -382,7 +383,7 @@ func (e *env) follow(t *testing.T, path, text string) <-chan string {
 func (e *env) sleep(t *testing.T, path, text string) <-chan string {
 	before, ended := e.ctl.OpenRequests(), make(chan string, 1)
 	go func() { ended <- string(e.do("POST", path, config{"command": []string{"sleep"}}, with(text)...).body) }()
-	e.eventually("the command runs", func() bool { return e.ctl.OpenRequests() > before })
+	await.True(e.t, "the command runs", func() bool { return e.ctl.OpenRequests() > before })
 	return ended
 }
 
