@@ -44,7 +44,7 @@ type outcome struct {
 const attackerEnv = "BULKHEAD_TEST_ATTACKER"
 
 // floodTime is how long a flood goes on. The server ends it within a fraction of that.
-const floodTime = 10 * time.Second
+const floodTime = 30 * time.Second
 
 // attackAll runs attacks at once in another process, and returns what became of each.
 func attackAll(t *testing.T, attacks []attack) map[string]outcome {

@@ -101,7 +101,7 @@ func TestFloods(t *testing.T) {
 	}
 	from := byte(70)
 	for kind := range holds {
-		a := attack{Kind: kind, Addr: socket, Host: api, From: from, N: 25, Hold: 15 * time.Second}
+		a := attack{Kind: kind, Addr: socket, Host: api, From: from, N: 25, Hold: 30 * time.Second}
 		switch from++; kind {
 		case "slow push":
 			a.Host = "registry." + domain
