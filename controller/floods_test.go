@@ -51,7 +51,7 @@ func TestFloods(t *testing.T) {
 	e := newEnvWith(t, func(c *controller.Config) {
 		c.BodyLimit = 500 * time.Millisecond
 		c.Role.RateLimits = ""
-		c.Conns = controller.ConnLimits{Most: most, MostEach: each, New: limit.Rate{PerSecond: 10, Burst: 250}, Header: 6 * time.Second, Idle: time.Second, Leftover: time.Second}
+		c.Conns = controller.ConnLimits{Most: most, MostEach: each, New: limit.Rate{PerSecond: 10, Burst: 250}, Header: 6 * time.Second, Idle: 5 * time.Second, Leftover: time.Second}
 	})
 	e.app("web")
 	runtime.GC()
