@@ -25,7 +25,7 @@ import (
 // is not in the table, and one that did not run fail. Then it looks whether anything of
 // the host has changed, and floods what can be flooded.
 func TestAttacks(t *testing.T) {
-	w := world.Start(t)
+	w := world.Shared(t)
 	b := layBait(t)
 	before := readHostState(t)
 	for app, network := range map[string]string{"root": "red", "user": "red", "hostile": "red", "foreign": "blue"} {

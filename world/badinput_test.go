@@ -22,7 +22,7 @@ import (
 // TestBadInput: each mistake gives a clear sentence to whoever made it, and
 // leaves nothing half-made.
 func TestBadInput(t *testing.T) {
-	shared := world.Start(t)
+	shared := world.Shared(t)
 	shared.CreateApp("bad", "")
 	good := fixture.StaticGo(t)
 

@@ -20,10 +20,10 @@ import (
 // TestCensus: what a Machine holds is in the census while it runs and is not after
 // it was destroyed; and, the control, a thing of each kind that somebody left is seen.
 func TestCensus(t *testing.T) {
-	w := world.Start(t)
+	w := world.Shared(t)
 	before := census(t, w)
-	w.CreateApp("web", "")
-	m := w.Run("web", world.Config{"image": w.Push("web", fixture.StaticGo(t)), "services": world.HTTPService(8080)})
+	w.CreateApp("counted", "")
+	m := w.Run("counted", world.Config{"image": w.Push("counted", fixture.StaticGo(t)), "services": world.HTTPService(8080)})
 	during := strings.Join(census(t, w).Leaked(before), "\n")
 	for _, kind := range []string{
 		"process bulkhead-shim", "process runsc-sandbox", "user id ", "network namespace", "cgroup ", "file ",
@@ -34,24 +34,11 @@ func TestCensus(t *testing.T) {
 			t.Errorf("a running machine adds no %q to the census:\n%s", kind, during)
 		}
 	}
-	w.Must("DELETE", "/apps/web/machines/"+m.ID+"?force=true", nil, nil)
-	w.Must("DELETE", "/apps/web", nil, nil)
-	// Numbers of apps and networks are given out once for all.
-	kept := func(line string) bool {
-		return strings.HasPrefix(line, "+ store: ") && (strings.Contains(line, "counter") || strings.Contains(line, "network"))
+	w.Must("DELETE", "/apps/counted/machines/"+m.ID+"?force=true", nil, nil)
+	w.Must("DELETE", "/apps/counted", nil, nil)
+	if why := w.ReturnsTo(before, 10*time.Second); why != "" {
+		t.Fatal(why)
 	}
-	w.Eventually(10*time.Second, func() string {
-		now, err := w.Census()
-		if err != nil {
-			return err.Error()
-		}
-		for _, line := range now.Leaked(before) {
-			if !kept(line) {
-				return line
-			}
-		}
-		return ""
-	})
 	clean := census(t, w)
 	for what, leak := range leaks(t, w) {
 		undo := leak()

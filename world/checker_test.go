@@ -28,12 +28,13 @@ var mustBeBlocked = []string{
 // TestCheckerInsideAMachine has amicontained judge a Machine, and, as the control, what
 // root of a user namespace on the host may do.
 func TestCheckerInsideAMachine(t *testing.T) {
+	t.Parallel()
 	program := fixture.Tool(t, amicontained)
-	w := world.Start(t)
-	w.CreateApp("a", "")
+	w := world.Shared(t)
+	w.CreateApp("checker", "")
 	image := fixture.Attack(t, fixture.File{Path: "/amicontained", Body: program, Mode: 0o755})
-	m := w.Run("a", world.Config{"image": w.Push("a", image), "init": map[string]any{"exec": []string{"/attack", "wait", "x", "{}"}}})
-	r := w.Exec("a", m.ID, "/amicontained")
+	m := w.Run("checker", world.Config{"image": w.Push("checker", image), "init": map[string]any{"exec": []string{"/attack", "wait", "x", "{}"}}})
+	r := w.Exec("checker", m.ID, "/amicontained")
 	if r.ExitCode != 0 {
 		t.Fatalf("amicontained: %+v", r)
 	}

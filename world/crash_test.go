@@ -152,9 +152,7 @@ func TestCrashFirstStart(t *testing.T) {
 		}
 		d.w = world.StartFrom(t, filepath.Join(world.Root(), "build", "failpoints"), []string{failpoint.Env + "=" + d.points})
 		// What is done in the background may come when everything is ready, or not at all.
-		for end := time.Now().Add(10 * time.Second); len(d.names("armed")) > 0 && time.Now().Before(end); {
-			time.Sleep(50 * time.Millisecond)
-		}
+		within(10*time.Second, func() bool { return len(d.names("armed")) == 0 })
 		if left := d.names("armed"); len(left) > 0 && !slices.ContainsFunc(left, func(p string) bool { return !inBackground(p) }) {
 			t.Logf("not reached: %v", left)
 			missed++
@@ -285,17 +283,7 @@ func pointsDir(t testing.TB) string {
 
 // rebase takes what there is now for what has to be there after a trial.
 func (d *dying) rebase() {
-	d.w.Eventually(patience, func() string {
-		a, err := d.w.Census()
-		if err == nil {
-			time.Sleep(100 * time.Millisecond)
-			d.before, err = d.w.Census()
-		}
-		if err != nil {
-			return err.Error()
-		}
-		return strings.Join(d.before.Leaked(a), "\n")
-	})
+	d.before = d.w.Settled(patience)
 }
 
 // names lists the places that have a file in a directory.
@@ -374,12 +362,10 @@ func (d *dying) try(op operation, crashes ...crash) (places []string, problem er
 
 // within waits for something.
 func within(limit time.Duration, f func() bool) bool {
-	for deadline := time.Now().Add(limit); ; time.Sleep(10 * time.Millisecond) {
+	return world.Until(limit, func() string {
 		if f() {
-			return true
+			return ""
 		}
-		if time.Now().After(deadline) {
-			return false
-		}
-	}
+		return "not yet"
+	}) == ""
 }

@@ -20,15 +20,16 @@ import (
 // TestEdgeToMachine sends what an app needs besides plain requests through the
 // edge to a Machine: WebSockets, bodies that stream both ways, the client's address.
 func TestEdgeToMachine(t *testing.T) {
-	w := world.Start(t)
-	w.CreateApp("web", "")
-	w.Run("web", world.Config{"image": w.Push("web", fixture.StaticGo(t)), "services": world.HTTPService(8080)})
-	w.Eventually(10*time.Second, func() string { return answers(w, "web", "/", 200, "") })
+	t.Parallel()
+	w := world.Shared(t)
+	w.CreateApp("edge", "")
+	w.Run("edge", world.Config{"image": w.Push("edge", fixture.StaticGo(t)), "services": world.HTTPService(8080)})
+	w.Eventually(10*time.Second, func() string { return answers(w, "edge", "/", 200, "") })
 
 	t.Run("WebSocket", func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		c, _, err := websocket.Dial(ctx, strings.Replace(w.URL("web", "/ws"), "https", "wss", 1), &websocket.DialOptions{HTTPClient: w.Client()})
+		c, _, err := websocket.Dial(ctx, strings.Replace(w.URL("edge", "/ws"), "https", "wss", 1), &websocket.DialOptions{HTTPClient: w.Client()})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -44,7 +45,7 @@ func TestEdgeToMachine(t *testing.T) {
 	})
 
 	t.Run("an answer streams", func(t *testing.T) {
-		resp, err := w.Client().Get(w.URL("web", "/stream?n=3&ms=400"))
+		resp, err := w.Client().Get(w.URL("edge", "/stream?n=3&ms=400"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -64,7 +65,7 @@ func TestEdgeToMachine(t *testing.T) {
 	})
 
 	t.Run("headers", func(t *testing.T) {
-		req, _ := http.NewRequest("GET", w.URL("web", "/headers"), nil)
+		req, _ := http.NewRequest("GET", w.URL("edge", "/headers"), nil)
 		req.Header.Set("Fly-Client-IP", "6.6.6.6")
 		resp, err := w.Client().Do(req)
 		if err != nil {
@@ -86,14 +87,14 @@ func TestEdgeToMachine(t *testing.T) {
 // TestStoppingLosesNoRequest stops and starts one of two Machines over and over
 // while clients POST, which the edge may not send twice: none fails.
 func TestStoppingLosesNoRequest(t *testing.T) {
-	w := world.Start(t)
-	w.CreateApp("web", "")
-	image := w.Push("web", fixture.StaticGo(t))
+	w := world.Shared(t)
+	w.CreateApp("stopping", "")
+	image := w.Push("stopping", fixture.StaticGo(t))
 	var machines []world.Machine
 	for range 2 {
-		machines = append(machines, w.Run("web", world.Config{"image": image, "services": world.HTTPService(8080)}))
+		machines = append(machines, w.Run("stopping", world.Config{"image": image, "services": world.HTTPService(8080)}))
 	}
-	w.Eventually(10*time.Second, func() string { return answers(w, "web", "/", 200, "") })
+	w.Eventually(10*time.Second, func() string { return answers(w, "stopping", "/", 200, "") })
 
 	ctx, cancel := context.WithCancel(context.Background())
 	var clients sync.WaitGroup
@@ -103,7 +104,7 @@ func TestStoppingLosesNoRequest(t *testing.T) {
 	for range 4 {
 		clients.Go(func() {
 			for ctx.Err() == nil {
-				resp, err := w.Client().Post(w.URL("web", "/upload"), "text/plain", strings.NewReader("some words"))
+				resp, err := w.Client().Post(w.URL("stopping", "/upload"), "text/plain", strings.NewReader("some words"))
 				if err != nil {
 					bad.Add(1)
 					t.Errorf("POST: %v", err)
@@ -120,10 +121,10 @@ func TestStoppingLosesNoRequest(t *testing.T) {
 		})
 	}
 	for range 4 {
-		w.Must("POST", "/apps/web/machines/"+machines[0].ID+"/stop", nil, nil)
-		w.Wait("web", machines[0].ID, "stopped", 20*time.Second)
-		w.Must("POST", "/apps/web/machines/"+machines[0].ID+"/start", nil, nil)
-		w.Wait("web", machines[0].ID, "started", 20*time.Second)
+		w.Must("POST", "/apps/stopping/machines/"+machines[0].ID+"/stop", nil, nil)
+		w.Wait("stopping", machines[0].ID, "stopped", 20*time.Second)
+		w.Must("POST", "/apps/stopping/machines/"+machines[0].ID+"/start", nil, nil)
+		w.Wait("stopping", machines[0].ID, "started", 20*time.Second)
 	}
 	cancel()
 	clients.Wait()

@@ -104,17 +104,15 @@ func identityWorkload(t *testing.T, w *World) {
 
 	// A worker that is started anew: the Machine runs on, and its socket works again.
 	w.Kill("worker")
-	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	w.Eventually(60*time.Second, func() string {
 		status, body := w.APIRaw("POST", "/apps/robots/machines/"+b.ID+"/exec", map[string]any{"command": []string{"curl", "-sS", "--max-time", "10", "--unix-socket", "/.fly/api", machine + b.ID}, "timeout": 20})
 		var r ExecResult
 		var m Machine
-		if json.Unmarshal(body, &r) == nil && json.Unmarshal([]byte(r.Stdout), &m) == nil && m.ID == b.ID {
-			break
+		if json.Unmarshal(body, &r) != nil || json.Unmarshal([]byte(r.Stdout), &m) != nil || m.ID != b.ID {
+			return fmt.Sprintf("after the worker's restart: %d %s", status, body)
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("after the worker's restart: %d %s", status, body)
-		}
-	}
+		return ""
+	})
 	// Suspending itself is the last thing that it does.
 	w.APIRaw("POST", "/apps/robots/machines/"+a.ID+"/exec", map[string]any{"command": []string{"curl", "-sS", "--unix-socket", "/.fly/api", "-XPOST", machine + a.ID + "/suspend"}, "timeout": 20})
 	w.Wait("robots", a.ID, "stopped", 60*time.Second)

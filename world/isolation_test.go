@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"bulkhead/fixture"
 	"bulkhead/privnet"
 	"bulkhead/world"
@@ -18,17 +20,18 @@ import (
 // TestMachineReachesOnlyItsOwnNetwork dials from inside a Machine to everything
 // it must not reach, and, as the control, to what it must.
 func TestMachineReachesOnlyItsOwnNetwork(t *testing.T) {
-	w := world.Start(t)
-	w.CreateApp("a", "red")
-	w.CreateApp("b", "red")
-	w.CreateApp("c", "blue")
+	t.Parallel()
+	w := world.Shared(t)
+	w.CreateApp("reach-a", "reach-red")
+	w.CreateApp("reach-b", "reach-red")
+	w.CreateApp("reach-c", "reach-blue")
 	config := func(app string) world.Config {
 		return world.Config{"image": w.Push(app, fixture.StaticGo(t)), "services": world.HTTPService(8080)}
 	}
-	w.Run("a", config("a"))
-	same := w.Run("b", config("b"))
-	foreign := w.Run("c", config("c"))
-	w.Eventually(10*time.Second, func() string { return answers(w, "a", "/", 200, "") })
+	w.Run("reach-a", config("reach-a"))
+	same := w.Run("reach-b", config("reach-b"))
+	foreign := w.Run("reach-c", config("reach-c"))
+	w.Eventually(10*time.Second, func() string { return answers(w, "reach-a", "/", 200, "") })
 
 	// A host's service that listens everywhere, as a careless operator has it.
 	host, err := net.Listen("tcp", ":0")
@@ -47,6 +50,10 @@ func TestMachineReachesOnlyItsOwnNetwork(t *testing.T) {
 	}()
 	hostPort := port(host.Addr().String())
 	internet := internetHost(t)
+	neighbour, ok := privnet.SlotOf(same.PrivateIP)
+	if !ok {
+		t.Fatalf("%s is no address of a machine", same.PrivateIP)
+	}
 
 	refused := map[string]string{
 		"cloud metadata":              "169.254.169.254:80",
@@ -58,7 +65,7 @@ func TestMachineReachesOnlyItsOwnNetwork(t *testing.T) {
 		"another network's machine":   "[" + foreign.PrivateIP + "]:8080",
 		"the router":                  "[" + privnet.RouterAddr(1).String() + "]:22",
 		"the gateway":                 privnet.GatewayIPv4.String() + ":" + hostPort,
-		"a neighbour by its IPv4":     privnet.MachineIPv4(2).String() + ":8080",
+		"a neighbour by its IPv4":     privnet.MachineIPv4(neighbour).String() + ":8080",
 		"the edge's own port":         w.Ready.HTTPSAddr,
 		"the host's loopback":         "127.0.0.1:" + hostPort,
 		"the platform's own network":  "[fdaa::3]:53",
@@ -74,17 +81,27 @@ func TestMachineReachesOnlyItsOwnNetwork(t *testing.T) {
 			refused["the host at "+ip.String()] = net.JoinHostPort(ip.String(), hostPort)
 		}
 	}
+	var dials errgroup.Group
 	for what, addr := range refused {
-		if got := dialFrom(w, "a", addr); got != "" {
-			t.Errorf("%s (%s) was reached: %s", what, addr, got)
-		}
+		dials.Go(func() error {
+			switch got, err := dialFrom(w, "reach-a", addr); {
+			case err != nil:
+				return err
+			case got != "":
+				t.Errorf("%s (%s) was reached: %s", what, addr, got)
+			}
+			return nil
+		})
+	}
+	if err := dials.Wait(); err != nil {
+		t.Fatal(err)
 	}
 	for what, addr := range map[string]string{
 		"a machine of its own network": "[" + same.PrivateIP + "]:8080",
 		"a public address":             internet,
 	} {
-		if dialFrom(w, "a", addr) == "" {
-			t.Errorf("%s (%s) was not reached: the refusals above prove nothing", what, addr)
+		if got, err := dialFrom(w, "reach-a", addr); err != nil || got == "" {
+			t.Errorf("%s (%s) was not reached: the refusals above prove nothing: %v", what, addr, err)
 		}
 	}
 	t.Logf("%d addresses refused", len(refused))
@@ -92,23 +109,22 @@ func TestMachineReachesOnlyItsOwnNetwork(t *testing.T) {
 
 // dialFrom asks the test server inside a Machine to connect to addr; "" means that
 // it could not.
-func dialFrom(w *world.World, app, addr string) string {
-	w.T.Helper()
+func dialFrom(w *world.World, app, addr string) (string, error) {
 	status, body, err := w.Get(app, world.Query("/dial", "ms", "1500", "addr", addr))
 	if err != nil || status != 200 {
-		w.T.Fatalf("/dial: %d %q %v", status, body, err)
+		return "", fmt.Errorf("/dial: %d %q %w", status, body, err)
 	}
 	var d struct {
 		OK    bool   `json:"ok"`
 		Error string `json:"error"`
 	}
 	if err := json.Unmarshal([]byte(body), &d); err != nil || !d.OK && d.Error == "" {
-		w.T.Fatalf("/dial answered %q: %v", body, err)
+		return "", fmt.Errorf("/dial answered %q: %w", body, err)
 	}
 	if !d.OK {
-		return ""
+		return "", nil
 	}
-	return body
+	return body, nil
 }
 
 // internetHost makes a host with a public address in a network namespace and
@@ -135,35 +151,37 @@ func internetHost(t *testing.T) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	for range 100 {
-		if c, err := net.DialTimeout("tcp", "11.77.1.2:8080", time.Second); err == nil {
-			c.Close()
-			return "11.77.1.2:8080"
+	if why := world.Until(10*time.Second, func() string {
+		c, err := net.DialTimeout("tcp", "11.77.1.2:8080", time.Second)
+		if err != nil {
+			return err.Error()
 		}
-		time.Sleep(20 * time.Millisecond)
+		c.Close()
+		return ""
+	}); why != "" {
+		t.Fatalf("the public host does not answer from the host: %s", why)
 	}
-	t.Fatal("the public host does not answer from the host")
-	return ""
+	return "11.77.1.2:8080"
 }
 
 // TestMachineIsInGVisor asks the kernel that the app sees who it is.
 func TestMachineIsInGVisor(t *testing.T) {
-	w := world.Start(t)
-	w.CreateApp("a", "")
-	m := w.Run("a", world.Config{"image": w.Push("a", fixture.Busybox(t)), "init": map[string]any{"exec": []string{"/bin/busybox", "sleep", "1000"}}})
-	if r := w.Exec("a", m.ID, "/bin/busybox", "dmesg"); !strings.Contains(r.Stdout, "Starting gVisor") {
+	w := world.Shared(t)
+	w.CreateApp("gvisor", "")
+	m := w.Run("gvisor", world.Config{"image": w.Push("gvisor", fixture.Busybox(t)), "init": map[string]any{"exec": []string{"/bin/busybox", "sleep", "1000"}}})
+	if r := w.Exec("gvisor", m.ID, "/bin/busybox", "dmesg"); !strings.Contains(r.Stdout, "Starting gVisor") {
 		t.Errorf("dmesg: %+v", r)
 	}
-	if r := w.Exec("a", m.ID, "/bin/busybox", "cat", "/proc/version"); !strings.Contains(r.Stdout, "gvisor") {
+	if r := w.Exec("gvisor", m.ID, "/bin/busybox", "cat", "/proc/version"); !strings.Contains(r.Stdout, "gvisor") {
 		t.Errorf("/proc/version: %+v", r)
 	}
-	if r := w.Exec("a", m.ID, "/bin/busybox", "grep", "MemTotal", "/proc/meminfo"); !strings.Contains(r.Stdout, " 262144 kB") {
+	if r := w.Exec("gvisor", m.ID, "/bin/busybox", "grep", "MemTotal", "/proc/meminfo"); !strings.Contains(r.Stdout, " 262144 kB") {
 		t.Errorf("a machine of 256 MiB sees %q", r.Stdout)
 	}
 
 	t.Run("TestSandboxProcessesFromOutside", func(t *testing.T) { auditProcesses(t, w) })
 	t.Run("TestAuditSeesWhatIsWrong", func(t *testing.T) { auditOfTheWeak(t, w, m.ID) })
-	t.Run("TestNoCredentialInAnEnvironment", func(t *testing.T) { noCredentials(t, w, "a", m.ID) })
+	t.Run("TestNoCredentialInAnEnvironment", func(t *testing.T) { noCredentials(t, w, "gvisor", m.ID) })
 	t.Run("TestEdgeRunsInTheRouterNamespace", func(t *testing.T) {
 		host, _ := os.Readlink("/proc/self/ns/net")
 		edge, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", w.Role("edge")))

@@ -12,13 +12,14 @@ import (
 // TestHowAMachineEnds: exit codes, signals, memory floods and restart policies end
 // up in the Machine's events as they happened.
 func TestHowAMachineEnds(t *testing.T) {
-	w := world.Start(t)
-	w.CreateApp("jobs", "")
-	image := w.Push("jobs", fixture.StaticGo(t))
+	t.Parallel()
+	w := world.Shared(t)
+	w.CreateApp("ends", "")
+	image := w.Push("ends", fixture.StaticGo(t))
 	run := func(restart map[string]any, args ...string) world.Machine {
 		t.Helper()
 		var m world.Machine
-		w.Must("POST", "/apps/jobs/machines", map[string]any{"config": world.Config{
+		w.Must("POST", "/apps/ends/machines", map[string]any{"config": world.Config{
 			"image": image, "restart": restart, "guest": map[string]any{"cpu_kind": "shared", "cpus": 1, "memory_mb": 128},
 			"init": map[string]any{"exec": append([]string{"/staticgo"}, args...)}}}, &m)
 		return m
@@ -27,8 +28,8 @@ func TestHowAMachineEnds(t *testing.T) {
 	// ended waits until the Machine is stopped and gives its last exit.
 	ended := func(m world.Machine, state string) (code, signal int, oom bool) {
 		t.Helper()
-		w.Wait("jobs", m.ID, state, 50*time.Second)
-		for _, e := range w.Machine("jobs", m.ID).Events {
+		w.Wait("ends", m.ID, state, 50*time.Second)
+		for _, e := range w.Machine("ends", m.ID).Events {
 			if e.Type == "exit" && e.Request != nil && e.Request.ExitEvent != nil {
 				x := e.Request.ExitEvent
 				return x.ExitCode, x.Signal, x.OOMKilled
@@ -47,7 +48,7 @@ func TestHowAMachineEnds(t *testing.T) {
 
 	m := run(map[string]any{"policy": "on-failure", "max_retries": 2}, "exit", "3")
 	w.Eventually(40*time.Second, func() string {
-		got := w.Machine("jobs", m.ID)
+		got := w.Machine("ends", m.ID)
 		exits := 0
 		for _, e := range got.Events {
 			if e.Type == "exit" {
@@ -61,13 +62,13 @@ func TestHowAMachineEnds(t *testing.T) {
 	})
 
 	// A Machine that takes more memory than it has is killed, and it is said.
-	w.CreateApp("greedy", "")
-	g := w.Run("greedy", world.Config{"image": w.Push("greedy", fixture.StaticGo(t)), "services": world.HTTPService(8080), "restart": never,
+	w.CreateApp("ends-greedy", "")
+	g := w.Run("ends-greedy", world.Config{"image": w.Push("ends-greedy", fixture.StaticGo(t)), "services": world.HTTPService(8080), "restart": never,
 		"guest": map[string]any{"cpu_kind": "shared", "cpus": 1, "memory_mb": 128}})
-	w.Eventually(10*time.Second, func() string { return answers(w, "greedy", "/", 200, "") })
-	go w.Get("greedy", "/alloc?mb=1000")
+	w.Eventually(10*time.Second, func() string { return answers(w, "ends-greedy", "/", 200, "") })
+	go w.Get("ends-greedy", "/alloc?mb=1000")
 	w.Eventually(40*time.Second, func() string {
-		for _, e := range w.Machine("greedy", g.ID).Events {
+		for _, e := range w.Machine("ends-greedy", g.ID).Events {
 			if e.Type == "exit" && e.Request != nil && e.Request.ExitEvent != nil {
 				if !e.Request.ExitEvent.OOMKilled {
 					t.Errorf("a memory flood was reported as %+v", *e.Request.ExitEvent)
@@ -77,23 +78,23 @@ func TestHowAMachineEnds(t *testing.T) {
 		}
 		return "no exit event"
 	})
-	if s := w.Machine("greedy", g.ID).State; s != "stopped" {
+	if s := w.Machine("ends-greedy", g.ID).State; s != "stopped" {
 		t.Errorf("it is %s", s)
 	}
 
 	// Stop sends the signal that was asked for and waits as long as was asked.
 	polite := run(never, "sleep", "1000s")
-	w.Wait("jobs", polite.ID, "started", 30*time.Second)
-	w.Must("POST", "/apps/jobs/machines/"+polite.ID+"/stop", map[string]any{"signal": "SIGTERM", "timeout": "10s"}, nil)
+	w.Wait("ends", polite.ID, "started", 30*time.Second)
+	w.Must("POST", "/apps/ends/machines/"+polite.ID+"/stop", map[string]any{"signal": "SIGTERM", "timeout": "10s"}, nil)
 	if _, signal, _ := ended(polite, "stopped"); signal != 15 && signal != 9 {
 		t.Errorf("stopped by signal %d", signal)
 	}
-	for _, e := range w.Machine("jobs", polite.ID).Events {
+	for _, e := range w.Machine("ends", polite.ID).Events {
 		if e.Type == "exit" && !e.Request.ExitEvent.RequestedStop {
 			t.Error("the exit does not say that it was asked for")
 		}
 	}
-	if out := w.MustCLI("logs", "--app", "jobs"); strings.Contains(out, w.Ready.Token) {
+	if out := w.MustCLI("logs", "--app", "ends"); strings.Contains(out, w.Ready.Token) {
 		t.Error("the admin token is in an app's logs")
 	}
 }

@@ -118,7 +118,7 @@ func (g *greedy) metrics() map[string]float64 {
 // often; meanwhile a neighbour and the API answer. The neighbour is the control: with
 // room enough the same program gets all it wants, and nothing is told.
 func TestLimits(t *testing.T) {
-	w := world.Start(t)
+	w := world.Shared(t)
 	tight := runGreedy(w, "tight", 192, 1, map[string]any{
 		"disk_mb": 16, "inodes": 1000, "processes": 32, "open_files": 256, "log_kb_per_second": 8, "log_lines_per_second": 40,
 		"network_mbps": 2, "packets_per_second": 2000,

@@ -54,6 +54,7 @@ func HTTPService(port int) []any {
 }
 
 // CreateApp makes an app, in a private network of its own unless network names one.
+// On the shared platform the app is deleted when the test ends.
 func (w *World) CreateApp(name, network string) {
 	w.T.Helper()
 	in := map[string]any{"name": name, "org_slug": "personal"}
@@ -61,6 +62,7 @@ func (w *World) CreateApp(name, network string) {
 		in["network"] = network
 	}
 	w.Must("POST", "/apps", in, nil)
+	w.Owns(name)
 }
 
 // Push puts an image into the cluster's registry under the app's name and returns

@@ -16,9 +16,9 @@ var public = map[string]bool{"ca.crt": true, "cluster.json": true, "grant.pub": 
 // user who knows every name could, among them one Machine's user who has got out: no
 // file can be read and no socket written to.
 func TestOtherUsersFindNothingOpen(t *testing.T) {
-	w := world.Start(t)
-	w.CreateApp("a", "red")
-	m := w.Run("a", world.Config{"image": w.Push("a", fixture.StaticGo(t)), "services": world.HTTPService(8080)})
+	w := world.Shared(t)
+	w.CreateApp("modes", "modes")
+	m := w.Run("modes", world.Config{"image": w.Push("modes", fixture.StaticGo(t)), "services": world.HTTPService(8080)})
 	seen, closed := map[string]bool{}, 0
 	for _, root := range []string{w.DataDir, w.RunDir()} {
 		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {

@@ -15,7 +15,8 @@ import (
 
 // TestPlatform runs software that nobody here wrote, unmodified, on one platform.
 func TestPlatform(t *testing.T) {
-	shared := world.Start(t)
+	t.Parallel()
+	shared := world.Shared(t)
 
 	t.Run("StaticGoServer", func(t *testing.T) {
 		w := shared.In(t)
@@ -70,9 +71,9 @@ func TestPlatform(t *testing.T) {
 		}
 	})
 
+	shared.CreateApp("db", "backend") // of two subtests
 	t.Run("PostgresAndRedisOverThePrivateNetwork", func(t *testing.T) {
 		w := shared.In(t)
-		w.CreateApp("db", "backend")
 		w.CreateApp("cache", "backend")
 		w.CreateApp("stranger", "elsewhere")
 		big := map[string]any{"cpu_kind": "shared", "cpus": 1, "memory_mb": 512}

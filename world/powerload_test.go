@@ -59,8 +59,11 @@ func (l *writers) run(ctx context.Context) {
 		for _, f := range []func(context.Context, string) error{l.writeApps, l.writeMachine, l.push} {
 			wg.Go(func() {
 				for n := 0; ctx.Err() == nil; n++ {
-					if f(ctx, fmt.Sprintf("c%d-%d", i, n)) != nil {
-						time.Sleep(time.Millisecond) // the platform is going down
+					if f(ctx, fmt.Sprintf("c%d-%d", i, n)) != nil { // the platform is going down
+						select {
+						case <-ctx.Done():
+						case <-time.After(time.Millisecond):
+						}
 					}
 				}
 			})
@@ -75,6 +78,13 @@ func (l *writers) ack(f func()) {
 	defer l.mu.Unlock()
 	l.count++
 	f()
+}
+
+// acknowledged is how many writes were acknowledged so far.
+func (l *writers) acknowledged() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.count
 }
 
 // call makes a call of the API; an error says that nothing is known.
@@ -289,14 +299,21 @@ func (l *writers) pulled(ctx context.Context, at, digest string) string {
 	return ""
 }
 
-// cutUnderLoad runs the writers for a random time, takes the power, and starts the
+// cutUnderLoad runs the writers until a random number of writes more is acknowledged,
+// takes the power in the middle of the next ones, and starts the
 // platform again from what the disk had got.
 func cutUnderLoad(t testing.TB, d *world.Disk, w *world.World, l *writers, r *rand.Rand) {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { l.run(ctx); close(done) }()
-	time.Sleep(500*time.Millisecond + time.Duration(r.Int64N(int64(1500*time.Millisecond))))
+	enough := l.acknowledged() + 10 + r.IntN(50)
+	w.Eventually(30*time.Second, func() string {
+		if n := l.acknowledged(); n < enough {
+			return fmt.Sprintf("%d writes were acknowledged, want %d", n, enough)
+		}
+		return ""
+	})
 	d.Cut()
 	w.PowerCut()
 	stop()

@@ -123,7 +123,7 @@ type soaker struct {
 func (c *soaker) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		c.step(context.WithoutCancel(ctx))
-		time.Sleep(time.Duration(c.rng.IntN(30)) * time.Millisecond)
+		rest(ctx, c.rng.IntN(30))
 	}
 }
 
@@ -287,13 +287,7 @@ func (c *soaker) readApp(ctx context.Context, name string) {
 
 // gone waits until an app's deletion is over.
 func (c *soaker) gone(ctx context.Context, name string) bool {
-	for range 50 {
-		if c.call(ctx, "GET", "/apps/"+name, nil, nil) == http.StatusNotFound {
-			return true
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	return false
+	return within(3*time.Second, func() bool { return c.call(ctx, "GET", "/apps/"+name, nil, nil) == http.StatusNotFound })
 }
 
 // churn moves this client's own Machine through its life.

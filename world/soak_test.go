@@ -118,7 +118,7 @@ func (s *soak) breakThings(t *testing.T, rng *rand.Rand, length time.Duration) m
 	made := map[string]int{}
 	roles := []string{"controller", "controller", "worker", "worker", "warden", "edge"}
 	for end := time.Now().Add(length); time.Now().Before(end); {
-		time.Sleep(time.Duration(200+rng.IntN(1300)) * time.Millisecond)
+		rest(t.Context(), 200+rng.IntN(1300))
 		role := roles[rng.IntN(len(roles))]
 		pid := s.w.Role(role)
 		switch n := rng.IntN(20); {
@@ -130,7 +130,7 @@ func (s *soak) breakThings(t *testing.T, rng *rand.Rand, length time.Duration) m
 		case n < 14:
 			if pid != 0 {
 				syscall.Kill(pid, syscall.SIGSTOP)
-				time.Sleep(time.Duration(100+rng.IntN(1400)) * time.Millisecond)
+				rest(t.Context(), 100+rng.IntN(1400))
 				syscall.Kill(pid, syscall.SIGCONT)
 				made["freeze "+role]++
 			}
@@ -152,6 +152,14 @@ func (s *soak) breakThings(t *testing.T, rng *rand.Rand, length time.Duration) m
 	return made
 }
 
+// rest lets milliseconds pass between two faults or calls, less if the run ends.
+func rest(ctx context.Context, ms int) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(time.Duration(ms) * time.Millisecond):
+	}
+}
+
 // countSandboxes looks for two sandboxes of one Machine all the time.
 func (s *soak) countSandboxes(ctx context.Context, w *world.World) {
 	for ctx.Err() == nil {
@@ -168,7 +176,7 @@ func (s *soak) countSandboxes(ctx context.Context, w *world.World) {
 				seen[id] = true
 			}
 		}
-		time.Sleep(200 * time.Millisecond)
+		rest(ctx, 200)
 	}
 }
 

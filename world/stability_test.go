@@ -1,6 +1,7 @@
 package world_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,25 +12,33 @@ import (
 	"bulkhead/world"
 )
 
-// steady is a load during what while does. Nothing may be lost; broken is how many
-// requests may break because their connection does.
-func steady(w *world.World, what string, broken int, while func()) {
+// steady is a load before, during and after what while does. Nothing may be lost;
+// broken is how many requests may break because their connection does. While can call
+// its argument to let the load go on for a while.
+func steady(w *world.World, what string, broken int, while func(goesOn func())) {
 	w.T.Helper()
 	l := w.Load("web", "/")
-	time.Sleep(300 * time.Millisecond)
-	while()
-	before := l.Now().Requests
-	w.Eventually(20*time.Second, func() string { // and it goes on afterwards
-		if l.Now().Requests < before+50 {
-			return "the load stands still"
-		}
-		return ""
-	})
+	goesOn := func() { served(w, l, 50) }
+	goesOn()
+	while(goesOn)
+	goesOn()
 	r := l.Stop()
 	w.T.Logf("%s: %v", what, r)
 	if r.Lost != 0 || r.Broken > broken {
 		w.T.Errorf("%s: %v; want none lost and at most %d broken", what, r, broken)
 	}
+}
+
+// served waits until a load has had n more answers.
+func served(w *world.World, l *world.Load, n int) {
+	w.T.Helper()
+	before := l.Now().Requests
+	w.Eventually(20*time.Second, func() string {
+		if got := l.Now().Requests - before; got < n {
+			return fmt.Sprintf("the load had %d answers, want %d", got, n)
+		}
+		return ""
+	})
 }
 
 // TestStaticStability: with the controller down for good the edge serves, crashed
@@ -74,7 +83,7 @@ func TestStaticStability(t *testing.T) {
 	}
 
 	w.Down("controller")
-	steady(w, "controller down", 0, func() {
+	steady(w, "controller down", 0, func(func()) {
 		before := sandboxes(w)
 		w.Get("crash", "/exit?code=3")
 		w.Eventually(20*time.Second, func() string {
@@ -96,10 +105,10 @@ func TestStaticStability(t *testing.T) {
 		})
 		wake()
 	})
-	steady(w, "controller down, edge killed", 4, func() { w.Kill("edge") })
+	steady(w, "controller down, edge killed", 4, func(func()) { w.Kill("edge") })
 	slept()
 	wake() // by an edge that never met this controller
-	steady(w, "controller down, worker killed", 0, func() {
+	steady(w, "controller down, worker killed", 0, func(func()) {
 		w.Kill("worker")
 		slept()
 		wake() // by a worker that never met it either
@@ -126,37 +135,36 @@ func TestStaticStability(t *testing.T) {
 	// that a request woke alone for as long as requests come.
 	wake()
 	pids := sandboxes(w)
-	for range 10 {
-		if got := answers(w, "sleeper", "/", 200, ""); got != "" {
-			t.Error(got)
-		}
-		time.Sleep(100 * time.Millisecond)
+	l := w.Load("sleeper", "/")
+	served(w, l, 500)
+	if r := l.Stop(); r.Lost != 0 {
+		t.Errorf("requests that keep a machine awake: %v", r)
 	}
 	if s := w.Machine("sleeper", sleeper.ID).State; s != "started" || !slices.Equal(pids, sandboxes(w)) {
 		t.Errorf("a machine that requests keep awake is %s, sandboxes %v, then %v", s, pids, sandboxes(w))
 	}
 
-	steady(w, "edge killed", 4, func() { w.Kill("edge") })
-	steady(w, "worker down", 0, func() {
+	steady(w, "edge killed", 4, func(func()) { w.Kill("edge") })
+	steady(w, "worker down", 0, func(goesOn func()) {
 		stopped(w, "sleeper", sleeper.ID)
 		w.Down("worker")
 		held := make(chan string, 1)
 		go func() { held <- answers(w, "sleeper", "/", 200, "") }()
-		time.Sleep(500 * time.Millisecond)
+		goesOn()
 		w.Back("worker")
 		if got := <-held; got != "" {
 			t.Errorf("a request for a sleeping app, with the worker down when it came: %s", got)
 		}
 	})
-	steady(w, "warden down", 0, func() {
+	steady(w, "warden down", 0, func(goesOn func()) {
 		w.Down("warden")
-		time.Sleep(500 * time.Millisecond)
+		goesOn()
 		w.Back("warden")
 	})
 
 	// The control: an edge that forgets its cache while the controller is down is seen.
 	w.Down("controller")
-	l := w.Load("web", "/")
+	l = w.Load("web", "/")
 	cache := filepath.Join(w.DataDir, "edge", "routes.log")
 	if err := os.Truncate(cache, 0); err != nil {
 		t.Fatal(err)

@@ -2,6 +2,7 @@ package world_test
 
 import (
 	"fmt"
+	"io"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -45,12 +46,13 @@ func stopped(w *world.World, app, id string) {
 // TestWake: a request wakes what a user stopped, a flood wakes it once, an idle Machine
 // is stopped again, and what must not be woken is not.
 func TestWake(t *testing.T) {
-	w := world.Start(t, "--idle-after", "2s")
-	w.CreateApp("web", "")
-	image := w.Push("web", fixture.StaticGo(t))
-	m := w.Run("web", sleepy(image, 0))
-	w.Eventually(10*time.Second, func() string { return answers(w, "web", "/", 200, "") })
-	stopped(w, "web", m.ID)
+	t.Parallel()
+	w := world.Shared(t)
+	w.CreateApp("wake", "")
+	image := w.Push("wake", fixture.StaticGo(t))
+	m := w.Run("wake", sleepy(image, 0))
+	w.Eventually(10*time.Second, func() string { return answers(w, "wake", "/", 200, "") })
+	stopped(w, "wake", m.ID)
 
 	// A flood of requests wakes it once, and all are answered.
 	const flood = 200
@@ -59,7 +61,7 @@ func TestWake(t *testing.T) {
 	var all sync.WaitGroup
 	for range flood {
 		all.Go(func() {
-			if got := answers(w, "web", "/", 200, ""); got != "" {
+			if got := answers(w, "wake", "/", 200, ""); got != "" {
 				failed.Add(1)
 				why.Store(got, true)
 			}
@@ -70,46 +72,46 @@ func TestWake(t *testing.T) {
 		why.Range(func(k, _ any) bool { t.Log(k); return true })
 		t.Errorf("%d of %d requests to a sleeping app failed", n, flood)
 	}
-	w.Wait("web", m.ID, "started", 10*time.Second)
-	if got := reasons(w.Machine("web", m.ID)); got[wokenReason] != 1 {
+	w.Wait("wake", m.ID, "started", 10*time.Second)
+	if got := reasons(w.Machine("wake", m.ID)); got[wokenReason] != 1 {
 		t.Errorf("a flood of %d requests woke the machine %d times", flood, got[wokenReason])
 	}
 
 	// Without requests it is stopped, and the API says so; the next one wakes it.
-	w.Wait("web", m.ID, "stopped", 30*time.Second)
-	if got := reasons(w.Machine("web", m.ID)); got[idleReason] != 1 {
+	w.Wait("wake", m.ID, "stopped", 30*time.Second)
+	if got := reasons(w.Machine("wake", m.ID)); got[idleReason] != 1 {
 		t.Errorf("the idle machine's events: %v", got)
 	}
-	if got := answers(w, "web", "/", 200, ""); got != "" {
+	if got := answers(w, "wake", "/", 200, ""); got != "" {
 		t.Error(got)
 	}
 
 	// A cordoned or leased Machine, one without autostart, and one that failed sleep on.
-	stopped(w, "web", m.ID)
+	stopped(w, "wake", m.ID)
 	refused := func(what string) {
 		t.Helper()
-		if status, body, err := w.Get("web", "/"); err != nil || status != 503 {
+		if status, body, err := w.Get("wake", "/"); err != nil || status != 503 {
 			t.Errorf("%s: %d %s %v", what, status, body, err)
 		}
-		if s := w.Machine("web", m.ID).State; s != "stopped" {
+		if s := w.Machine("wake", m.ID).State; s != "stopped" {
 			t.Errorf("%s: the machine is %s", what, s)
 		}
 	}
-	w.Must("POST", "/apps/web/machines/"+m.ID+"/cordon", nil, nil)
+	w.Must("POST", "/apps/wake/machines/"+m.ID+"/cordon", nil, nil)
 	refused("cordoned")
-	w.Must("POST", "/apps/web/machines/"+m.ID+"/uncordon", nil, nil)
-	w.Must("POST", "/apps/web/machines/"+m.ID+"/lease", map[string]any{"ttl": 3}, nil)
+	w.Must("POST", "/apps/wake/machines/"+m.ID+"/uncordon", nil, nil)
+	w.Must("POST", "/apps/wake/machines/"+m.ID+"/lease", map[string]any{"ttl": 3}, nil)
 	refused("leased")
 	// The lease ends by itself, and the machine can be woken again.
-	w.Eventually(20*time.Second, func() string { return answers(w, "web", "/", 200, "") })
+	w.Eventually(20*time.Second, func() string { return answers(w, "wake", "/", 200, "") })
 
-	w.CreateApp("plain", "")
-	p := w.Run("plain", world.Config{"image": w.Push("plain", fixture.StaticGo(t)), "services": world.HTTPService(8080)})
-	stopped(w, "plain", p.ID)
-	if status, _, err := w.Get("plain", "/"); err != nil || status != 503 {
+	w.CreateApp("wake-plain", "")
+	p := w.Run("wake-plain", world.Config{"image": w.Push("wake-plain", fixture.StaticGo(t)), "services": world.HTTPService(8080)})
+	stopped(w, "wake-plain", p.ID)
+	if status, _, err := w.Get("wake-plain", "/"); err != nil || status != 503 {
 		t.Errorf("an app without autostart answered %d, %v", status, err)
 	}
-	if s := w.Machine("plain", p.ID).State; s != "stopped" {
+	if s := w.Machine("wake-plain", p.ID).State; s != "stopped" {
 		t.Errorf("a machine without autostart is %s", s)
 	}
 }
@@ -117,18 +119,19 @@ func TestWake(t *testing.T) {
 // TestAutostopKeepsTheMinimum: of three idle Machines as many stay as
 // min_machines_running says, and one at its limit wakes another.
 func TestAutostopKeepsTheMinimum(t *testing.T) {
-	w := world.Start(t, "--idle-after", "1s")
-	w.CreateApp("web", "")
-	config := sleepy(w.Push("web", fixture.StaticGo(t)), 1)
+	t.Parallel()
+	w := world.Shared(t)
+	w.CreateApp("autostop", "")
+	config := sleepy(w.Push("autostop", fixture.StaticGo(t)), 1)
 	config["services"].([]any)[0].(map[string]any)["concurrency"] = map[string]any{"type": "requests", "soft_limit": 1, "hard_limit": 1}
 	var ids []string
 	for range 3 {
-		ids = append(ids, w.Run("web", config).ID)
+		ids = append(ids, w.Run("autostop", config).ID)
 	}
 	states := func() map[string]int {
 		n := map[string]int{}
 		for _, id := range ids {
-			n[w.Machine("web", id).State]++
+			n[w.Machine("autostop", id).State]++
 		}
 		return n
 	}
@@ -138,16 +141,23 @@ func TestAutostopKeepsTheMinimum(t *testing.T) {
 		}
 		return ""
 	})
-	time.Sleep(2500 * time.Millisecond) // several looks at what is idle
+	// A Machine that is idle from now on is stopped: the other was looked at, too.
+	w.CreateApp("autostop-all", "")
+	witness := w.Run("autostop-all", sleepy(w.Push("autostop-all", fixture.StaticGo(t)), 0))
+	w.Wait("autostop-all", witness.ID, "stopped", 30*time.Second)
 	if n := states(); n["started"] != 1 {
 		t.Fatalf("with min_machines_running 1: %v", n)
 	}
 	// Its one place is taken: the next request wakes another.
-	slow := make(chan string, 1)
-	go func() { slow <- answers(w, "web", "/stream?n=50&ms=100", 200, "") }()
-	time.Sleep(500 * time.Millisecond)
+	resp, err := w.Client().Get(w.URL("autostop", "/stream?n=50&ms=100"))
+	if err != nil || resp.StatusCode != 200 {
+		t.Fatal(resp, err)
+	}
+	defer resp.Body.Close()
+	slow := make(chan error, 1)
+	go func() { _, err := io.Copy(io.Discard, resp.Body); slow <- err }()
 	began := time.Now()
-	if got := answers(w, "web", "/", 200, ""); got != "" {
+	if got := answers(w, "autostop", "/", 200, ""); got != "" {
 		t.Error(got)
 	}
 	t.Logf("the second request was answered after %v", time.Since(began).Round(time.Millisecond))
@@ -155,13 +165,13 @@ func TestAutostopKeepsTheMinimum(t *testing.T) {
 	case <-slow:
 		t.Error("the second request waited for the first to end")
 	default:
-		if got := <-slow; got != "" {
-			t.Error(got)
+		if err := <-slow; err != nil {
+			t.Error(err)
 		}
 	}
 	woken := 0
 	for _, id := range ids {
-		woken += reasons(w.Machine("web", id))[wokenReason]
+		woken += reasons(w.Machine("autostop", id))[wokenReason]
 	}
 	if woken == 0 {
 		t.Error("no machine was woken while the one that ran was at its limit")

@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -17,7 +18,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,6 +44,7 @@ type World struct {
 	DataDir  string
 	Bin      string
 
+	shared bool // by the tests of this binary: see Shared
 	args   []string
 	env    []string // of bulkheadd, beside the test's own
 	cmd    *exec.Cmd
@@ -52,11 +53,21 @@ type World struct {
 	client *http.Client
 }
 
-// Root returns the module's root directory.
-func Root() string {
-	_, file, _, _ := runtime.Caller(0)
-	return filepath.Dir(filepath.Dir(file))
-}
+// Root returns the module's root directory, above the one that go test runs in.
+var Root = sync.OnceValue(func() string {
+	start, err := os.Getwd()
+	if err != nil {
+		panic(err)
+	}
+	for dir := start; ; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+		if dir == filepath.Dir(dir) {
+			panic("no go.mod above " + start)
+		}
+	}
+})
 
 // Start brings up a platform with its own data directory and ports, and takes it
 // down with the test. flags are added to bulkheadd's.
@@ -76,6 +87,15 @@ func StartFrom(t testing.TB, bin string, env []string, flags ...string) *World {
 // roles' users must be able to pass.
 func StartAt(t testing.TB, dir, bin string, env []string, flags ...string) *World {
 	t.Helper()
+	w := prepare(t, dir, bin, env, flags...)
+	t.Cleanup(w.down)
+	w.Up()
+	return w
+}
+
+// prepare makes a platform ready to be started.
+func prepare(t testing.TB, dir, bin string, env []string, flags ...string) *World {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Fatal("a whole platform needs root: run the tests as root (sudo make test)")
 	}
@@ -94,8 +114,6 @@ func StartAt(t testing.TB, dir, bin string, env []string, flags ...string) *Worl
 		"--https-addr", "127.0.0.1:" + strconv.Itoa(freePort(t)),
 		"--ready-file", w.readyFile(),
 	}, flags...)
-	t.Cleanup(w.down)
-	w.Up()
 	return w
 }
 
@@ -184,8 +202,14 @@ func (w *World) claim() {
 // Stop ends bulkheadd as systemd would; sandboxes stay.
 func (w *World) Stop() {
 	w.T.Helper()
+	if err := w.stop(); err != nil {
+		w.T.Errorf("%v\n%s", err, w.log.tail(4000))
+	}
+}
+
+func (w *World) stop() (err error) {
 	if w.cmd == nil {
-		return
+		return nil
 	}
 	w.cmd.Process.Signal(syscall.SIGTERM)
 	select {
@@ -193,21 +217,29 @@ func (w *World) Stop() {
 	case <-time.After(40 * time.Second):
 		w.cmd.Process.Kill()
 		<-w.exited
-		w.T.Errorf("bulkheadd did not stop within 40 s\n%s", w.log.tail(4000))
+		err = errors.New("bulkheadd did not stop within 40 s")
 	}
 	w.cmd = nil
+	return err
 }
 
 // down stops and removes everything, also what the test left behind.
 func (w *World) down() {
-	w.Stop()
-	out, err := exec.Command(filepath.Join(w.Bin, "bulkheadd"), "down", "--data-dir", w.DataDir).CombinedOutput()
-	if err != nil {
-		w.T.Errorf("bulkheadd down: %v\n%s", err, out)
+	if err := w.takeDown(); err != nil {
+		w.T.Error(err)
 	}
 	if w.T.Failed() {
 		w.T.Logf("bulkheadd said:\n%s", w.log.tail(20000))
 	}
+}
+
+func (w *World) takeDown() error {
+	err := w.stop()
+	out, derr := exec.Command(filepath.Join(w.Bin, "bulkheadd"), "down", "--data-dir", w.DataDir).CombinedOutput()
+	if derr != nil {
+		err = errors.Join(err, fmt.Errorf("bulkheadd down: %w\n%s", derr, out))
+	}
+	return err
 }
 
 // In returns the same platform for a subtest: failures are the subtest's. It must
@@ -300,16 +332,8 @@ func (w *World) Get(app, path string) (int, string, error) {
 // with the last answer.
 func (w *World) Eventually(limit time.Duration, f func() string) {
 	w.T.Helper()
-	deadline := time.Now().Add(limit)
-	for {
-		why := f()
-		if why == "" {
-			return
-		}
-		if time.Now().After(deadline) {
-			w.T.Fatalf("not within %v: %s", limit, why)
-		}
-		time.Sleep(20 * time.Millisecond)
+	if why := Until(limit, f); why != "" {
+		w.T.Fatalf("not within %v: %s", limit, why)
 	}
 }
 
@@ -366,6 +390,12 @@ func (l *logBuffer) tail(n int) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return string(l.b[max(0, len(l.b)-n):])
+}
+
+func (l *logBuffer) size() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.b)
 }
 
 // freePort returns a loopback port that was free a moment ago.

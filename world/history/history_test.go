@@ -4,6 +4,7 @@ import (
 	"math"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -63,7 +64,9 @@ func TestCheck(t *testing.T) {
 
 // TestRecorder: what is written down carries its times, and an unanswered read is
 // left out.
-func TestRecorder(t *testing.T) {
+func TestRecorder(t *testing.T) { synctest.Test(t, testRecorder) }
+
+func testRecorder(t *testing.T) {
 	r := NewRecorder()
 	r.Do(Op{Key: "k", Kind: Put, New: "a"}, func(o *Op) { time.Sleep(time.Millisecond); o.Outcome = Done })
 	r.Do(Op{Key: "k", Kind: Read}, func(o *Op) { o.Outcome = Unknown })
