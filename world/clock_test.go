@@ -57,7 +57,7 @@ func (c *clocked) set(offset time.Duration) {
 	if err := os.Rename(tmp, c.file); err != nil {
 		c.T.Fatal(err)
 	}
-	time.Sleep(100 * time.Millisecond)
+	time.Sleep(100 * time.Millisecond) // no role says when it has seen it
 	c.offset, c.logged = offset, len(c.Log())
 }
 

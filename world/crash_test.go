@@ -1,6 +1,7 @@
 package world_test
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -31,9 +32,10 @@ const (
 // acknowledged, no Machine may have run twice at a time, and once all is destroyed
 // nothing may be left.
 //
-// As part of make test each place is tried once, in a mode and an operation that the
-// seed chooses (BULKHEAD_SEED repeats a run), up to four in one operation; "make
-// soak-crash" tries every place of every operation in every mode by itself.
+// As part of make test each operation is tried once with up to four places, in modes
+// and at places that the seed chooses (BULKHEAD_SEED repeats a run), first those that no
+// other operation has tried; "make soak-crash" tries every place of every operation in
+// every mode by itself.
 func TestCrashAtEveryPlace(t *testing.T) {
 	start := time.Now()
 	seed, r := crashSeed()
@@ -59,9 +61,9 @@ func TestCrashAtEveryPlace(t *testing.T) {
 			trials = append(trials, []crash{c})
 		}
 	} else {
-		trials = group(sample(all, r), 4)
+		trials = sample(all, 4, r)
 	}
-	cases, missed := 0, 0
+	cases, missed, tried := 0, 0, map[string]bool{}
 	for i, cs := range trials {
 		if only := os.Getenv("BULKHEAD_CRASH_ONLY"); only != "" && !strings.Contains(fmt.Sprint(cs), only) {
 			continue
@@ -69,6 +71,9 @@ func TestCrashAtEveryPlace(t *testing.T) {
 		began := time.Now()
 		_, why := d.try(cs[0].op, cs...)
 		cases += len(cs)
+		for _, c := range cs {
+			tried[c.place] = true
+		}
 		if errors.Is(why, errMissed) {
 			missed++
 		} else if why != nil {
@@ -77,8 +82,8 @@ func TestCrashAtEveryPlace(t *testing.T) {
 		t.Logf("%d of %d, %v: %v %v", i+1, len(trials), cs, time.Since(began).Round(time.Millisecond), why)
 	}
 	places := d.everSeen()
-	t.Logf("crash: %d operations, %d places, %d cases of %d in %d trials (%d did not reach all their places), seed %d, learned in %v, all in %v",
-		len(passed), len(places), cases, len(all), len(trials), missed, seed, learned.Round(time.Second), time.Since(start).Round(time.Second))
+	t.Logf("crash: %d operations, %d of %d places, %d cases of %d in %d trials (%d did not reach all their places), seed %d, learned in %v, all in %v",
+		len(passed), len(tried), len(places), cases, len(all), len(trials), missed, seed, learned.Round(time.Second), time.Since(start).Round(time.Second))
 	if missed > len(trials)/4 {
 		t.Errorf("%d of %d trials never reached their places", missed, len(trials))
 	}
@@ -100,18 +105,6 @@ func crashSeed() (uint64, *rand.Rand) {
 
 // wholeMatrix says that all cases are wanted, not a sample.
 func wholeMatrix() bool { return os.Getenv("BULKHEAD_CRASH") == "all" }
-
-// group puts the cases of one operation together, at most n.
-func group(cs []crash, n int) (out [][]crash) {
-	byOp := map[string][]crash{}
-	for _, c := range cs {
-		byOp[c.op.name] = append(byOp[c.op.name], c)
-	}
-	for _, name := range slices.Sorted(maps.Keys(byOp)) {
-		out = append(out, slices.Collect(slices.Chunk(byOp[name], n))...)
-	}
-	return out
-}
 
 // TestCrashCheckerSeesALostWrite is the control: a write to the journal that is not
 // made and reported as made is seen by the checker of TestCrashAtEveryPlace.
@@ -136,8 +129,8 @@ func TestCrashCheckerSeesALostWrite(t *testing.T) {
 }
 
 // TestCrashFirstStart kills the roles while an installation is made: keys,
-// authority, store, registry, router. Each place is tried once in a mode that the
-// seed chooses, two in one start; "make soak-crash" tries them one by one.
+// authority, store, registry, router. The seed chooses places and modes, three in one
+// start; "make soak-crash" tries all, one by one.
 func TestCrashFirstStart(t *testing.T) {
 	start := time.Now()
 	seed, r := crashSeed()
@@ -198,14 +191,14 @@ func TestCrashFirstStart(t *testing.T) {
 		// What a later start passes too is tried there.
 		once := slices.DeleteFunc(slices.Clone(places), func(p string) bool { return !strings.HasPrefix(p, "pki/") && !slices.Contains(onlyFirst, p) })
 		r.Shuffle(len(once), func(i, j int) { once[i], once[j] = once[j], once[i] })
-		for ps := range slices.Chunk(once, 2) {
+		for ps := range slices.Chunk(once, 3) {
 			m := map[string]failpoint.Mode{}
 			for _, p := range ps {
 				m[p] = modes[r.IntN(len(modes))]
 			}
 			starts = append(starts, m)
 		}
-		starts = starts[:min(len(starts), 4)]
+		starts = starts[:min(len(starts), 2)]
 	}
 	for i, armed := range starts {
 		cases += len(armed)
@@ -230,17 +223,38 @@ type crash struct {
 
 func (c crash) String() string { return fmt.Sprintf("%s, %s %s", c.op.name, c.mode, c.place) }
 
-// sample chooses one case for each place.
-func sample(all []crash, r *rand.Rand) []crash {
-	byPlace := map[string][]crash{}
+// sample chooses one trial for each operation: at most n of its places, each in one
+// mode. Places that no trial has yet come first, the rarest of them before the others.
+func sample(all []crash, n int, r *rand.Rand) (trials [][]crash) {
+	cases := map[string]map[string][]crash{} // operation → place → modes
+	passing := map[string]int{}              // place → operations
 	for _, c := range all {
-		byPlace[c.place] = append(byPlace[c.place], c)
+		if cases[c.op.name] == nil {
+			cases[c.op.name] = map[string][]crash{}
+		}
+		if cases[c.op.name][c.place] == nil {
+			passing[c.place]++
+		}
+		cases[c.op.name][c.place] = append(cases[c.op.name][c.place], c)
 	}
-	var out []crash
-	for _, p := range slices.Sorted(maps.Keys(byPlace)) {
-		out = append(out, byPlace[p][r.IntN(len(byPlace[p]))])
+	chosen := map[string]int{}
+	ops := slices.Sorted(maps.Keys(cases))
+	r.Shuffle(len(ops), func(i, j int) { ops[i], ops[j] = ops[j], ops[i] })
+	for _, op := range ops {
+		places := slices.Sorted(maps.Keys(cases[op]))
+		r.Shuffle(len(places), func(i, j int) { places[i], places[j] = places[j], places[i] })
+		slices.SortStableFunc(places, func(a, b string) int {
+			return cmp.Or(cmp.Compare(chosen[a], chosen[b]), cmp.Compare(passing[a], passing[b]))
+		})
+		var trial []crash
+		for _, p := range places[:min(n, len(places))] {
+			chosen[p]++
+			modes := cases[op][p]
+			trial = append(trial, modes[r.IntN(len(modes))])
+		}
+		trials = append(trials, trial)
 	}
-	return out
+	return trials
 }
 
 // dying is a platform whose roles die at places.

@@ -87,7 +87,7 @@ func TestFullDisk(t *testing.T) {
 	w.Kill("worker")
 	w.Kill("edge")
 	w.Eventually(60*time.Second, func() string { return answers(w, "here", "/", 200, "") })
-	time.Sleep(3 * time.Second) // what repeats itself repeats itself now
+	time.Sleep(3 * time.Second) // what repeats itself is said now, and must not be: no event
 	goesOn()
 	checkSaidOnce(t, w.Log(), "the disk is low, and something is refused", 3)
 	if n := strings.Count(w.Log(), "(ENOSPC)"); n > 12 {

@@ -167,7 +167,7 @@ func busy(t testing.TB) float64 {
 		return idle, all
 	}
 	idle, all := read()
-	time.Sleep(300 * time.Millisecond)
+	time.Sleep(300 * time.Millisecond) // what is measured is a length of time
 	idle2, all2 := read()
 	return 1 - (idle2-idle)/(all2-all)
 }
@@ -285,7 +285,7 @@ func TestPowerCutLosesNothingAcknowledged(t *testing.T) {
 	l := writing(w, image)
 	var before []world.Machine
 	w.Must("GET", "/apps/fleet0/machines", nil, &before)
-	for cut := range rounds(3) {
+	for cut := range rounds(2) {
 		cutUnderLoad(t, d, w, l, r)
 		if lost := l.lost(); len(lost) > 0 {
 			t.Fatalf("after cut %d, of %d acknowledged writes %d are lost:\n%s", cut+1, l.count, len(lost), strings.Join(lost, "\n"))

@@ -14,7 +14,8 @@ func running(t *testing.T, w *world.World) (web []world.Machine, stopped world.M
 	w.CreateApp("web", "")
 	image := w.Push("web", fixture.StaticGo(t))
 	for range 2 {
-		web = append(web, w.Run("web", world.Config{"image": image, "services": world.HTTPService(8080)}))
+		web = append(web, w.Run("web", world.Config{"image": image, "services": world.HTTPService(8080),
+			"restart": map[string]any{"policy": "always"}}))
 	}
 	w.CreateApp("idle", "")
 	stopped = w.Run("idle", world.Config{"image": w.Push("idle", fixture.StaticGo(t))})
@@ -36,8 +37,8 @@ func sandboxes(w *world.World) (pids []int) {
 	return pids
 }
 
-// TestRestartOfEachRole kills each role outright: Machines run on untouched, and
-// the platform answers and works again by itself.
+// TestRestartOfEachRole kills each role outright, then stops all roles, then cuts the
+// power: Machines run on untouched, or again, and the platform works again by itself.
 func TestRestartOfEachRole(t *testing.T) {
 	w := world.Start(t)
 	web, stopped := running(t, w)
@@ -81,13 +82,32 @@ func TestRestartOfEachRole(t *testing.T) {
 			t.Errorf("sandboxes were %v and are %v", before, now)
 		}
 	})
+	t.Run("the controller hangs", func(t *testing.T) { controllerHangs(w.In(t)) })
+	t.Run("everything, with what a reboot takes away", func(*testing.T) { powerCut(w, web, stopped) })
 }
 
-// TestPowerCut ends everything at once, with what a reboot takes away gone: all
-// that ran runs again, with its secrets, what was stopped is stopped.
-func TestPowerCut(t *testing.T) {
-	w := world.Start(t)
-	web, stopped := running(t, w)
+// controllerHangs: while the controller answers nobody, apps answer, a crashed Machine
+// restarts, and so does an edge that starts alone.
+func controllerHangs(w *world.World) {
+	w.T.Helper()
+	w.Freeze("controller")
+	defer w.Thaw("controller")
+	before := sandboxes(w)
+	w.Get("web", "/exit?code=3")
+	w.Eventually(15*time.Second, func() string {
+		if now := sandboxes(w); len(now) != len(before) || slices.Equal(before, now) {
+			return "the machine was not restarted"
+		}
+		return answers(w, "web", "/", 200, "")
+	})
+	w.Kill("edge")
+	w.Eventually(15*time.Second, func() string { return answers(w, "web", "/", 200, "") })
+}
+
+// powerCut ends everything at once, with what a reboot takes away gone: all that ran
+// runs again, with its secrets, what was stopped is stopped.
+func powerCut(w *world.World, web []world.Machine, stopped world.Machine) {
+	w.T.Helper()
 	w.Must("POST", "/apps/web/secrets", map[string]any{"values": map[string]any{"PLANTED": "before the power cut"}}, nil)
 	for _, m := range web {
 		w.Must("POST", "/apps/web/machines/"+m.ID+"/restart", nil, nil)
@@ -100,38 +120,16 @@ func TestPowerCut(t *testing.T) {
 	for _, m := range web {
 		w.Wait("web", m.ID, "started", 30*time.Second)
 		if out := w.Exec("web", m.ID, "/staticgo", "env", "PLANTED").Stdout; out != "PLANTED=before the power cut\n" {
-			t.Errorf("machine %s runs again with %q", m.ID, out)
+			w.T.Errorf("machine %s runs again with %q", m.ID, out)
 		}
 	}
-	t.Logf("running again %v after bulkheadd was started", time.Since(start).Round(time.Millisecond))
+	w.T.Logf("running again %v after bulkheadd was started", time.Since(start).Round(time.Millisecond))
 	if m := w.Machine("idle", stopped.ID); m.State != "stopped" {
-		t.Errorf("the stopped machine is %s", m.State)
+		w.T.Errorf("the stopped machine is %s", m.State)
 	}
 	if n := len(sandboxes(w)); n != 2 {
-		t.Errorf("%d sandboxes run, want 2", n)
+		w.T.Errorf("%d sandboxes run, want 2", n)
 	}
 	w.Must("POST", "/apps/idle/machines/"+stopped.ID+"/start", nil, nil)
 	w.Wait("idle", stopped.ID, "started", 20*time.Second)
-}
-
-// TestControllerDown: apps answer, and a crashed Machine restarts, without the
-// controller; so does an edge that starts alone.
-func TestControllerDown(t *testing.T) {
-	w := world.Start(t)
-	w.CreateApp("web", "")
-	w.Run("web", world.Config{"image": w.Push("web", fixture.StaticGo(t)), "services": world.HTTPService(8080),
-		"restart": map[string]any{"policy": "always"}})
-	w.Eventually(10*time.Second, func() string { return answers(w, "web", "/", 200, "") })
-	w.Freeze("controller")
-	defer w.Thaw("controller")
-	before := sandboxes(w)
-	w.Get("web", "/exit?code=3")
-	w.Eventually(15*time.Second, func() string {
-		if slices.Equal(before, sandboxes(w)) {
-			return "the machine was not restarted"
-		}
-		return answers(w, "web", "/", 200, "")
-	})
-	w.Kill("edge")
-	w.Eventually(15*time.Second, func() string { return answers(w, "web", "/", 200, "") })
 }
