@@ -128,7 +128,7 @@ func (h *helper) feedLayer(ctx context.Context, w pipe, i int, l layer, buf []by
 	n, err := copyLayer(w, &stopping{ctx, r}, l.size, sum, buf)
 	switch {
 	case errors.Is(err, errHelperGone):
-		return err
+		return h.blame(&stopping{ctx, r}, i, l, n, sum, err)
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case err != nil:
@@ -142,6 +142,30 @@ func (h *helper) feedLayer(ctx context.Context, w pipe, i int, l layer, buf []by
 		return h.badLayer(i, "its contents have the digest sha256:%s", got)
 	}
 	return wire.WriteEnd(w)
+}
+
+// maxBlame is how much of a layer is read to find out whether the helper gave up because the
+// layer is not what the manifest names.
+const maxBlame = 256 << 20
+
+// blame reads the rest of a layer whose beginning made the helper give up. Bytes that were
+// damaged on the way look like a broken archive to the helper; the digest, or the source's own
+// error, tells the cause. gone is the error of a layer that is as its author made it.
+func (h *helper) blame(r io.Reader, i int, l layer, n int64, sum hash.Hash, gone error) error {
+	if l.size-n > maxBlame {
+		return gone
+	}
+	if _, err := io.Copy(sum, io.LimitReader(r, l.size-n)); err != nil {
+		return asFault(err, "layer %s of image %s cannot be fetched", l.digest, h.ins.Digest)
+	}
+	// A source that checks what it sends says so at the end.
+	if _, err := io.ReadFull(r, make([]byte, 1)); err != nil && err != io.EOF {
+		return asFault(err, "layer %s of image %s cannot be fetched", l.digest, h.ins.Digest)
+	}
+	if got := hex.EncodeToString(sum.Sum(nil)); got != l.digest.Hex() && !h.store.trustLayers {
+		return h.badLayer(i, "its contents have the digest sha256:%s", got)
+	}
+	return gone
 }
 
 // copyLayer copies r to the helper in frames, and stops when there is more than

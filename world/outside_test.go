@@ -37,7 +37,7 @@ var roleUser = func(uid int) bool { return uid > 0 && uid < privnet.UIDBase }
 // confinements are the kinds of processes.
 var confinements = map[string]confinement{
 	"sandbox": {machineUser, zeroCaps, "2", []string{"user", "mnt", "pid", "net", "ipc", "uts"}, "/sandbox",
-		filesOfGo + filesOfMachine + `|/image\.erofs|/memfd:(runsc-memory|systrap-memory|memory-usage) \(deleted\)|anon_inode:seccomp notify`},
+		filesOfGo + filesOfMachine + `|/image\.erofs|/bulkhead-init|/memfd:(runsc-memory|systrap-memory|memory-usage) \(deleted\)|anon_inode:seccomp notify`},
 	"shim": {machineUser, "", "0", []string{"user", "mnt", "pid", "net", "ipc", "uts"}, "/shim",
 		filesOfGo + filesOfMachine + `|RUN/machines/[0-9a-f]+/(exit|meter|shim\.log)|/sys/fs/cgroup/.*/(memory\.oom_control|memory\.events)`},
 	"controller": {roleUser, zeroCaps, "0", nil, "", filesOfGo + `|DATA/controller/.*`},
