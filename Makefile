@@ -5,6 +5,10 @@ SHELL       := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
+# Go keeps its caches below HOME, which a service or a container may lack.
+HOME ?= $(or $(shell getent passwd $$(id -u) | cut -d: -f6),/var/cache/bulkhead)
+export HOME
+
 GO      ?= go
 PREFIX  ?= /usr/local
 DESTDIR ?=
@@ -47,7 +51,7 @@ setup: ## install the Debian packages that are missing
 	scripts/setup
 
 .PHONY: setup-tests
-setup-tests: ## install what only tests need: a browser and an identity provider
+setup-tests: ## download what only tests need: a browser, an identity provider, packages for images
 	scripts/setup-tests
 
 .PHONY: build

@@ -16,9 +16,6 @@ import (
 	"bulkhead/world"
 )
 
-// amicontained is a checker that others use to see what a container is let do.
-const amicontained = "github.com/genuinetools/amicontained@v0.4.9"
-
 // mustBeBlocked are system calls that it must find refused in a Machine.
 var mustBeBlocked = []string{
 	"ACCT", "ADJTIMEX", "BPF", "CLOCK_SETTIME", "DELETE_MODULE", "FINIT_MODULE", "INIT_MODULE", "IOPL", "IOPERM", "KCMP", "KEXEC_LOAD", "KEXEC_FILE_LOAD",
@@ -29,7 +26,7 @@ var mustBeBlocked = []string{
 // root of a user namespace on the host may do.
 func TestCheckerInsideAMachine(t *testing.T) {
 	t.Parallel()
-	program := fixture.Tool(t, amicontained)
+	program := fixture.Tool(t, fixture.AmIContained)
 	w := world.Shared(t)
 	w.CreateApp("checker", "")
 	image := fixture.Attack(t, fixture.File{Path: "/amicontained", Body: program, Mode: 0o755})
