@@ -16,7 +16,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -43,13 +42,29 @@ type Account struct {
 	Groups   []string `json:"groups,omitempty"`
 }
 
+// moduleRoot finds the directory of go.mod above the test's. The file name that the compiler
+// records does not show it: -trimpath shortens that.
+func moduleRoot(t testing.TB) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for d := dir; d != "/"; d = filepath.Dir(d) {
+		if _, err := os.Stat(filepath.Join(d, "go.mod")); err == nil {
+			return d
+		}
+	}
+	t.Fatalf("no go.mod above %s", dir)
+	return ""
+}
+
 // Start starts a provider with one client, which may come back to the redirect
 // addresses. It fails the test when the provider is not installed: scripts/setup-tests does that.
 func Start(t testing.TB, redirects ...string) *IDP {
 	t.Helper()
-	_, self, _, _ := runtime.Caller(0)
-	dir := filepath.Join(filepath.Dir(self), "..", "..", "fixture", "idp")
-	modules := filepath.Join(dir, "..", "..", "build", "idp", "node_modules")
+	root := moduleRoot(t)
+	dir, modules := filepath.Join(root, "fixture", "idp"), filepath.Join(root, "build", "idp", "node_modules")
 	if _, err := os.Stat(filepath.Join(modules, "oidc-provider")); err != nil {
 		t.Fatalf("the tests' identity provider is not installed: %v; \"make setup-tests\" installs it", err)
 	}
