@@ -38,7 +38,7 @@ type writers struct {
 	meta    map[string]int    // Machine → highest number acknowledged as its metadata n
 	cordon  map[string]bool   // Machine → as acknowledged
 	gone    []string          // Machines whose destruction was acknowledged
-	leases  map[string]string // Machine → nonce
+	leases  map[string]string // Machine → description, by which anybody knows a lease
 	pushed  map[string]string // reference → digest
 }
 
@@ -161,15 +161,11 @@ func (l *writers) writeMachine(ctx context.Context, id string) error {
 		l.ack(func() { l.gone = append(l.gone, m.ID) })
 		return nil
 	}
-	var lease struct {
-		Data struct {
-			Nonce string `json:"nonce"`
-		} `json:"data"`
-	}
-	if err := l.call(ctx, "POST", at+"/lease", map[string]any{"ttl": 3600}, &lease); err != nil {
+	words := fmt.Sprintf("taken at %d", time.Now().UnixNano())
+	if err := l.call(ctx, "POST", at+"/lease", map[string]any{"ttl": 3600, "description": words}, nil); err != nil {
 		return err
 	}
-	l.ack(func() { l.leases[m.ID] = lease.Data.Nonce })
+	l.ack(func() { l.leases[m.ID] = words })
 	return nil
 }
 
@@ -252,12 +248,12 @@ func (l *writers) lost() (out []string) {
 			say("machine %s was destroyed and is %s", id, m.State)
 		}
 	}
-	for id, nonce := range l.leases {
+	for id, words := range l.leases {
 		var lease struct {
-			Nonce string `json:"nonce"`
+			Description string `json:"description"`
 		}
-		if err := l.call(ctx, "GET", "/apps/load/machines/"+id+"/lease", nil, &lease); err != nil || lease.Nonce != nonce {
-			say("machine %s: lease %q, and %q was acknowledged: %v", id, lease.Nonce, nonce, err)
+		if err := l.call(ctx, "GET", "/apps/load/machines/"+id+"/lease", nil, &lease); err != nil || lease.Description != words {
+			say("machine %s: lease %q, and %q was acknowledged: %v", id, lease.Description, words, err)
 		}
 	}
 	for ref, digest := range l.pushed {
