@@ -10,9 +10,14 @@ import (
 // that can be forgotten at the same time.
 const forgetAfter = 2 * time.Second
 
+// forgetLate is how long after the last call Forget collects once more: on a busy machine a
+// request may still refer to a value after forgetAfter.
+const forgetLate = 15 * time.Second
+
 var forgetting struct {
 	sync.Mutex
-	due bool
+	due  bool
+	late *time.Timer
 }
 
 // Forget has all memory that this process does not refer to any more collected soon, within
@@ -23,6 +28,11 @@ var forgetting struct {
 func Forget() {
 	forgetting.Lock()
 	defer forgetting.Unlock()
+	if forgetting.late == nil {
+		forgetting.late = time.AfterFunc(forgetLate, collect)
+	} else {
+		forgetting.late.Reset(forgetLate)
+	}
 	if forgetting.due {
 		return
 	}
@@ -31,8 +41,12 @@ func Forget() {
 		forgetting.Lock()
 		forgetting.due = false
 		forgetting.Unlock()
-		// What lies in a sync.Pool is let go by the first and collected by the second.
-		runtime.GC()
-		runtime.GC()
+		collect()
 	})
+}
+
+// collect collects twice: the first lets go of what a sync.Pool holds, the second frees it.
+func collect() {
+	runtime.GC()
+	runtime.GC()
 }
