@@ -265,6 +265,11 @@ func (s *Server) exec(ctx context.Context, id key.MachineID, e *sandbox.ExecSpec
 	case ectx.Err() != nil:
 		res.Code, res.Signal = 128+int(syscall.SIGKILL), int(syscall.SIGKILL)
 		return res, nil
+	case fault.Is(err, fault.NotFound): // the shim ended before it could reply
+		if why := s.endedUnder(ctx, id); why != nil {
+			return nil, why
+		}
+		return nil, err
 	case err != nil:
 		return nil, err
 	case !reply.Known:
@@ -287,6 +292,14 @@ func (s *Server) noResult(ctx context.Context, id key.MachineID, failure *fault.
 	if failure.Kind != fault.Internal {
 		return failure
 	}
+	if why := s.endedUnder(ctx, id); why != nil {
+		return why
+	}
+	return failure
+}
+
+// endedUnder says why a Machine ended under a command; nil if it goes on.
+func (s *Server) endedUnder(ctx context.Context, id key.MachineID) error {
 	r, err := s.get(id)
 	if err != nil {
 		return fault.New(fault.NotFound, "machine %s ended before the command did", id)
@@ -297,7 +310,7 @@ func (s *Server) noResult(ctx context.Context, id key.MachineID, failure *fault.
 		cancel()
 		f.Close()
 		if err != nil {
-			return failure // it goes on
+			return nil
 		}
 	}
 	b, err := os.ReadFile(filepath.Join(s.runDir(id), exitFile))
