@@ -79,7 +79,7 @@ func TestLateBody(t *testing.T) {
 	})
 }
 
-// closer is an app that closes connections instead of answering, as often as it is told.
+// closer is an app that closes a given number of connections instead of answering.
 type closer struct {
 	addr  string
 	seen  atomic.Int64 // heads

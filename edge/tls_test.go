@@ -316,7 +316,7 @@ func TestControllerDown(t *testing.T) {
 	delete(w.ctl.routes, "gone")
 	w.ctl.mu.Unlock()
 	w.ctl.start(t)
-	await.True(t, "the edge follows again, and the app that went meanwhile is gone", func() bool {
+	await.True(t, "the edge follows again and has dropped the deleted app", func() bool {
 		return w.metric("bulkhead_edge_routes_synced") == 1 && w.edge.RouteVersion("gone") == 0 && w.edge.RouteVersion("app3") != 0
 	})
 	await.True(t, "its certificate is gone", func() bool { return certs() == 21 })

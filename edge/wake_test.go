@@ -158,7 +158,7 @@ func TestOneWakeForAll(t *testing.T) {
 			})
 		}
 		// The Machine is up when all have come: 20 wait, the others were told.
-		await.True(t, "whoever has no place is told", func() bool { return full.Load() >= 30 })
+		await.True(t, "requests without a place are refused", func() bool { return full.Load() >= 30 })
 		close(s.now)
 		all.Wait()
 		if ok.Load() != 20 || full.Load() != 30 || s.wakes.Load() != 1 {

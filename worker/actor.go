@@ -239,7 +239,7 @@ const (
 func (w *Worker) sweepLogs() {
 	for wait := time.Duration(0); sleep(w.life, wait) == nil; wait = retiredEvery {
 		if err := w.logs.SweepRetired(time.Now().Add(-retiredLife), retiredMost); err != nil {
-			w.log.Warn("logs of machines that are no more stay for now", "err", err)
+			w.log.Warn("logs of destroyed machines could not be removed; tried again later", "err", err)
 		}
 	}
 }

@@ -34,7 +34,7 @@ var neverPassed = map[place]string{
 	"audit/recover":           "a controller that was killed in a change: TestKilledAnywhereLeavesNoChangeWithoutARecord",
 	"router/namespace":        "a first start alone: TestCrashFirstStart",
 	"router/uplink-link":      "a first start alone: TestCrashFirstStart",
-	"worker/logs/remove":      "a day after a Machine's destruction: TestRetire",
+	"worker/logs/remove":      "a node that was removed from the cluster, or logs that could not be kept",
 	"worker/journal/take-up":  "a version that comes between two steps of a first start: TestKilledAtEveryStep",
 	"router/remove-link":      "a link goes by itself, most often, with the Machine's namespace",
 	"worker/journal/rebuild":  "a journal that is new or was lost: TestCrashFirstStart, TestRebuildIsKilledAtEveryStep",
