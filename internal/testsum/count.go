@@ -7,12 +7,16 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 )
 
-// slowest is how many packages the table at the end lists.
-const slowest = 12
+const (
+	slowest      = 12  // how many packages the table at the end lists
+	lastReports  = 3   // how many reports of a failed test the end repeats
+	reportLength = 600 // bytes of each
+)
 
 // event is a line of go test -json (see go doc test2json).
 type event struct {
@@ -30,7 +34,8 @@ type counts struct {
 	passed  int
 	seconds map[string]float64 // by package
 	skips   []string
-	fails   []string // every test, package and step that failed, once
+	fails   []string            // every test, package and step that failed, once
+	said    map[string][]string // by test that failed: what it reported last
 }
 
 // pkg is a package whose tests run.
@@ -69,6 +74,26 @@ func (t *test) wrote(output string) {
 		}
 	}
 }
+
+// reports returns the last lines that a test itself reported, each with its place. The
+// output of go test does not tell an error from a log line, and a test's clean-up may
+// write thousands of lines of another program below them.
+func reports(output string) []string {
+	all := reportRE.FindAllString(output, -1)
+	all = all[max(0, len(all)-lastReports):]
+	for i, report := range all {
+		report = strings.Join(strings.Fields(report), " ")
+		if len(report) > reportLength {
+			report = strings.ToValidUTF8(report[:reportLength], "") + "…"
+		}
+		all[i] = report
+	}
+	return all
+}
+
+// reportRE matches a line that a test file reported, with the lines that continue it,
+// which are indented further.
+var reportRE = regexp.MustCompile(`(?m)^ +\w+_test\.go:\d+: .*(?:\n {8,}.*)*`)
 
 // failure counts something that failed.
 func (c *counts) failure(name string) { c.fails = append(c.fails, name) }
@@ -138,6 +163,10 @@ func (c *counts) testEnded(p *pkg, e event, w io.Writer) {
 		p.failed++
 		p.death = cmp.Or(p.death, t.death)
 		c.failure(name)
+		if c.said == nil {
+			c.said = map[string][]string{}
+		}
+		c.said[name] = reports(t.output.String())
 		fmt.Fprint(w, t.output.String())
 	}
 	delete(p.byName, e.Test)
@@ -194,6 +223,9 @@ func (c *counts) print(w io.Writer) {
 	}
 	for _, f := range c.fails {
 		fmt.Fprintln(w, "FAILED ", f)
+		for _, line := range c.said[f] {
+			fmt.Fprintln(w, "       ", line)
+		}
 	}
 	fmt.Fprintf(w, "tests: %d passed, %d failed, %d skipped\n", c.passed, len(c.fails), len(c.skips))
 }

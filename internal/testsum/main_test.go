@@ -25,6 +25,7 @@ func TestDeadPackages(t *testing.T) {
 	}
 	n.print(&total)
 	lines := strings.Split(strings.TrimSpace(total.String()), "\n")
+	lines = slices.DeleteFunc(lines, func(l string) bool { return strings.HasPrefix(l, "        ") }) // reports
 	failed := []string{
 		"FAILED  crashing/broken: it does not build",
 		"FAILED  crashing/counter TestCountsLate: running when its package died: panic: sync: negative WaitGroup counter",
@@ -71,6 +72,16 @@ func TestRead(t *testing.T) {
 {"Action":"fail","Package":"p","Elapsed":2}
 {"Action":"pass","Package":"q","Elapsed":3}
 `, "why\nfail p (2.0 s)\npass q (3.0 s)\n", "     3.0  q\n     2.0  p\nFAILED  p A\ntests: 0 passed, 1 failed, 0 skipped\n"},
+		{"buried", `{"Action":"run","Package":"p","Test":"A"}
+{"Action":"output","Package":"p","Test":"A","Output":"    a_test.go:1: one\n    a_test.go:2: two\n"}
+{"Action":"output","Package":"p","Test":"A","Output":"    a_test.go:3: why\n        and what else\n"}
+{"Action":"output","Package":"p","Test":"A","Output":"    a_test.go:4: last\n    world.go:9: a program wrote\n        much\n"}
+{"Action":"fail","Package":"p","Test":"A"}
+{"Action":"fail","Package":"p","Elapsed":2}
+`, "    a_test.go:1: one\n    a_test.go:2: two\n    a_test.go:3: why\n        and what else\n    a_test.go:4: last\n" +
+			"    world.go:9: a program wrote\n        much\nfail p (2.0 s)\n",
+			"     2.0  p\nFAILED  p A\n        a_test.go:2: two\n        a_test.go:3: why and what else\n        a_test.go:4: last\n" +
+				"tests: 0 passed, 1 failed, 0 skipped\n"},
 		{"setup", "FAIL	./... [setup failed]\n", "FAIL	./... [setup failed]\n", "FAILED  FAIL	./... [setup failed]\ntests: 0 passed, 1 failed, 0 skipped\n"},
 		{"cut off", `{"Action":"run","Package":"p","Test":"A"}
 {"Action":"pause","Package":"p","Test":"A"}
