@@ -276,9 +276,27 @@ func startDying(t testing.TB) *dying {
 	d.w.CreateApp("images", "")
 	d.image = d.w.Push("images", fixture.StaticGo(t))
 	d.w.Run("images", world.Config{"image": d.image})
-	d.w.Must("DELETE", "/apps/images/machines/"+d.machines("images")[0].ID+"?force=true", nil, nil)
+	first := d.machines("images")[0].ID
+	d.w.Must("DELETE", "/apps/images/machines/"+first+"?force=true", nil, nil)
+	d.w.Eventually(patience, func() string { return d.holds(first) })
 	d.rebase()
 	return d
+}
+
+// holds says what the node, or the list of what runs on it, still has of a Machine, or "".
+// The API's answer to a destruction comes before anything is taken down, and for a moment
+// two censuses agree on all of it.
+func (d *dying) holds(id string) string {
+	now, err := d.w.Census()
+	if err != nil {
+		return err.Error()
+	}
+	for _, line := range now.Held {
+		if strings.Contains(line, id) && (!strings.HasPrefix(line, "store: ") || strings.HasPrefix(line, "store: /node/")) {
+			return line
+		}
+	}
+	return ""
 }
 
 // pointsDir makes a directory for package failpoint that every role may use.
