@@ -120,32 +120,57 @@ func (r *Report) WriteJSON(w io.Writer) error {
 	return e.Encode(r)
 }
 
-// WriteText writes the report for people: the listeners, then the findings.
-func (r *Report) WriteText(w io.Writer) error {
+// WriteText writes the report for people: the summary, then what failed, what is to be
+// warned of, and notes. Verbose adds what is in order, and every socket with what was tried.
+func (r *Report) WriteText(w io.Writer, verbose bool) error {
 	var b strings.Builder
-	if r.Running {
-		fmt.Fprintf(&b, "Listening sockets: %d\n", len(r.Listeners))
-		for _, l := range r.Listeners {
-			fmt.Fprintf(&b, "  %-8s %-60s %-8s %s\n", l.Network, printable(l.Addr), l.Namespace, printable(l.Role()))
-			for _, t := range l.Trials {
-				word := "refused"
-				if !t.Refused {
-					word = "NOT REFUSED"
-				}
-				fmt.Fprintf(&b, "           %s: %s (%s)\n", t.What, word, printable(t.Got))
+	fmt.Fprintf(&b, "%d failed, %s, %s, %d ok", r.Count(Fail), counted(r.Count(Warn), "warning"), counted(r.Count(Note), "note"), r.Count(OK))
+	if !verbose {
+		b.WriteString(" (-v shows what was tried)")
+	}
+	b.WriteString("\n\n")
+	for _, level := range []Level{Fail, Warn, Note, OK} {
+		if level == OK && !verbose {
+			continue
+		}
+		for _, f := range r.Findings {
+			if f.Level != level {
+				continue
+			}
+			fmt.Fprintf(&b, "%-5s %-18s %s\n", f.Level, f.Check, printable(f.Found))
+			if f.Remedy != "" {
+				fmt.Fprintf(&b, "%24s %s\n", "->", printable(f.Remedy))
 			}
 		}
-		fmt.Fprintln(&b)
 	}
-	for _, f := range r.Findings {
-		fmt.Fprintf(&b, "%-5s %-18s %s\n", f.Level, f.Check, printable(f.Found))
-		if f.Remedy != "" {
-			fmt.Fprintf(&b, "%24s %s\n", "->", printable(f.Remedy))
-		}
+	if verbose && r.Running {
+		r.writeListeners(&b)
 	}
-	fmt.Fprintf(&b, "\n%d ok, %d notes, %d warnings, %d failed\n", r.Count(OK), r.Count(Note), r.Count(Warn), r.Count(Fail))
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// writeListeners writes every listening socket, and what was tried with it.
+func (r *Report) writeListeners(b *strings.Builder) {
+	fmt.Fprintf(b, "\nListening sockets: %d\n", len(r.Listeners))
+	for _, l := range r.Listeners {
+		fmt.Fprintf(b, "  %-8s %-60s %-8s %s\n", l.Network, printable(l.Addr), l.Namespace, printable(l.Role()))
+		for _, t := range l.Trials {
+			word := "refused"
+			if !t.Refused {
+				word = "NOT REFUSED"
+			}
+			fmt.Fprintf(b, "           %s: %s (%s)\n", t.What, word, printable(t.Got))
+		}
+	}
+}
+
+// counted words a number of things.
+func counted(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // printable keeps what others chose, names of processes and answers, from driving a terminal.

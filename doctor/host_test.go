@@ -337,14 +337,23 @@ func TestReport(t *testing.T) {
 	if r.Err(false) == nil {
 		t.Error("it failed")
 	}
-	var text, machine strings.Builder
-	if err := errors.Join(r.WriteText(&text), r.WriteJSON(&machine)); err != nil {
+	var short, text, machine strings.Builder
+	if err := errors.Join(r.WriteText(&short, false), r.WriteText(&text, true), r.WriteJSON(&machine)); err != nil {
 		t.Fatal(err)
 	}
-	for _, part := range []string{"NOT EXPECTED", "NOT REFUSED", "x?[2J", "1 ok, 1 notes, 1 warnings, 1 failed", "-> j"} {
+	const summary = "1 failed, 1 warning, 1 note, 1 ok"
+	for _, part := range []string{"NOT EXPECTED", "NOT REFUSED", "x?[2J", "-> j"} {
 		if !strings.Contains(text.String(), part) {
 			t.Errorf("%q is missing in\n%s", part, text.String())
 		}
+	}
+	if !strings.HasPrefix(text.String(), summary+"\n") || !strings.HasPrefix(short.String(), summary+" (-v shows what was tried)\n") {
+		t.Errorf("the summary is not first:\n%s\n%s", short.String(), text.String())
+	}
+	// What failed comes first, and what is in order only with -v.
+	lines := strings.Split(strings.TrimSpace(short.String()), "\n")
+	if len(lines) != 7 || !strings.HasPrefix(lines[2], "fail ") || strings.Contains(short.String(), "NOT REFUSED") || strings.Contains(short.String(), "\nok ") {
+		t.Errorf("without -v:\n%s", short.String())
 	}
 	if strings.Contains(text.String(), "\x1b") || !strings.Contains(machine.String(), `"level": "fail"`) {
 		t.Errorf("%s\n%s", text.String(), machine.String())

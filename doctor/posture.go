@@ -91,16 +91,27 @@ func tokens(p posture.Posture, now time.Time) (out []Finding) {
 
 // signOn looks for organizations that a stolen token alone opens.
 func signOn(p posture.Posture, _ time.Time) (out []Finding) {
+	alone := 0
 	for _, o := range p.Orgs {
-		switch o.SSO {
-		case "required":
-		case "":
-			out = append(out, Finding{"single sign-on", Warn, "organization " + o.Slug + " has no single sign-on: a token that is stolen opens it by itself, and who leaves has to be removed by hand", "set one up, and require it (docs/sign-in.md)"})
+		switch {
+		case o.SSO == "required":
+		case o.SSO == "" && o.Members == 1:
+			alone++ // a provider of identities would serve one user
+		case o.SSO == "":
+			out = append(out, Finding{"single sign-on", Warn, "organization " + o.Slug +
+				" has no single sign-on: a stolen token opens it by itself, and a user who leaves must be removed by hand",
+				"set one up, and require it (docs/sign-in.md)"})
 		default:
-			out = append(out, Finding{"single sign-on", Warn, "single sign-on is " + o.SSO + " in organization " + o.Slug + ": a token that is stolen opens it by itself", "require it (docs/sign-in.md)"})
+			out = append(out, Finding{"single sign-on", Warn, "single sign-on is " + o.SSO + " in organization " + o.Slug +
+				": a stolen token opens it by itself", "require it (docs/sign-in.md)"})
 		}
 	}
-	if out == nil {
+	switch {
+	case out != nil:
+	case alone > 0:
+		out = []Finding{{"single sign-on", OK, fmt.Sprintf("%d of %d organizations have one member and need none; the others require it",
+			alone, len(p.Orgs)), ""}}
+	default:
 		out = []Finding{{"single sign-on", OK, fmt.Sprintf("each of %d organizations requires it", len(p.Orgs)), ""}}
 	}
 	return out

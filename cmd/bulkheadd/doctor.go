@@ -25,6 +25,7 @@ others: they are in the audit log and in the log of the platform.
 The exit code is 0 when nothing failed, 1 when something did, 2 when the command line is
 wrong. Warnings count as failures with --strict alone. docs/doctor.md explains every check.
 
+  -v               show also what is in order, and every socket with what was tried
   --data-dir DIR   directory of the installation (default %s)
   --config FILE    configuration file (default %s, if it exists)
   --json           the report for programs
@@ -39,6 +40,7 @@ func examine(args []string, stdout, stderr io.Writer) int {
 	file := fs.String("config", "", "")
 	asJSON := fs.Bool("json", false, "")
 	strict := fs.Bool("strict", false, "")
+	verbose := fs.Bool("v", false, "")
 	fs.StringVar(&flags.DataDir, "data-dir", "", "")
 	switch err := fs.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
@@ -68,7 +70,7 @@ func examine(args []string, stdout, stderr io.Writer) int {
 		if *asJSON {
 			err = report.WriteJSON(stdout)
 		} else {
-			err = report.WriteText(stdout)
+			err = report.WriteText(stdout, *verbose)
 		}
 	}
 	if err == nil {

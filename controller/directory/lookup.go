@@ -145,7 +145,7 @@ func (d *Directory) Posture() (orgs []posture.Org, tokens []posture.Token) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	for slug, rec := range d.orgs {
-		o := posture.Org{Slug: slug, TokenMax: rec.TokenMax}
+		o := posture.Org{Slug: slug, TokenMax: rec.TokenMax, Members: len(d.members[slug])}
 		if conf := d.sso[slug]; conf != nil {
 			o.SSO = conf.Mode
 		}

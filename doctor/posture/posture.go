@@ -28,6 +28,8 @@ type Org struct {
 	// SSO is "required" or "optional"; empty: off.
 	SSO    string `json:"sso"`
 	Owners int    `json:"owners"`
+	// Members counts its members; 0: a controller of before this field.
+	Members int `json:"members"`
 }
 
 // Token is what is known of a token.
