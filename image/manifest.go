@@ -193,6 +193,9 @@ func parseLayer(d v1.Descriptor) (layer, error) {
 		if strings.Contains(mt, "nondistributable") || strings.Contains(mt, "foreign") {
 			return layer{}, fmt.Errorf("it is a foreign layer, which no registry holds; build the image without it")
 		}
+		if _, how, ok := strings.Cut(mt, ".tar+"); ok {
+			return layer{}, fmt.Errorf("it is compressed with %q, which is not supported; use gzip or zstd", fault.Clip(how))
+		}
 		return layer{}, fmt.Errorf("its media type %q is not a layer's", fault.Clip(mt))
 	}
 	return l, nil

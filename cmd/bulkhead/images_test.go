@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -50,7 +51,8 @@ func testImage(arch string) (v1.Image, error) {
 }
 
 // makeImage writes an image to path: kind is layout, oci, oci.gz, docker, docker.gz,
-// or a broken one: baddigest (a layer's bytes differ), noblob (a layer is missing),
+// linked (a docker archive with one layer twice, the second time as a link, as older "docker
+// save" writes it), or a broken one: xzlayers, bzip2layers, baddigest (a layer's bytes differ), noblob (a layer is missing),
 // truncated, nottar, emptytar. Several architectures make an index.
 func makeImage(kind, path string, arches []string) error {
 	if len(arches) == 0 {
@@ -58,6 +60,12 @@ func makeImage(kind, path string, arches []string) error {
 	}
 	base, zip := strings.CutSuffix(kind, ".gz")
 	switch base {
+	case "linked":
+		return writeLinked(path, "")
+	case "xzlayers":
+		return writeLinked(path, "\xfd7zXZ\x00")
+	case "bzip2layers":
+		return writeLinked(path, "BZh9")
 	case "docker":
 		img, err := testImage(arches[0])
 		if err != nil {
@@ -104,6 +112,58 @@ func makeImage(kind, path string, arches []string) error {
 		return gzipFile(path)
 	}
 	return nil
+}
+
+// writeLinked writes a docker archive of three layers, the third a link to the first. magic
+// is what every layer begins with in place of its own bytes.
+func writeLinked(path, magic string) error {
+	img, err := testImage("amd64")
+	if err != nil {
+		return err
+	}
+	ls, err := img.Layers()
+	if err != nil {
+		return err
+	}
+	cf, err := img.ConfigFile()
+	if err != nil {
+		return err
+	}
+	cf = cf.DeepCopy()
+	cf.RootFS.DiffIDs = append(cf.RootFS.DiffIDs, cf.RootFS.DiffIDs[0])
+	config, err := json.Marshal(cf)
+	if err != nil {
+		return err
+	}
+	manifest := []tarball.Descriptor{{Config: "c.json", RepoTags: []string{"test:latest"}, Layers: []string{"1/layer.tar", "2/layer.tar", "3/layer.tar"}}}
+	list, err := json.Marshal(manifest)
+	if err != nil {
+		return err
+	}
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	file := func(name string, content []byte) {
+		w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(content)), Typeflag: tar.TypeReg})
+		w.Write(content)
+	}
+	for i, l := range ls {
+		r, err := l.Uncompressed()
+		if err != nil {
+			return err
+		}
+		content, err := io.ReadAll(r)
+		if err != nil {
+			return err
+		}
+		file(fmt.Sprintf("%d/layer.tar", i+1), append([]byte(magic), content[len(magic):]...))
+	}
+	w.WriteHeader(&tar.Header{Name: "3/layer.tar", Linkname: "../1/layer.tar", Typeflag: tar.TypeSymlink})
+	file("c.json", config)
+	file("manifest.json", list)
+	if err := w.Close(); err != nil {
+		return err
+	}
+	return os.WriteFile(path, b.Bytes(), 0o644)
 }
 
 func writeLayout(dir string, arches []string) error {
