@@ -35,13 +35,19 @@ func (s *session) appsCreateCommand() *cobra.Command {
 				return err
 			}
 			if err := api.CreateApp(c.Context(), name, org, network); err != nil {
-				if e := classify(err); e.exit == ExitConflict {
-					return hint(err, "choose another name, or deploy to the app that is there: bulkhead deploy --app %s", name)
+				if classify(err).exit != ExitConflict {
+					return err
 				}
-				return err
+				if _, gerr := api.App(c.Context(), name); gerr != nil {
+					return hint(err, "choose another name") // somebody else has the app
+				}
+				return hint(err, "choose another name, or deploy to the app that is there: "+
+					"bulkhead deploy --app %s --image IMAGE", name)
 			}
 			s.ui.progress("created app %s", name)
-			return s.ui.result(map[string]string{"name": name, "url": api.AppURL(name)}, func(w io.Writer) { fmt.Fprintln(w, name) })
+			return s.ui.result(map[string]string{"name": name, "url": api.AppURL(name)}, func(w io.Writer) {
+				fmt.Fprintln(w, name)
+			})
 		},
 	}
 	c.Flags().StringVar(&network, "network", "", "private network to join (default the organization's)")
@@ -68,7 +74,8 @@ func (s *session) appsListCommand() *cobra.Command {
 			return s.ui.result(apps, func(w io.Writer) {
 				var rows [][]string
 				for _, a := range apps {
-					rows = append(rows, []string{a.Name, a.Organization.Slug, a.Status, strconv.Itoa(a.MachineCount), api.AppURL(a.Name)})
+					rows = append(rows, []string{a.Name, a.Organization.Slug, a.Status, strconv.Itoa(a.MachineCount),
+						api.AppURL(a.Name)})
 				}
 				table(w, []string{"NAME", "ORGANIZATION", "STATUS", "MACHINES", "URL"}, rows)
 			})
@@ -117,7 +124,8 @@ func (s *session) confirm(ctx context.Context, name string, machines int) error 
 	if !s.env.StdinTTY || !s.env.StderrTTY {
 		return hint(usagef("destroying an app needs a yes, and there is no terminal to ask on"), "add --yes")
 	}
-	fmt.Fprintf(s.env.Stderr, "this destroys app %s and its %s for good; type its name to go on: ", name, plural(machines, "Machine"))
+	fmt.Fprintf(s.env.Stderr, "this destroys app %s and its %s for good; type its name to go on: ", name,
+		plural(machines, "Machine"))
 	answer := make(chan string, 1)
 	go func() {
 		line, _ := bufio.NewReader(s.env.Stdin).ReadString('\n')

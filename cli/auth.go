@@ -15,7 +15,8 @@ import (
 )
 
 func (s *session) authCommand() *cobra.Command {
-	c := group("auth", "Log in through a browser, and see and end your sessions", `Log in through a browser, by a passkey or by your organization's single sign-on, and see and end your sessions.`)
+	c := group("auth", "Log in through a browser, and see and end your sessions",
+		`Log in through a browser, by a passkey or by your organization's single sign-on, and see and end your sessions.`)
 	sessions := group("sessions", "Your sessions", "Your sessions: browsers and command lines in which you are signed in.")
 	sessions.AddCommand(s.sessionListCommand(), s.sessionEndCommand())
 	c.AddCommand(s.authLoginCommand(), s.authWhoamiCommand(), s.authLogoutCommand(), s.passkeyCommand(), sessions)
@@ -69,7 +70,7 @@ func (s *session) loginTarget(args []string, pin, name string) (clusterConfig, s
 		return c, name, err
 	}
 	if pin == "" {
-		return clusterConfig{}, "", hint(usagef("missing --pin"), "\"bulkheadd up\" prints it; without the pin the server cannot be told from an impostor")
+		return clusterConfig{}, "", hint(usagef("missing --pin"), pinHint)
 	}
 	var err error
 	if name == "" {
@@ -85,11 +86,10 @@ func (s *session) authLogin(ctx context.Context, args []string, pin, name, org s
 	if err != nil {
 		return err
 	}
-	api, err := client.New(client.Config{URL: target.URL, Pin: target.Pin, Anonymous: true, Proxy: s.proxyAddr(), UserAgent: "bulkhead/" + version()})
+	api, err := s.connect(client.Config{URL: target.URL, Pin: target.Pin, Anonymous: true})
 	if err != nil {
-		return usage(err)
+		return err
 	}
-	s.api = api
 	host, err := os.Hostname()
 	if err != nil {
 		host = ""
@@ -113,7 +113,9 @@ func (s *session) authLogin(ctx context.Context, args []string, pin, name, org s
 		}
 	}
 	s.ui.progress(caHint)
+	stop := s.ui.waiting("waiting until the login is approved")
 	got, err := api.AwaitLogin(ctx, l)
+	stop()
 	if err != nil {
 		return err
 	}
@@ -127,7 +129,8 @@ func (s *session) authLogin(ctx context.Context, args []string, pin, name, org s
 		return err
 	}
 	s.ui.progress("logged in to %s as %s, until %s", api.URL(), got.User, got.ExpiresAt)
-	return s.ui.result(map[string]string{"cluster": name, "url": api.URL(), "user": got.User, "organization": got.Org, "expires_at": got.ExpiresAt}, func(io.Writer) {})
+	return s.ui.result(map[string]string{"cluster": name, "url": api.URL(), "user": got.User, "organization": got.Org,
+		"expires_at": got.ExpiresAt}, func(io.Writer) {})
 }
 
 func (s *session) authWhoamiCommand() *cobra.Command {

@@ -31,11 +31,10 @@ It comes over a connection that the pin checks. No token is needed.`,
 			if err != nil {
 				return err
 			}
-			api, err := client.New(client.Config{URL: target.URL, Pin: target.Pin, Anonymous: true, Proxy: s.proxyAddr(), UserAgent: "bulkhead/" + version()})
+			api, err := s.connect(client.Config{URL: target.URL, Pin: target.Pin, Anonymous: true})
 			if err != nil {
-				return usage(err)
+				return err
 			}
-			s.api = api
 			certs, err := api.RootCertificates(c.Context())
 			if err != nil {
 				return err
@@ -48,7 +47,8 @@ It comes over a connection that the pin checks. No token is needed.`,
 			list, text := []entry{}, bytes.Buffer{}
 			for _, cert := range certs {
 				sum := sha256.Sum256(cert.Raw)
-				e := entry{string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})), hex.EncodeToString(sum[:]), cert.NotAfter.UTC()}
+				e := entry{string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})),
+					hex.EncodeToString(sum[:]), cert.NotAfter.UTC()}
 				list = append(list, e)
 				text.WriteString(e.PEM)
 				s.ui.progress("authority of %s, SHA-256 %s, good until %s", api.URL(), e.SHA256, e.ExpiresAt.Format(time.DateOnly))

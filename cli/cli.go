@@ -129,21 +129,24 @@ on servers that you own.
 `+exitCodeHelp)
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.SetHelpCommand(&cobra.Command{Use: "help [COMMAND]", Short: "Show help for a command", RunE: func(c *cobra.Command, args []string) error {
-		target, rest, err := c.Root().Find(args)
-		if err != nil || target == nil || len(rest) > 0 {
-			return usagef("there is no command %q", strings.Join(args, " "))
-		}
-		return target.Help()
-	}})
+	root.SetHelpCommand(&cobra.Command{Use: "help [COMMAND]", Short: "Show help for a command",
+		RunE: func(c *cobra.Command, args []string) error {
+			target, rest, err := c.Root().Find(args)
+			if err != nil || target == nil || len(rest) > 0 {
+				return usagef("there is no command %q", strings.Join(args, " "))
+			}
+			return target.Help()
+		}})
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return hint(usagef("%s", err), "see %q", c.CommandPath()+" --help")
 	})
 	f := root.PersistentFlags()
-	f.StringVar(&s.configPath, "config", "", "file that holds the clusters and tokens (default bulkhead/config.json in the user's configuration directory; env BULKHEAD_CONFIG)")
+	f.StringVar(&s.configPath, "config", "",
+		"file that holds the clusters and tokens (default bulkhead/config.json in the user's configuration directory; env BULKHEAD_CONFIG)")
 	f.StringVar(&s.cluster, "cluster", "", "cluster to speak to, by name (default the one logged in to last)")
 	f.StringVarP(&s.appFlag, "app", "a", "", "app to act on (default the one named in ./bulkhead.toml or ./fly.toml)")
-	f.StringVar(&s.proxy, "proxy", "", "http:// or socks5:// proxy to connect through (default none, whatever the environment says; env BULKHEAD_PROXY)")
+	f.StringVar(&s.proxy, "proxy", "",
+		"http:// or socks5:// proxy to connect through (default none, whatever the environment says; env BULKHEAD_PROXY)")
 	f.BoolVar(&s.json, "json", false, "print results, and errors, as JSON on standard output")
 	f.BoolVarP(&s.quiet, "quiet", "q", false, "print no progress and no hints")
 	root.PersistentPreRun = func(*cobra.Command, []string) {
@@ -224,12 +227,24 @@ func (s *session) client() (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	api, err := client.New(client.Config{URL: c.URL, Pin: c.Pin, Token: c.Token, Renew: s.renewer(c), Proxy: s.proxyAddr(), UserAgent: "bulkhead/" + version()})
+	return s.connect(client.Config{URL: c.URL, Pin: c.Pin, Token: c.Token, Renew: s.renewer(c)})
+}
+
+// connect makes the client of this session; c says which cluster and who.
+func (s *session) connect(c client.Config) (*client.Client, error) {
+	c.Proxy, c.UserAgent = s.proxyAddr(), "bulkhead/"+version()
+	c.Waits = s.waits(c.URL)
+	api, err := client.New(c)
 	if err != nil {
 		return nil, usage(err)
 	}
 	s.api = api
 	return api, nil
+}
+
+// waits shows on a terminal that a server is waited for.
+func (s *session) waits(url string) func() (done func()) {
+	return func() func() { return s.ui.waiting("waiting for " + strings.TrimPrefix(url, "https://")) }
 }
 
 func (s *session) proxyAddr() string {
@@ -282,7 +297,7 @@ func checkApp(name string) (string, error) {
 func checkMachine(id string) (key.MachineID, error) {
 	m, err := key.ParseMachineID(id)
 	if err != nil {
-		return "", hint(usagef("%s", err), "\"bulkhead machine list\" shows the ids")
+		return "", hint(usagef("%s", err), "\"bulkhead machine list --app APP\" shows the ids")
 	}
 	return m, nil
 }

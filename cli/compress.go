@@ -57,6 +57,7 @@ func (s *session) squeeze(ctx context.Context, api *client.Client, app string, i
 	known := s.readSqueezed()
 	done := map[v1.Hash]squeezed{}
 	var todo []plainLayer
+	asking := s.ui.waiting("asking the registry what it has")
 	for _, l := range p.layers {
 		if _, twice := done[l.diffID]; twice {
 			continue
@@ -68,6 +69,7 @@ func (s *session) squeeze(ctx context.Context, api *client.Client, app string, i
 		done[l.diffID] = squeezed{}
 		todo = append(todo, l)
 	}
+	asking()
 	var infos []layerInfo
 	var total int64
 	for _, l := range todo {
@@ -163,7 +165,8 @@ func (p *plainLayers) image(dir string, done map[v1.Hash]squeezed) (v1.Image, er
 	m := v1.Manifest{SchemaVersion: 2, MediaType: types.DockerManifestSchema2,
 		Config: v1.Descriptor{MediaType: types.DockerConfigJSON, Size: size, Digest: hash}}
 	for _, l := range p.layers {
-		m.Layers = append(m.Layers, v1.Descriptor{MediaType: types.DockerLayer, Size: done[l.diffID].Size, Digest: done[l.diffID].Digest})
+		m.Layers = append(m.Layers, v1.Descriptor{MediaType: types.DockerLayer, Size: done[l.diffID].Size,
+			Digest: done[l.diffID].Digest})
 	}
 	raw, err := json.Marshal(m)
 	if err != nil {
@@ -188,7 +191,8 @@ func hasBlob(ctx context.Context, api *client.Client, app string, d v1.Hash) boo
 	if err != nil {
 		return false
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodHead, "https://"+api.Registry()+"/v2/"+app+"/blobs/"+d.String(), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodHead,
+		"https://"+api.Registry()+"/v2/"+app+"/blobs/"+d.String(), nil)
 	if err != nil {
 		return false
 	}
@@ -209,7 +213,8 @@ const maxSqueezed = 2000
 func (s *session) readSqueezed() map[string]squeezed {
 	known := map[string]squeezed{}
 	if path, err := s.configPathOrErr(); err == nil {
-		if b, err := os.ReadFile(layersPath(path)); err != nil || json.Unmarshal(b, &known) != nil || len(known) > maxSqueezed {
+		if b, err := os.ReadFile(layersPath(path)); err != nil || json.Unmarshal(b,
+			&known) != nil || len(known) > maxSqueezed {
 			known = map[string]squeezed{}
 		}
 	}

@@ -39,7 +39,8 @@ func (s *session) configPathOrErr() (string, error) {
 		return p, nil
 	}
 	if s.env.ConfigDir == "" {
-		return "", hint(usagef("this user has no configuration directory"), "give --config FILE, or set BULKHEAD_URL, BULKHEAD_PIN and BULKHEAD_TOKEN")
+		return "", hint(usagef("this user has no configuration directory"),
+			"give --config FILE, or set BULKHEAD_URL, BULKHEAD_PIN and BULKHEAD_TOKEN")
 	}
 	return filepath.Join(s.env.ConfigDir, "bulkhead", "config.json"), nil
 }
@@ -61,7 +62,8 @@ func (s *session) readConfig() (*configFile, string, error) {
 	}
 	// Windows has no such modes; the user's profile directory keeps others out.
 	if runtime.GOOS != "windows" && st.Mode().Perm()&0o077 != 0 {
-		return nil, path, hint(fault.New(fault.Invalid, "the configuration %s holds tokens and can be read by others (mode %04o)", path, st.Mode().Perm()),
+		return nil, path, hint(fault.New(fault.Invalid,
+			"the configuration %s holds tokens and can be read by others (mode %04o)", path, st.Mode().Perm()),
 			"chmod 600 %s", path)
 	}
 	b, err := os.ReadFile(path)
@@ -69,7 +71,8 @@ func (s *session) readConfig() (*configFile, string, error) {
 		return nil, path, fault.Wrap(fault.Invalid, err, "cannot read the configuration %s: %v", path, errors.Unwrap(err))
 	}
 	if err := json.Unmarshal(b, c); err != nil {
-		return nil, path, hint(fault.New(fault.Invalid, "the configuration %s is not in order: %v", path, err), "remove it and log in again")
+		return nil, path, hint(fault.New(fault.Invalid, "the configuration %s is not in order: %v", path, err),
+			"remove it and log in again")
 	}
 	if c.Clusters == nil {
 		c.Clusters = map[string]clusterConfig{}
@@ -117,11 +120,14 @@ func writePrivate(path string, b []byte) error {
 // BULKHEAD_TOKEN where they are set, for the rest the one named by --cluster or
 // the default one.
 func (s *session) chooseCluster() (clusterConfig, error) {
-	env := clusterConfig{URL: s.env.Getenv("BULKHEAD_URL"), Pin: s.env.Getenv("BULKHEAD_PIN"), Token: s.env.Getenv("BULKHEAD_TOKEN")}
+	env := clusterConfig{URL: s.env.Getenv("BULKHEAD_URL"), Pin: s.env.Getenv("BULKHEAD_PIN"),
+		Token: s.env.Getenv("BULKHEAD_TOKEN")}
 	if env.URL != "" {
 		// A stored token belongs to a stored address and is never sent elsewhere.
 		if env.Pin == "" || env.Token == "" {
-			return env, hint(usagef("BULKHEAD_URL is set without BULKHEAD_PIN and BULKHEAD_TOKEN"), "set all three; \"bulkheadd up\" prints them")
+			return env, hint(usagef("BULKHEAD_URL is set without BULKHEAD_PIN and BULKHEAD_TOKEN"),
+				"set all three: \"bulkhead clusters list --json\" shows address and pin, "+
+					"\"bulkhead tokens create --help\" says how to make a token")
 		}
 		return env, nil
 	}
@@ -136,10 +142,17 @@ func (s *session) chooseCluster() (clusterConfig, error) {
 	c, ok := cfg.Clusters[name]
 	switch {
 	case !ok && s.cluster != "":
-		return env, hint(&failure{msg: fmt.Sprintf("there is no cluster %q in %s", name, path), kind: string(fault.NotFound), exit: ExitNotFound},
-			"known clusters: %s", strings.Join(cfg.names(), ", "))
+		err := &failure{msg: fmt.Sprintf("there is no cluster %q in %s", name, path), kind: string(fault.NotFound),
+			exit: ExitNotFound}
+		if len(cfg.Clusters) == 0 {
+			return env, hint(err, loginLineHint)
+		}
+		return env, hint(err, "known clusters: %s", strings.Join(cfg.names(), ", "))
+	case !ok && len(cfg.Clusters) > 0:
+		return env, hint(fault.New(fault.Unauthenticated, "no cluster is the default one"),
+			"\"bulkhead clusters use NAME\" chooses one of %s", strings.Join(cfg.names(), ", "))
 	case !ok:
-		return env, hint(fault.New(fault.Unauthenticated, "not logged in to any cluster"), "log in with the line that \"bulkheadd up\" printed: bulkhead login URL --pin PIN --token TOKEN")
+		return env, hint(fault.New(fault.Unauthenticated, "not logged in to any cluster"), loginLineHint)
 	}
 	if env.Pin != "" {
 		c.Pin = env.Pin

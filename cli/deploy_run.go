@@ -358,7 +358,7 @@ func (l *leases) nonce(id key.MachineID) string {
 func (l *leases) acquire(ctx context.Context, id key.MachineID) error {
 	le, err := l.api.AcquireLease(ctx, l.app, id, leaseTTL, leaseWords, "")
 	if err != nil {
-		return hint(machineError(err, l.app, id), "somebody else is changing this app; wait until they are done, and deploy again")
+		return machineError(err, l.app, id)
 	}
 	l.mu.Lock()
 	l.nonces[string(id)] = le.Nonce

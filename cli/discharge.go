@@ -49,7 +49,9 @@ func (s *session) discharger(c clusterConfig) *discharger {
 		return nil
 	}
 	d := &discharger{text: c.Token, session: c.Session, api: sync.OnceValues(func() (*client.Client, error) {
-		return client.New(client.Config{URL: c.URL, Pin: c.Pin, Anonymous: true, Proxy: s.proxyAddr(), UserAgent: "bulkhead/" + version()})
+		return client.New(client.Config{
+			URL: c.URL, Pin: c.Pin, Anonymous: true, Proxy: s.proxyAddr(), UserAgent: "bulkhead/" + version(), Waits: s.waits(c.URL),
+		})
 	})}
 	if path, err := s.configPathOrErr(); err == nil {
 		d.file = dischargesPath(path)
@@ -180,7 +182,8 @@ the one in use, as on a terminal without the flag. Programs that run where nobod
 			case d == nil:
 				s.ui.progress("this token needs no discharge")
 			case d.session == "":
-				return hint(usagef("there is no session to discharge the token with"), "log in with \"bulkhead auth login --org ORG\", as the user whose token it is")
+				return hint(usagef("there is no session to discharge the token with"),
+					"log in with \"bulkhead auth login --org ORG\", as the user whose token it is")
 			default:
 				if list, err = d.renew(c.Context(), true); err != nil {
 					return err

@@ -39,27 +39,30 @@ In an app with a deploy file, the next deploy sets the environment to that of th
 			},
 		}
 		x.Flags().DurationVar(&wait, "wait", defaultWait, "how long one Machine may take to start")
-		x.Flags().DurationVar(&settle, "settle", 2*time.Second, "how long a started Machine must go on running to count as well")
+		x.Flags().DurationVar(&settle, "settle", 2*time.Second,
+			"how long a started Machine must go on running to count as well")
 		return x
 	}
-	set := change("set NAME=VALUE...", "NAME=VALUE", "Set environment variables and update the app's Machines", func(args []string) (map[string]*string, error) {
-		given, err := pairs("env", args)
-		if err != nil {
-			return nil, usagef("%s", strings.Replace(err.Error(), "--env ", "", 1))
-		}
-		values := map[string]*string{}
-		for k, v := range given {
-			values[k] = &v
-		}
-		return values, nil
-	})
-	unset := change("unset NAME...", "NAME", "Unset environment variables and update the app's Machines", func(args []string) (map[string]*string, error) {
-		values := map[string]*string{}
-		for _, k := range args {
-			values[k] = nil
-		}
-		return values, nil
-	})
+	set := change("set NAME=VALUE...", "NAME=VALUE", "Set environment variables and update the app's Machines",
+		func(args []string) (map[string]*string, error) {
+			given, err := pairs("env", args)
+			if err != nil {
+				return nil, usagef("%s", strings.Replace(err.Error(), "--env ", "", 1))
+			}
+			values := map[string]*string{}
+			for k, v := range given {
+				values[k] = &v
+			}
+			return values, nil
+		})
+	unset := change("unset NAME...", "NAME", "Unset environment variables and update the app's Machines",
+		func(args []string) (map[string]*string, error) {
+			values := map[string]*string{}
+			for _, k := range args {
+				values[k] = nil
+			}
+			return values, nil
+		})
 	c.AddCommand(list, set, unset)
 	return c
 }
@@ -118,7 +121,8 @@ func (s *session) managed(ctx context.Context, api *client.Client, app string) (
 	if err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(all, func(m client.Machine) bool { return m.Group() == "" || m.Config == nil || dead(m.State) }), nil
+	return slices.DeleteFunc(all,
+		func(m client.Machine) bool { return m.Group() == "" || m.Config == nil || dead(m.State) }), nil
 }
 
 // changeEnv gives the Machines another environment as a rolling deploy does: under leases,
@@ -139,7 +143,8 @@ func (s *session) changeEnv(ctx context.Context, values map[string]*string, wait
 		return err
 	}
 	if len(ms) == 0 {
-		return hint(fault.New(fault.NotFound, "app %s has no Machine that a deploy made", app), "\"bulkhead deploy -e NAME=VALUE\" makes one with it")
+		return hint(fault.New(fault.NotFound, "app %s has no Machine that a deploy made", app),
+			"\"bulkhead deploy --app %s --image IMAGE -e NAME=VALUE\" makes one with it", app)
 	}
 	known := map[string]bool{}
 	for _, m := range ms {
@@ -168,7 +173,8 @@ func (s *session) changeEnv(ctx context.Context, values map[string]*string, wait
 	}
 	for _, k := range slices.Sorted(maps.Keys(values)) {
 		if values[k] == nil && !known[k] {
-			return hint(fault.New(fault.NotFound, "app %s has no environment variable %s", app, fault.Clip(k)), "\"bulkhead env list --app %s\" shows those there are", app)
+			return hint(fault.New(fault.NotFound, "app %s has no environment variable %s", app, fault.Clip(k)),
+				"\"bulkhead env list --app %s\" shows those there are", app)
 		}
 	}
 	if err := d.run(ctx); err != nil {

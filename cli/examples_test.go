@@ -1,6 +1,9 @@
 package cli
 
 import (
+	"cmp"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -18,7 +21,7 @@ var (
 	inlineRE  = regexp.MustCompile("`bulkhead ([^`\n]+)`")
 )
 
-// TestExamplesParse checks every call of bulkhead that the documents show: the command
+// TestExamplesParse checks every call of bulkhead that documents and messages show: the command
 // exists, has the flags, and takes the arguments.
 func TestExamplesParse(t *testing.T) {
 	docs, err := filepath.Glob("../docs/*.md")
@@ -55,9 +58,46 @@ func TestExamplesParse(t *testing.T) {
 			}
 		}
 	}
-	if n < 100 {
+	n += sourceCalls(t)
+	if n < 200 {
 		t.Errorf("only %d calls were found", n)
 	}
+}
+
+// quotedRE is a call in a message of the program, in quotes or at its end.
+var quotedRE = regexp.MustCompile(`\\"bulkhead ([a-z][^"\\]*)\\"|: bulkhead ([a-z][^"\\]*)"`)
+
+// sourceCalls checks the calls that messages of the program name.
+func sourceCalls(t *testing.T) (n int) {
+	t.Helper()
+	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() && d.Name() == "build" {
+			return cmp.Or(err, fs.SkipDir)
+		}
+		if d.IsDir() || filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		for i, line := range strings.Split(string(b), "\n") {
+			if strings.HasPrefix(strings.TrimSpace(line), "//") {
+				continue
+			}
+			for _, m := range quotedRE.FindAllStringSubmatch(line, -1) {
+				n++
+				if why := parses(strings.ReplaceAll(m[1]+m[2], "%s", "x")); why != "" {
+					t.Errorf("%s:%d: bulkhead %s: %s", strings.TrimPrefix(path, "../"), i+1, m[1]+m[2], why)
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // parses says what is wrong with a call of bulkhead as a document shows it, "" for nothing.
@@ -115,7 +155,9 @@ func parsesAs(root *cobra.Command, args []string) string {
 	}
 	c.InheritedFlags() // adds the global ones
 	c.Flags().VisitAll(func(*pflag.Flag) {})
-	if err := c.ParseFlags(clean); err != nil {
+	if err := c.ParseFlags(clean); errors.Is(err, pflag.ErrHelp) {
+		return ""
+	} else if err != nil {
 		return err.Error()
 	}
 	if partial || c.Args == nil || len(c.Flags().Args()) == 0 {

@@ -15,31 +15,35 @@ func (s *session) machineExecCommand() *cobra.Command {
 	var timeout time.Duration
 	var stdin bool
 	c := &cobra.Command{
-		Use:   "exec ID -- COMMAND ARG...",
+		Use:   "exec [MACHINE] -- COMMAND ARG...",
 		Short: "Run a command inside a Machine",
 		Long: `Run a command inside a started Machine, without a terminal. What it writes comes
 out while it runs, byte for byte and without a limit.
 
 bulkhead exits with the command's own exit code, 128+N when signal N ended it. Where
 the command could not be run at all, the exit code is one of those that
-"bulkhead --help" lists; --json tells the two apart.`,
-		Example: `  bulkhead machine exec 3d8d413b4d6e89 --app shop -- ls -l /data
+"bulkhead --help" lists; --json tells the two apart.
+
+` + machineArg + `: the command follows "--" then.`,
+		Example: `  bulkhead machine exec --app shop -- ls -l /data
   bulkhead machine exec 3d8d413b4d6e89 --app shop --stdin -- sh < script.sh`,
 		Args: func(c *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return exactly("ID")(c, args)
-			}
-			if len(args) == 1 {
-				return hint(usagef("missing COMMAND"), "write it after \"--\": bulkhead machine exec %s -- COMMAND", args[0])
+			if _, command := execArgs(c, args); len(command) == 0 {
+				call := append([]string{"bulkhead machine exec"}, args...)
+				if s.appFlag != "" {
+					call = append(call, "--app", s.appFlag)
+				}
+				return hint(usagef("missing COMMAND"), "write it after \"--\": %s -- COMMAND", strings.Join(call, " "))
 			}
 			return nil
 		},
 		RunE: func(c *cobra.Command, args []string) error {
-			api, app, id, err := s.oneMachine(c.Context(), args[0])
+			which, command := execArgs(c, args)
+			api, app, id, err := s.oneMachine(c.Context(), which)
 			if err != nil {
 				return err
 			}
-			in := client.ExecInput{Command: args[1:], Timeout: int((timeout + time.Second - 1) / time.Second)}
+			in := client.ExecInput{Command: command, Timeout: int((timeout + time.Second - 1) / time.Second)}
 			var stdout, stderr bytes.Buffer
 			to := client.Streams{Stdout: s.env.Stdout, Stderr: s.env.Stderr}
 			if s.ui.json {
@@ -70,6 +74,15 @@ the command could not be run at all, the exit code is one of those that
 	c.Flags().DurationVar(&timeout, "timeout", 0, "how long the command may run (default 24h)")
 	c.Flags().BoolVarP(&stdin, "stdin", "i", false, "give the command this command's standard input, as it comes")
 	return c
+}
+
+// execArgs are the Machine and the command in the arguments of exec: without "--" the first
+// is the Machine, and before "--" there is one Machine or none.
+func execArgs(c *cobra.Command, args []string) (which string, command []string) {
+	if c.ArgsLenAtDash() == 0 || len(args) == 0 {
+		return "", args
+	}
+	return args[0], args[1:]
 }
 
 // maxExecJSON bounds each stream of a command that --json collects, in bytes.

@@ -152,6 +152,14 @@ func exitCode(e *fault.Error) int {
 // it is of no use to a user whose token has ended.
 const loginHint = "log in with \"bulkhead auth login\", or make a new login line on the server, as root: \"bulkheadd token\""
 
+// loginLineHint says how to log in where nothing is known of the cluster.
+const loginLineHint = "run a login line here: \"bulkheadd token\", as root on the server, prints one, " +
+	"and so does \"bulkhead orgs invite\""
+
+// pinHint says where the pin of a cluster is found.
+const pinHint = "\"bulkheadd token\", as root on the server, prints a line that has it, " +
+	"and \"bulkhead clusters list --json\" shows it to a user of the cluster; without the pin the server cannot be told from an impostor"
+
 func standardHint(e *fault.Error) string {
 	switch {
 	case e.Status == client.PinMismatch:

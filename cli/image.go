@@ -73,7 +73,8 @@ func isLocal(image string) bool {
 // checkReference checks the form of an image reference.
 func checkReference(image string) error {
 	if _, err := name.ParseReference(image); err != nil {
-		return hint(usagef("%q is neither an image reference nor an image on this computer", image), "give a reference such as registry.example.com/app:tag, an OCI layout folder, or an archive made by \"docker save\"")
+		return hint(usagef("%q is neither an image reference nor an image on this computer", image),
+			"give a reference such as registry.example.com/app:tag, an OCI layout folder, or an archive made by \"docker save\"")
 	}
 	return nil
 }

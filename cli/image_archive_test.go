@@ -38,7 +38,8 @@ func TestCompressedArchives(t *testing.T) {
 	if img.kind != "docker archive" || img.plain == nil || len(img.plain.layers) != 1 {
 		t.Errorf("%s, %+v", img.kind, img.plain)
 	}
-	for _, tc := range []struct{ how, head string }{{"xz", "\xfd7zXZ\x00"}, {"lzip", "LZIP"}, {"lz4", "\x04\x22\x4d\x18"}} {
+	for _, tc := range []struct{ how, head string }{{"xz", "\xfd7zXZ\x00"}, {"lzip", "LZIP"}, {"lz4",
+		"\x04\x22\x4d\x18"}} {
 		_, err := openImage(imageSource{name: write("image.tar."+tc.how, []byte(tc.head+"rest of it"))}, []string{"amd64"})
 		if err == nil || !strings.Contains(err.Error(), "it is compressed with "+tc.how+", which is not supported") {
 			t.Errorf("%s: %v", tc.how, err)
@@ -46,7 +47,8 @@ func TestCompressedArchives(t *testing.T) {
 			t.Errorf("%s: exit code %d, hint %q", tc.how, h.exit, h.hint)
 		}
 	}
-	if _, err := openImage(imageSource{name: write("cut.tar.bz2", b[:len(b)/2])}, []string{"amd64"}); err == nil || !strings.Contains(err.Error(), "compression is damaged") {
+	_, err = openImage(imageSource{name: write("cut.tar.bz2", b[:len(b)/2])}, []string{"amd64"})
+	if err == nil || !strings.Contains(err.Error(), "compression is damaged") {
 		t.Errorf("a cut archive: %v", err)
 	}
 }

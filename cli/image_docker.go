@@ -31,7 +31,8 @@ func fromDocker(file string, f *os.File, entries archive) (v1.Image, *plainLayer
 		}
 	}
 	if len(names) > 1 {
-		return nil, nil, malformed(file, "it holds %d images (%s); make an archive with one", len(names), strings.Join(names, ", "))
+		return nil, nil, malformed(file, "it holds %d images (%s); make an archive with one", len(names),
+			strings.Join(names, ", "))
 	}
 	if len(list) > 1 && len(list[0].RepoTags) > 0 {
 		if t, err := name.NewTag(list[0].RepoTags[0]); err == nil {
@@ -81,9 +82,8 @@ func plainOf(img v1.Image, d tarball.Descriptor, f *os.File, entries archive) (*
 		if how != "" {
 			return nil, fmt.Errorf("its layer %s is compressed with %s, which is not supported; use gzip or zstd", name, how)
 		}
-		p.layers = append(p.layers, plainLayer{diffID: cf.RootFS.DiffIDs[i], size: at.size, open: func() (io.ReadCloser, error) {
-			return io.NopCloser(io.NewSectionReader(f, at.off, at.size)), nil
-		}})
+		open := func() (io.ReadCloser, error) { return io.NopCloser(io.NewSectionReader(f, at.off, at.size)), nil }
+		p.layers = append(p.layers, plainLayer{diffID: cf.RootFS.DiffIDs[i], size: at.size, open: open})
 	}
 	return p, nil
 }

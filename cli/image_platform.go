@@ -38,7 +38,8 @@ func checkPlatform(img *localImage, arches []string) error {
 
 func wrongPlatform(path, have string, arches []string) error {
 	want := "linux/" + strings.Join(arches, ", linux/")
-	return hint(malformed(path, "it is built for %s, and the cluster runs %s", have, want), "build it with --platform %s", "linux/"+arches[0])
+	return hint(malformed(path, "it is built for %s, and the cluster runs %s", have, want),
+		"build it with --platform %s", "linux/"+arches[0])
 }
 
 // exposedPort returns the one TCP port that the image says it listens on, 0 when it

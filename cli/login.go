@@ -19,7 +19,8 @@ func (s *session) loginCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "login URL --pin PIN --token TOKEN",
 		Short: "Log in to a cluster",
-		Long: `Log in to a cluster with the line that "bulkheadd up" printed.
+		Long: `Log in to a cluster with the line that the first "bulkheadd up" printed, or that
+"bulkheadd token" or "bulkhead orgs invite" prints.
 
 The server is recognized by its public key alone: PIN is the base64url SHA-256 of
 that key. The address, pin and token are kept in bulkhead/config.json in the user's
@@ -40,13 +41,14 @@ In CI, set BULKHEAD_URL, BULKHEAD_PIN and BULKHEAD_TOKEN instead; nothing is sto
 	c.Flags().StringVar(&pin, "pin", "", "pin of the server's public key, base64url SHA-256 (required)")
 	c.Flags().StringVar(&token, "token", "", "token; \"-\" reads it from standard input")
 	c.Flags().StringVar(&name, "name", "", "name for this cluster (default its domain)")
-	c.Flags().StringVar(&as, "as", "", "your user name, with a one-time token (default the name of the user on this machine)")
+	c.Flags().StringVar(&as, "as", "",
+		"your user name, with a one-time token (default the name of the user on this machine)")
 	return c
 }
 
 func (s *session) login(ctx context.Context, url, pin, token, name, as string) error {
 	if pin == "" {
-		return hint(usagef("missing --pin"), "\"bulkheadd up\" prints the whole line; without the pin the server cannot be told from an impostor")
+		return hint(usagef("missing --pin"), pinHint)
 	}
 	token, err := s.readToken(token)
 	if err != nil {
@@ -57,11 +59,10 @@ func (s *session) login(ctx context.Context, url, pin, token, name, as string) e
 			return usage(err)
 		}
 	}
-	api, err := client.New(client.Config{URL: url, Pin: pin, Token: token, Proxy: s.proxyAddr(), UserAgent: "bulkhead/" + version()})
+	api, err := s.connect(client.Config{URL: url, Pin: pin, Token: token})
 	if err != nil {
-		return usage(err)
+		return err
 	}
-	s.api = api
 	cfg, path, err := s.readConfig()
 	if err != nil {
 		return err
@@ -70,7 +71,8 @@ func (s *session) login(ctx context.Context, url, pin, token, name, as string) e
 	who, err := s.enter(ctx, api, &token, as)
 	if err != nil {
 		if fault.Is(err, fault.Unauthenticated) {
-			return hint(&failure{msg: fmt.Sprintf("%s does not accept this token: %s", api.URL(), fault.MessageOf(err)), kind: string(fault.Unauthenticated), exit: ExitUnauthorized, cause: err},
+			return hint(&failure{msg: fmt.Sprintf("%s does not accept this token: %s", api.URL(), fault.MessageOf(err)),
+				kind: string(fault.Unauthenticated), exit: ExitUnauthorized, cause: err},
 				"copy the whole line; a one-time token is good once, and \"bulkheadd token\", run as root on the server, makes another")
 		}
 		return err
@@ -84,7 +86,8 @@ func (s *session) login(ctx context.Context, url, pin, token, name, as string) e
 	if once {
 		s.ui.progress("this login ends, and the token you used is spent: add a passkey to sign in again, with \"bulkhead auth passkey add\"")
 	}
-	return s.ui.result(map[string]string{"cluster": name, "url": api.URL(), "config": path, "user": who}, func(io.Writer) {})
+	return s.ui.result(map[string]string{"cluster": name, "url": api.URL(), "config": path, "user": who},
+		func(io.Writer) {})
 }
 
 // enter finds out who a token stands for. A one-time token it spends first: token is the
@@ -134,7 +137,8 @@ func (s *session) readToken(token string) (string, error) {
 		return token, nil
 	}
 	if token == "" && !s.env.StdinTTY {
-		return "", hint(usagef("missing --token"), "\"bulkheadd up\" prints the whole line; --token - reads the token from standard input")
+		return "", hint(usagef("missing --token"),
+			"\"bulkheadd token\", as root on the server, prints a line that has one; --token - reads it from standard input")
 	}
 	var b []byte
 	var err error
@@ -173,7 +177,8 @@ func (s *session) logoutCommand() *cobra.Command {
 				name = args[0]
 			}
 			if _, ok := cfg.Clusters[name]; !ok {
-				return hint(fault.New(fault.NotFound, "not logged in to a cluster %q", name), "\"bulkhead clusters list\" shows those there are")
+				return hint(fault.New(fault.NotFound, "not logged in to a cluster %q", name),
+					"\"bulkhead clusters list\" shows those there are")
 			}
 			delete(cfg.Clusters, name)
 			if cfg.Default == name {
@@ -192,7 +197,8 @@ func (s *session) logoutCommand() *cobra.Command {
 }
 
 func (s *session) clustersCommand() *cobra.Command {
-	c := group("clusters", "List the clusters logged in to, and choose one", "List the clusters logged in to, and choose the default one.")
+	c := group("clusters", "List the clusters logged in to, and choose one",
+		"List the clusters logged in to, and choose the default one.")
 	c.AddCommand(s.clusterCACommand(), &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List the clusters logged in to", Args: exactly(),
 		RunE: func(*cobra.Command, []string) error {
@@ -226,7 +232,8 @@ func (s *session) clustersCommand() *cobra.Command {
 				return err
 			}
 			if _, ok := cfg.Clusters[args[0]]; !ok {
-				return hint(fault.New(fault.NotFound, "not logged in to a cluster %q", args[0]), "\"bulkhead clusters list\" shows those there are")
+				return hint(fault.New(fault.NotFound, "not logged in to a cluster %q", args[0]),
+					"\"bulkhead clusters list\" shows those there are")
 			}
 			cfg.Default = args[0]
 			if err := writeConfig(path, cfg); err != nil {

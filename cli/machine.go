@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -16,7 +17,8 @@ import (
 )
 
 func (s *session) machineCommand() *cobra.Command {
-	c := group("machine", "Run, list and control Machines", "Run, list and control single Machines. \"bulkhead deploy\" manages those of an app as a whole.")
+	c := group("machine", "Run, list and control Machines",
+		"Run, list and control single Machines. \"bulkhead deploy\" manages those of an app as a whole.")
 	c.Aliases = []string{"machines", "m"}
 	c.AddCommand(s.machineRunCommand(), s.machineListCommand(), s.machineStatusCommand(),
 		s.machineStartCommand(), s.machineStopCommand(), s.machineRestartCommand(),
@@ -64,7 +66,8 @@ func machineTable(w io.Writer, ms []client.Machine) {
 		if m.Config != nil {
 			image = m.Config.Image
 		}
-		rows = append(rows, []string{string(m.ID), m.Name, string(m.State), m.Group(), m.Region, m.PrivateIP, shortImage(image)})
+		rows = append(rows, []string{string(m.ID), m.Name, string(m.State), m.Group(), m.Region, m.PrivateIP,
+			shortImage(image)})
 	}
 	table(w, []string{"ID", "NAME", "STATE", "GROUP", "REGION", "PRIVATE IP", "IMAGE"}, rows)
 }
@@ -127,7 +130,8 @@ func printMachine(w io.Writer, m client.Machine) {
 	fmt.Fprintln(w)
 	var rows [][]string
 	for _, e := range m.Events {
-		rows = append(rows, []string{time.UnixMilli(e.Timestamp).UTC().Format(time.RFC3339), e.Type, e.Status, eventDetail(e)})
+		rows = append(rows, []string{time.UnixMilli(e.Timestamp).UTC().Format(time.RFC3339), e.Type, e.Status,
+			eventDetail(e)})
 	}
 	table(w, []string{"TIME", "EVENT", "STATE", "DETAIL"}, rows)
 }
@@ -188,7 +192,8 @@ func (s *session) machineID(ctx context.Context, api *client.Client, app, arg st
 	case len(found) > 1:
 		return "", hint(usagef("%d Machines of app %s have the name %q; give the id", len(found), app, arg), list, app)
 	case arg == "":
-		return "", hint(fault.New(fault.NotFound, "app %s has no Machine", app), "\"bulkhead deploy --app %s\" makes one", app)
+		return "", hint(fault.New(fault.NotFound, "app %s has no Machine", app),
+			"\"bulkhead deploy --app %s --image IMAGE\" makes one", app)
 	}
 	none := fault.New(fault.NotFound, "there is no Machine %q in app %s", fault.Clip(arg), app)
 	if near := fault.Nearest(arg, names); near != "" {
@@ -200,17 +205,31 @@ func (s *session) machineID(ctx context.Context, api *client.Client, app, arg st
 // machineError names the Machine and the app in "not found".
 func machineError(err error, app string, id key.MachineID) error {
 	if fault.Is(err, fault.NotFound) {
-		return hint(fault.Wrap(fault.NotFound, nil, "there is no Machine %s in app %s", id, app), "\"bulkhead machine list --app %s\" shows those there are", app)
+		return hint(fault.Wrap(fault.NotFound, nil, "there is no Machine %s in app %s", id, app),
+			"\"bulkhead machine list --app %s\" shows those there are", app)
 	}
-	if fault.Is(err, fault.Conflict) {
-		return hint(err, "somebody may be deploying; try again in a moment")
+	switch statusOf(err) {
+	case client.Leased:
+		return hint(err, "another deploy may hold it; try again when it has ended")
+	case client.NoCapacity:
+		return hint(err, "stop or destroy another Machine, or ask for less memory with --memory in a deploy")
 	}
 	return err
 }
 
+// statusOf is the word that the API gives an error for programs, "" for none.
+func statusOf(err error) string {
+	var e *fault.Error
+	if errors.As(err, &e) {
+		return e.Status
+	}
+	return ""
+}
+
 // each runs one action on every Machine named, stops at the first error, and prints
 // what was done.
-func (s *session) each(ctx context.Context, ids []string, verb string, act func(*client.Client, string, key.MachineID) error) error {
+func (s *session) each(ctx context.Context, ids []string, verb string, act func(*client.Client, string,
+	key.MachineID) error) error {
 	if len(ids) == 0 {
 		ids = []string{""}
 	}
@@ -258,7 +277,8 @@ func (s *session) machineStartCommand() *cobra.Command {
 }
 
 // started waits until a Machine runs.
-func (s *session) started(ctx context.Context, api *client.Client, app string, id key.MachineID, wait time.Duration) error {
+func (s *session) started(ctx context.Context, api *client.Client, app string, id key.MachineID,
+	wait time.Duration) error {
 	m, err := api.Machine(ctx, app, id)
 	if err != nil {
 		return err
@@ -291,8 +311,10 @@ func (s *session) machineStopCommand() *cobra.Command {
 			})
 		},
 	}
-	c.Flags().StringVar(&signal, "signal", "", "signal to send, such as SIGTERM (default what the Machine's config says, or SIGINT)")
-	c.Flags().DurationVar(&timeout, "timeout", 0, "time to end before the process is killed (default what the Machine's config says, or 5s)")
+	c.Flags().StringVar(&signal, "signal", "",
+		"signal to send, such as SIGTERM (default what the Machine's config says, or SIGINT)")
+	c.Flags().DurationVar(&timeout, "timeout", 0,
+		"time to end before the process is killed (default what the Machine's config says, or 5s)")
 	c.Flags().DurationVar(&wait, "wait", time.Minute, "how long to wait until it has stopped; 0 does not wait")
 	return c
 }
@@ -312,7 +334,8 @@ func (s *session) machineRestartCommand() *cobra.Command {
 			})
 		},
 	}
-	c.Flags().DurationVar(&timeout, "timeout", 0, "time to end before the process is killed (default what the Machine's config says, or 5s)")
+	c.Flags().DurationVar(&timeout, "timeout", 0,
+		"time to end before the process is killed (default what the Machine's config says, or 5s)")
 	c.Flags().BoolVar(&force, "force", false, "kill the process at once")
 	c.Flags().DurationVar(&wait, "wait", time.Minute, "how long to wait until it runs; 0 does not wait")
 	return c
@@ -326,7 +349,10 @@ func (s *session) machineDestroyCommand() *cobra.Command {
 		RunE: func(c *cobra.Command, args []string) error {
 			return s.each(c.Context(), args, "destroyed", func(api *client.Client, app string, id key.MachineID) error {
 				err := api.DestroyMachine(c.Context(), app, id, force, "")
-				if k := fault.KindOf(err); !force && (k == fault.Conflict || k == fault.Precondition || k == fault.Invalid || k == fault.Unprocessable) {
+				if err == nil || force || statusOf(err) == client.Leased {
+					return err
+				}
+				if m, gerr := api.Machine(c.Context(), app, id); gerr == nil && m.State != machine.Stopped && !dead(m.State) {
 					return hint(err, "stop it first, or add --force")
 				}
 				return err

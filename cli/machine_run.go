@@ -110,7 +110,8 @@ exits with its exit code, 128+N when signal N ended it. Ctrl-C destroys the Mach
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "environment variable NAME=VALUE; may be repeated")
 	fl.StringArrayVar(&f.metadata, "metadata", nil, "metadata KEY=VALUE; may be repeated")
 	fl.IntVar(&f.port, "port", 0, "port the app listens on, to be reached at the app's HTTPS address (default none)")
-	fl.StringVar(&f.restart, "restart", "", "restart policy: no, on-failure or always (default no with --rm, else on-failure)")
+	fl.StringVar(&f.restart, "restart", "",
+		"restart policy: no, on-failure or always (default no with --rm, else on-failure)")
 	fl.StringVar(&f.entrypoint, "entrypoint", "", "program to run instead of the image's entrypoint")
 	fl.BoolVar(&f.rm, "rm", false, "show the output until the process ends, then destroy the Machine")
 	fl.BoolVarP(&f.detach, "detach", "d", false, "do not wait until it runs")
@@ -189,7 +190,9 @@ func (s *session) machineRun(ctx context.Context, image string, command []string
 	}
 	s.ui.progress("created machine %s", m.ID)
 	if !f.detach {
+		stop := s.ui.waiting("waiting for machine " + string(m.ID))
 		now, err := awaitStarted(ctx, api, app, m, f.wait, 0, func(st machine.State) { s.ui.progress("%s is %s", m.ID, st) })
+		stop()
 		if err != nil && f.rm && exitOfMachine(now) != nil {
 			err = nil // a job that was over before anybody looked
 		}
@@ -209,7 +212,8 @@ const logTail = 20
 
 // abandon ends a command whose new Machines did not come up: it shows why, destroys
 // them unless they are to be kept, and returns the error. It works on after Ctrl-C.
-func (s *session) abandon(ctx context.Context, api *client.Client, app string, made []client.Machine, keep bool, err error) error {
+func (s *session) abandon(ctx context.Context, api *client.Client, app string, made []client.Machine, keep bool,
+	err error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 	defer cancel()
 	err = s.explain(ctx, api, app, err)
@@ -219,11 +223,13 @@ func (s *session) abandon(ctx context.Context, api *client.Client, app string, m
 			continue
 		}
 		derr := api.DestroyMachine(ctx, app, m.ID, true, m.Nonce)
-		if now, gerr := api.Machine(ctx, app, m.ID); derr != nil && gerr == nil && (now.State == machine.Destroyed || now.State == machine.Destroying) {
+		now, gerr := api.Machine(ctx, app, m.ID)
+		if gerr == nil && (now.State == machine.Destroyed || now.State == machine.Destroying) {
 			derr = nil // it was destroyed by itself
 		}
 		if derr != nil && classify(derr).exit != ExitNotFound {
-			s.ui.warn("machine %s could not be destroyed: %s; \"bulkhead machine destroy --force --app %s %s\" tries again", m.ID, classify(derr).msg, app, m.ID)
+			s.ui.warn("machine %s could not be destroyed: %s; \"bulkhead machine destroy --force --app %s %s\" tries again",
+				m.ID, classify(derr).msg, app, m.ID)
 			continue
 		}
 		s.ui.progress("destroyed machine %s, which this command had made", m.ID)

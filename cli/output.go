@@ -30,6 +30,8 @@ type ui struct {
 
 	mu        sync.Mutex // serializes lines on err
 	transient bool       // the line on err is to be written over; under mu
+	waits     int        // calls of waiting that have not ended; under mu
+	bars      bool       // somebody else draws on err; under mu
 }
 
 // result prints a command's result: v with --json, else what text writes.
@@ -94,24 +96,38 @@ func (u *ui) wipe() {
 	}
 }
 
-// waiting shows on a terminal, each second until stop is called, what the command waits
-// for and since when. Nothing else may write to the terminal but through u.
+// waitShown is after how long a wait is shown, and then shown again. A command is never
+// silent for a second on a terminal.
+const waitShown = 900 * time.Millisecond
+
+// waiting shows on a terminal, until stop is called, what the command waits for and since
+// when. A wait inside another one is not shown: the outer one says more. Nothing else may
+// write to the terminal but through u, or after u.drawn(true).
 func (u *ui) waiting(what string) (stop func()) {
 	if !u.errTTY || u.json || u.quiet {
 		return func() {}
 	}
+	u.mu.Lock()
+	u.waits++
+	inner := u.waits > 1
+	u.mu.Unlock()
+	if inner {
+		return func() { u.mu.Lock(); u.waits--; u.mu.Unlock() }
+	}
 	began, end, ended := time.Now(), make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
-		tick := time.NewTicker(time.Second)
+		tick := time.NewTicker(waitShown)
 		defer tick.Stop()
 		for {
 			select {
 			case <-tick.C:
 				u.mu.Lock()
-				u.wipe()
-				fmt.Fprintf(u.err, "… %s (%s)", clean(what), time.Since(began).Round(time.Second))
-				u.transient = true
+				if !u.bars {
+					u.wipe()
+					fmt.Fprintf(u.err, "… %s (%s)", clean(what), max(time.Since(began).Round(time.Second), time.Second))
+					u.transient = true
+				}
 				u.mu.Unlock()
 			case <-end:
 				u.mu.Lock()
@@ -121,7 +137,21 @@ func (u *ui) waiting(what string) (stop func()) {
 			}
 		}
 	}()
-	return func() { close(end); <-ended }
+	return func() {
+		close(end)
+		<-ended
+		u.mu.Lock()
+		u.waits--
+		u.mu.Unlock()
+	}
+}
+
+// drawn says that somebody else draws on the terminal, or does so no more.
+func (u *ui) drawn(bars bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.wipe()
+	u.bars = bars
 }
 
 // finish reports how the command ended and returns its exit code.

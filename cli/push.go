@@ -40,7 +40,8 @@ func architectures(ctx context.Context, api *client.Client) ([]string, error) {
 // resolveImage turns what the user named into a reference that the cluster can
 // fetch: a reference as it is, an image on this computer pushed to the cluster's
 // registry. It returns the port the image exposes, when there is exactly one.
-func (s *session) resolveImage(ctx context.Context, api *client.Client, app string, image imageSource) (ref string, port int, err error) {
+func (s *session) resolveImage(ctx context.Context, api *client.Client, app string, image imageSource) (ref string,
+	port int, err error) {
 	if image.folder == "" && !isLocal(image.name) {
 		return image.name, 0, checkReference(image.name)
 	}
@@ -66,15 +67,18 @@ func (s *session) resolveImage(ctx context.Context, api *client.Client, app stri
 // push uploads an image to the cluster's registry, without the layers that are
 // there already, and returns a reference by digest.
 func (s *session) push(ctx context.Context, api *client.Client, app string, img *localImage) (string, error) {
-	tag, err := name.NewTag(fmt.Sprintf("%s/%s:deployment-%s", api.Registry(), app, strings.ToLower(ulid.Make().String())), name.StrictValidation)
+	tag, err := name.NewTag(fmt.Sprintf("%s/%s:deployment-%s", api.Registry(), app,
+		strings.ToLower(ulid.Make().String())), name.StrictValidation)
 	if err != nil {
 		return "", fault.Wrap(fault.Invalid, err, "%s/%s cannot be the name of an image", api.Registry(), app)
 	}
+	stop := s.ui.waiting("reading " + img.path) // a layer of unknown digest is read whole
 	digest, err := img.Digest()
-	if err != nil {
-		return "", malformed(img.path, "%v", err)
+	var tracked *trackedImage
+	if err == nil {
+		tracked, err = s.track(ctx, img)
 	}
-	tracked, err := s.track(ctx, img)
+	stop()
 	if err != nil {
 		return "", malformed(img.path, "%v", err)
 	}
@@ -315,12 +319,14 @@ func (v *lineView) end(bool) {}
 
 // barView draws one bar per layer.
 type barView struct {
+	ui   *ui
 	p    *mpb.Progress
 	bars []*mpb.Bar
 }
 
 func newBarView(ctx context.Context, u *ui, infos []layerInfo) *barView {
-	v := &barView{p: mpb.NewWithContext(ctx, mpb.WithOutput(u.err), mpb.WithWidth(30))}
+	u.drawn(true)
+	v := &barView{ui: u, p: mpb.NewWithContext(ctx, mpb.WithOutput(u.err), mpb.WithWidth(30))}
 	for _, i := range infos {
 		v.bars = append(v.bars, v.p.AddBar(max(i.size, 1),
 			mpb.PrependDecorators(decor.Name("  "+i.short+" ")),
@@ -344,6 +350,7 @@ func (v *barView) end(ok bool) {
 		}
 	}
 	v.p.Wait()
+	v.ui.drawn(false)
 }
 
 // plural gives "1 layer" and "2 layers".

@@ -23,7 +23,8 @@ const maxSecretInput = 1 << 20
 func (s *session) secretsCommand() *cobra.Command {
 	c := group("secrets", "Set, list and unset an app's secrets", `Set, list and unset an app's secrets: environment variables of its Machines that the
 platform keeps encrypted and never shows again, to anybody.`)
-	c.AddCommand(s.secretsSetCommand(), s.secretsImportCommand(), s.secretsListCommand(), s.secretsUnsetCommand(), s.secretsDeployCommand())
+	c.AddCommand(s.secretsSetCommand(), s.secretsImportCommand(), s.secretsListCommand(), s.secretsUnsetCommand(),
+		s.secretsDeployCommand())
 	return c
 }
 
@@ -68,7 +69,8 @@ func (s *session) secretArgs(args []string) (map[string]*string, error) {
 	for i, a := range args {
 		name, value, ok := strings.Cut(a, "=")
 		if !ok || name == "" {
-			return nil, hint(usagef("argument %d is not of the form NAME=VALUE", i+1), "NAME=- reads the value from standard input")
+			return nil, hint(usagef("argument %d is not of the form NAME=VALUE", i+1),
+				"NAME=- reads the value from standard input")
 		}
 		if values[name] != nil {
 			return nil, usagef("%s is given twice", name)
@@ -149,7 +151,8 @@ func (s *session) secretsUnsetCommand() *cobra.Command {
 			values := map[string]*string{}
 			for _, name := range args {
 				if !slices.ContainsFunc(have.Secrets, func(x client.Secret) bool { return x.Name == name }) {
-					return hint(fault.New(fault.NotFound, "app %s has no secret %s", app, name), "\"bulkhead secrets list\" shows those there are")
+					return hint(fault.New(fault.NotFound, "app %s has no secret %s", app, name),
+						"\"bulkhead secrets list --app %s\" shows those there are", app)
 				}
 				values[name] = nil
 			}
@@ -179,11 +182,12 @@ func (s *session) changeSecrets(ctx context.Context, values map[string]*string, 
 	}
 	restarted := []string{}
 	if f.stage {
-		s.ui.progress("staged: Machines have it from their next start on; \"bulkhead secrets deploy\" restarts them now")
+		s.ui.progress("staged: Machines have it from their next start on; \"bulkhead secrets deploy --app %s\" restarts them now", app)
 	} else if restarted, err = s.deploySecrets(ctx, api, app, f.wait); err != nil {
 		return hint(err, "the secrets are set; \"bulkhead secrets deploy --app %s\" goes on", app)
 	}
-	return s.ui.result(map[string]any{"app": app, "version": out.Version, "staged": f.stage, "restarted": restarted}, func(io.Writer) {})
+	return s.ui.result(map[string]any{"app": app, "version": out.Version, "staged": f.stage, "restarted": restarted},
+		func(io.Writer) {})
 }
 
 func (s *session) secretsListCommand() *cobra.Command {
@@ -235,7 +239,8 @@ start.`,
 }
 
 // deploySecrets restarts the Machines that run, and says which.
-func (s *session) deploySecrets(ctx context.Context, api *client.Client, app string, wait time.Duration) ([]string, error) {
+func (s *session) deploySecrets(ctx context.Context, api *client.Client, app string,
+	wait time.Duration) ([]string, error) {
 	machines, err := api.Machines(ctx, app)
 	if err != nil {
 		return nil, err

@@ -40,6 +40,9 @@ type Config struct {
 	// Proxy is an http:// or socks5:// proxy for every connection; empty means a
 	// direct connection, whatever the environment says.
 	Proxy string
+	// Waits is called before each wait for the server, and what it returns after it: a
+	// terminal shows what the user waits for. nil: nobody is interested.
+	Waits func() (done func())
 	// UserAgent is sent with every request; empty means "bulkhead".
 	UserAgent string
 }
@@ -50,6 +53,7 @@ type Client struct {
 	token     string
 	renew     func(ctx context.Context, again bool) (string, error)
 	agent     string
+	waits     func() (done func())
 	transport *pinnedTransport
 	http      *http.Client
 }
@@ -64,6 +68,12 @@ const (
 // it from a server that answers that something behind it is unavailable.
 const Unreachable = "unreachable"
 
+// Statuses that the API gives errors, for programs.
+const (
+	Leased     = "leased"                // somebody else holds the Machine's lease
+	NoCapacity = "insufficient_capacity" // no node has room
+)
+
 // defaultTimeout bounds a call whose context has no earlier deadline.
 const defaultTimeout = 60 * time.Second
 
@@ -77,7 +87,8 @@ func New(c Config) (*Client, error) {
 		return nil, fault.New(fault.Unauthenticated, "no token for %s", u.Host)
 	}
 	if strings.ContainsAny(c.Token, " \t\r\n") {
-		return nil, fault.New(fault.Invalid, "the token holds white space; it must be one word, which starts with fm2_ or bh_")
+		return nil, fault.New(fault.Invalid,
+			"the token holds white space; it must be one word, which starts with fm2_ or bh_")
 	}
 	t, err := newPinnedTransport(c.Pin, c.Proxy)
 	if err != nil {
@@ -87,8 +98,12 @@ func New(c Config) (*Client, error) {
 	if agent == "" {
 		agent = "bulkhead"
 	}
+	waits := c.Waits
+	if waits == nil {
+		waits = func() func() { return func() {} }
+	}
 	return &Client{
-		base: u, token: c.Token, renew: c.Renew, agent: agent, transport: t,
+		base: u, token: c.Token, renew: c.Renew, agent: agent, waits: waits, transport: t,
 		http: &http.Client{
 			Transport: t,
 			// The API never redirects; following one could carry the token elsewhere.
@@ -105,14 +120,16 @@ func ParseURL(s string) (*url.URL, error) {
 		return nil, fault.New(fault.Invalid, "%q is not an address such as https://api.example.com", s)
 	}
 	if u.Scheme != "https" {
-		return nil, fault.New(fault.Invalid, "the address %q must start with https://, or the token would travel in the clear", s)
+		return nil, fault.New(fault.Invalid,
+			"the address %q must start with https://, or the token would travel in the clear", s)
 	}
 	if u.User != nil || u.RawQuery != "" || u.Fragment != "" || (u.Path != "" && u.Path != "/") {
 		return nil, fault.New(fault.Invalid, "the address %q must end after the host and port", s)
 	}
 	host := strings.ToLower(u.Hostname())
 	if !strings.HasPrefix(host, "api.") || len(host) == len("api.") {
-		return nil, fault.New(fault.Invalid, "the host of %q must start with \"api.\", since the registry and the apps are its siblings", s)
+		return nil, fault.New(fault.Invalid,
+			"the host of %q must start with \"api.\", since the registry and the apps are its siblings", s)
 	}
 	return &url.URL{Scheme: "https", Host: strings.TrimSuffix(strings.ToLower(u.Host), ":")}, nil
 }
@@ -179,6 +196,7 @@ func (c *Client) do(ctx context.Context, r call) error {
 	if r.timeout == 0 {
 		r.timeout = defaultTimeout
 	}
+	defer c.waits()()
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	for attempt, pause := 1, 100*time.Millisecond; ; attempt, pause = attempt+1, pause*4 {
@@ -212,7 +230,8 @@ func (c *Client) once(ctx context.Context, r call) error {
 		return c.transportError(ctx, err)
 	}
 	if err := json.Unmarshal(b, r.out); err != nil {
-		return fault.Wrap(fault.Internal, err, "%s answered %s %s with something that is not the expected JSON", c.base.Host, r.method, pathOf(r.path))
+		return fault.Wrap(fault.Internal, err, "%s answered %s %s with something that is not the expected JSON",
+			c.base.Host, r.method, pathOf(r.path))
 	}
 	return nil
 }
@@ -277,7 +296,9 @@ func (c *Client) sendAs(ctx context.Context, r call, token string) (*http.Respon
 	if r.nonce != "" {
 		req.Header.Set(NonceHeader, r.nonce)
 	}
+	answered := c.waits()
 	resp, err := c.http.Do(req)
+	answered()
 	if err != nil {
 		return nil, c.transportError(ctx, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
 	"net/http"
 	"time"
 
@@ -42,7 +43,8 @@ func (c *Client) BeginLogin(ctx context.Context, name, org string, device bool) 
 	rand.Read(b[:])
 	l := &Login{secret: base64.RawURLEncoding.EncodeToString(b[:])}
 	sum := sha256.Sum256([]byte(l.secret))
-	in := map[string]any{"name": name, "organization": org, "device": device, "challenge": base64.RawURLEncoding.EncodeToString(sum[:])}
+	in := map[string]any{"name": name, "organization": org, "device": device,
+		"challenge": base64.RawURLEncoding.EncodeToString(sum[:])}
 	err := c.do(ctx, call{method: http.MethodPost, path: []string{"cli_sessions"}, in: in, out: l})
 	return l, err
 }
@@ -54,7 +56,8 @@ func (c *Client) AwaitLogin(ctx context.Context, l *Login) (*LoginToken, error) 
 	defer cancel()
 	for {
 		var out LoginToken
-		err := c.once(ctx, call{method: http.MethodPost, path: []string{"cli_sessions", l.ID, "poll"}, in: map[string]string{"secret": l.secret}, out: &out})
+		err := c.once(ctx, call{method: http.MethodPost, path: []string{"cli_sessions", l.ID, "poll"},
+			in: map[string]string{"secret": l.secret}, out: &out})
 		switch {
 		case err == nil && out.Token != "":
 			return &out, nil
@@ -65,6 +68,9 @@ func (c *Client) AwaitLogin(ctx context.Context, l *Login) (*LoginToken, error) 
 		}
 		select {
 		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return nil, fault.New(fault.Timeout, "nobody approved the login within %d s", l.ExpiresIn)
+			}
 			return nil, ctx.Err()
 		case <-time.After(pause):
 		}

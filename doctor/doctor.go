@@ -81,7 +81,8 @@ func Examine(ctx context.Context, p Platform) (*Report, error) {
 		r.Findings = append(r.Findings, leftSockets(p, r.Listeners)...)
 		r.Findings = append(r.Findings, thisHost.memory(procs)...)
 	} else {
-		r.Findings = append(r.Findings, Finding{"running", Warn, "the platform does not run: nothing that listens could be tried, and what the controller knows could not be asked", "start it with bulkheadd up and run the doctor again"})
+		r.Findings = append(r.Findings, Finding{"running", Warn,
+			"the platform does not run: nothing that listens could be tried, and what the controller knows could not be asked", "start it with bulkheadd up and run the doctor again"})
 	}
 	r.Findings = append(r.Findings, hostFindings(p, thisHost)...)
 	r.Findings = append(r.Findings, strangerReads(func(uid uint32, errands []errand) ([]errandResult, error) {
@@ -124,7 +125,8 @@ func (r *Report) WriteJSON(w io.Writer) error {
 // warned of, and notes. Verbose adds what is in order, and every socket with what was tried.
 func (r *Report) WriteText(w io.Writer, verbose bool) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d failed, %s, %s, %d ok", r.Count(Fail), counted(r.Count(Warn), "warning"), counted(r.Count(Note), "note"), r.Count(OK))
+	fmt.Fprintf(&b, "%d failed, %s, %s, %d ok", r.Count(Fail), counted(r.Count(Warn), "warning"), counted(r.Count(Note),
+		"note"), r.Count(OK))
 	if !verbose {
 		b.WriteString(" (-v shows what was tried)")
 	}

@@ -89,6 +89,8 @@ app = "site"
 		t.Errorf("open: %s", out)
 	}
 
+	t.Run("TestHintsAreTrue", func(t *testing.T) { hints(t, w.In(t), bare, archive) })
+
 	// A failed deploy says why and leaves the running version alone.
 	out, errs, code := w.CLIWith(bare, "deploy", "--app", "site", "--image", broken(t))
 	if code == 0 || !strings.Contains(errs, "broken.tar") {

@@ -349,18 +349,24 @@ func (w *World) CLIWith(env []string, args ...string) (stdout, stderr string, co
 	w.T.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, filepath.Join(w.Bin, "bulkhead"), args...)
-	cmd.Dir = w.DataDir
-	cmd.Env = append(os.Environ(),
-		"HOME="+w.DataDir, "XDG_CONFIG_HOME="+filepath.Join(w.DataDir, "cli"),
-		"BULKHEAD_URL="+w.Ready.APIURL, "BULKHEAD_PIN="+w.Ready.Pin, "BULKHEAD_TOKEN="+w.Ready.Token)
-	cmd.Env = append(cmd.Env, env...)
+	cmd := w.CLICommand(ctx, env, args...)
 	var o, e bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &o, &e
 	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
 		w.T.Fatalf("bulkhead %v: %v", args, err)
 	}
 	return o.String(), e.String(), cmd.ProcessState.ExitCode()
+}
+
+// CLICommand is what CLIWith runs.
+func (w *World) CLICommand(ctx context.Context, env []string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, filepath.Join(w.Bin, "bulkhead"), args...)
+	cmd.Dir = w.DataDir
+	cmd.Env = append(os.Environ(),
+		"HOME="+w.DataDir, "XDG_CONFIG_HOME="+filepath.Join(w.DataDir, "cli"),
+		"BULKHEAD_URL="+w.Ready.APIURL, "BULKHEAD_PIN="+w.Ready.Pin, "BULKHEAD_TOKEN="+w.Ready.Token)
+	cmd.Env = append(cmd.Env, env...)
+	return cmd
 }
 
 // MustCLI is CLI for commands that must succeed.

@@ -372,7 +372,7 @@ func (l *Log) Checkpoint() ([]byte, error) {
 	return b, nil
 }
 
-var errDamaged = errors.New("the audit log is damaged: \"bulkhead audit verify --dir\" says where; restore it from a backup, or move it away to begin a new one")
+var errDamaged = errors.New("the audit log is damaged: \"bulkhead audit verify --dir DIR\" says where; restore it from a backup, or move it away to begin a new one")
 
 func damaged(format string, args ...any) error {
 	return fmt.Errorf("%w (%s)", errDamaged, fmt.Sprintf(format, args...))

@@ -28,10 +28,14 @@ func testImage(arch string) (v1.Image, error) {
 		var b bytes.Buffer
 		w := tar.NewWriter(&b)
 		body := []byte(strings.Repeat(content+"\n", 4000))
-		w.WriteHeader(&tar.Header{Name: strings.Fields(content)[0], Mode: 0o644, Size: int64(len(body)), Typeflag: tar.TypeReg})
+		w.WriteHeader(&tar.Header{Name: strings.Fields(content)[0], Mode: 0o644, Size: int64(len(body)),
+			Typeflag: tar.TypeReg})
 		w.Write(body)
 		w.Close()
-		l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil }, tarball.WithMediaType(types.OCILayer))
+		l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
+			return io.NopCloser(bytes.NewReader(b.Bytes())),
+				nil
+		}, tarball.WithMediaType(types.OCILayer))
 		if err != nil {
 			return nil, err
 		}
@@ -135,7 +139,8 @@ func writeLinked(path, magic string) error {
 	if err != nil {
 		return err
 	}
-	manifest := []tarball.Descriptor{{Config: "c.json", RepoTags: []string{"test:latest"}, Layers: []string{"1/layer.tar", "2/layer.tar", "3/layer.tar"}}}
+	manifest := []tarball.Descriptor{{Config: "c.json", RepoTags: []string{"test:latest"},
+		Layers: []string{"1/layer.tar", "2/layer.tar", "3/layer.tar"}}}
 	list, err := json.Marshal(manifest)
 	if err != nil {
 		return err
