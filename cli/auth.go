@@ -86,6 +86,13 @@ func (s *session) authLogin(ctx context.Context, args []string, pin, name, org s
 	if err != nil {
 		return err
 	}
+	file, err := s.configPathOrErr()
+	if err == nil {
+		err = canWrite(file)
+	}
+	if err != nil {
+		return err
+	}
 	api, err := s.connect(client.Config{URL: target.URL, Pin: target.Pin, Anonymous: true})
 	if err != nil {
 		return err

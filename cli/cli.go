@@ -8,6 +8,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/signal"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
 	"bulkhead/client"
@@ -138,7 +140,7 @@ on servers that you own.
 			return target.Help()
 		}})
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return hint(usagef("%s", err), "see %q", c.CommandPath()+" --help")
+		return hint(usagef("%s", flagError(err)), "see %q", c.CommandPath()+" --help")
 	})
 	f := root.PersistentFlags()
 	f.StringVar(&s.configPath, "config", "",
@@ -158,6 +160,20 @@ on servers that you own.
 		s.machineCommand(), s.envCommand(), s.secretsCommand(), s.tokensCommand(), s.orgsCommand(), s.usersCommand(), s.nodeCommand(), s.auditCommand(), s.issuerCommand(), s.versionCommand(), s.completionCommand(),
 	)
 	return root
+}
+
+// flagError words an error of the flags for people, without the names of Go's functions.
+func flagError(err error) string {
+	var bad *pflag.InvalidValueError
+	if !errors.As(err, &bad) {
+		return err.Error()
+	}
+	kind := bad.GetFlag().Value.Type()
+	want := map[string]string{"int": "a whole number", "duration": "a duration such as 30s or 5m", "bool": "true or false"}[kind]
+	if want == "" {
+		return err.Error()
+	}
+	return fmt.Sprintf("--%s %q is not %s", bad.GetFlag().Name, fault.Clip(bad.GetValue()), want)
 }
 
 // group returns a command that only holds others.

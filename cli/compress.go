@@ -88,7 +88,7 @@ func (s *session) squeeze(ctx context.Context, api *client.Client, app string, i
 			if ctx.Err() != nil {
 				return context.Canceled
 			}
-			return malformed(img.path, "%v", err)
+			return imageError(img.path, err)
 		}
 		done[l.diffID] = out
 		known[l.diffID.String()] = out

@@ -80,6 +80,23 @@ func (s *session) readConfig() (*configFile, string, error) {
 	return c, path, nil
 }
 
+// canWrite reports whether a configuration could be written to path. It leaves nothing but
+// the directory.
+func canWrite(path string) error {
+	dir := filepath.Dir(path)
+	err := os.MkdirAll(dir, 0o700)
+	if err == nil {
+		var f *os.File
+		if f, err = os.CreateTemp(dir, ".config-*.json"); err == nil {
+			err = errors.Join(f.Close(), os.Remove(f.Name()))
+		}
+	}
+	if err != nil {
+		return hint(fault.Wrap(fault.Internal, err, "cannot write the configuration %s: %v", path, err), "--config FILE names another place")
+	}
+	return nil
+}
+
 // writeConfig replaces the configuration file whole: a crash leaves the old one.
 func writeConfig(path string, c *configFile) error {
 	fail := func(err error) error {

@@ -367,8 +367,7 @@ func (d *deployment) config(group string, old *machine.Config) (*machine.Config,
 		}
 		c.Env[k] = v
 	}
-	d.flags.size.apply(c)
-	return c, nil
+	return c, d.flags.size.apply(c)
 }
 
 func (d *deployment) services() []machine.Service {

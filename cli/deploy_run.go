@@ -57,7 +57,7 @@ func (d *deployment) plan(ctx context.Context) error {
 	}
 	for _, m := range ms {
 		g := m.Group()
-		if g == "" || dead(m.State) {
+		if g == "" || gone(m.State) {
 			continue // made by "machine run", or gone
 		}
 		if _, known := groups[g]; !known && d.file != nil {
@@ -326,6 +326,9 @@ func (d *deployment) rollEnded(ctx context.Context, err error) error {
 		m["machines"] = states
 	} else if f.details == nil {
 		f.details = map[string]any{"machines": states}
+	}
+	if canceled(err) {
+		return hint(&f, "deploy again; that updates every Machine")
 	}
 	return hint(&f, "fix the cause and deploy again; that updates every Machine")
 }

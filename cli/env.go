@@ -122,7 +122,7 @@ func (s *session) managed(ctx context.Context, api *client.Client, app string) (
 		return nil, err
 	}
 	return slices.DeleteFunc(all,
-		func(m client.Machine) bool { return m.Group() == "" || m.Config == nil || dead(m.State) }), nil
+		func(m client.Machine) bool { return m.Group() == "" || m.Config == nil || gone(m.State) }), nil
 }
 
 // changeEnv gives the Machines another environment as a rolling deploy does: under leases,

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"bulkhead/client"
+	"bulkhead/key"
 )
 
 func (s *session) machineExecCommand() *cobra.Command {
@@ -29,11 +30,18 @@ the command could not be run at all, the exit code is one of those that
   bulkhead machine exec 3d8d413b4d6e89 --app shop --stdin -- sh < script.sh`,
 		Args: func(c *cobra.Command, args []string) error {
 			if _, command := execArgs(c, args); len(command) == 0 {
-				call := append([]string{"bulkhead machine exec"}, args...)
+				call, rest := []string{"bulkhead machine exec"}, "COMMAND"
 				if s.appFlag != "" {
 					call = append(call, "--app", s.appFlag)
 				}
-				return hint(usagef("missing COMMAND"), "write it after \"--\": %s -- COMMAND", strings.Join(call, " "))
+				if len(args) > 0 {
+					if _, err := key.ParseMachineID(args[0]); err == nil {
+						call = append(call, args[0])
+					} else {
+						rest = args[0] // of the two it is the command
+					}
+				}
+				return hint(usagef("missing COMMAND"), "write it after \"--\": %s -- %s", strings.Join(call, " "), rest)
 			}
 			return nil
 		},
@@ -52,9 +60,16 @@ the command could not be run at all, the exit code is one of those that
 			if stdin {
 				to.Stdin = s.env.Stdin
 			}
+			began := time.Now()
 			out, err := api.ExecStream(c.Context(), app, id, in, to)
 			if err != nil {
+				if strings.Contains(command[0], " ") {
+					err = hint(err, "each word of a command is an argument of its own; sh -c 'COMMAND' runs a line")
+				}
 				return machineError(err, app, id)
+			}
+			if timeout > 0 && out.ExitSignal == 9 && time.Since(began) >= timeout {
+				s.ui.warn("the command did not end within %s, and was killed", timeout)
 			}
 			code := out.ExitCode
 			if out.ExitSignal > 0 && code <= 0 {

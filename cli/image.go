@@ -3,6 +3,7 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -110,4 +111,19 @@ func openImage(src imageSource, arches []string) (*localImage, error) {
 // malformed is an image that is not what it says.
 func malformed(path, format string, args ...any) error {
 	return usage(fault.New(fault.Invalid, "the image at %s cannot be used: %s", path, fmt.Sprintf(format, args...)))
+}
+
+// imageError tells a disk of this computer that is full from an image that is damaged.
+func imageError(path string, err error) error {
+	if wroteBadly(err) {
+		return hint(fault.Wrap(fault.Internal, err, "cannot write a temporary file for the image: %v", err),
+			"the environment variable TMPDIR names a folder with room for the image's layers")
+	}
+	return malformed(path, "%v", err)
+}
+
+// wroteBadly reports whether a temporary file could not be written.
+func wroteBadly(err error) bool {
+	var pe *fs.PathError
+	return errors.As(err, &pe) && pe.Op == "write"
 }

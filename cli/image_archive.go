@@ -27,8 +27,9 @@ func openArchive(src imageSource, arches []string) (*localImage, error) {
 	}
 	entries, err := tarEntries(f)
 	if err != nil || len(entries) == 0 {
+		st, serr := f.Stat()
 		cleanup()
-		if err == nil || errors.Is(err, tar.ErrHeader) {
+		if err == nil || errors.Is(err, tar.ErrHeader) || serr == nil && st.Size() < tarBlock {
 			return nil, malformed(file, "the file is not a tar archive")
 		}
 		return nil, malformed(file, "the archive is damaged: %v", err)
@@ -97,6 +98,9 @@ func plainTar(src imageSource) (*os.File, func(), error) {
 	cleanup := func() { tmp.Close(); os.Remove(tmp.Name()) }
 	if _, err := io.Copy(tmp, r); err != nil {
 		cleanup()
+		if wroteBadly(err) {
+			return nil, nil, imageError(file, err)
+		}
 		return nil, nil, malformed(file, "its compression is damaged: %v", err)
 	}
 	if _, err := tmp.Seek(0, io.SeekStart); err != nil {
@@ -105,6 +109,9 @@ func plainTar(src imageSource) (*os.File, func(), error) {
 	}
 	return tmp, cleanup, nil
 }
+
+// tarBlock is the size of the smallest part of a tar archive.
+const tarBlock = 512
 
 // unsupported names the compression that a file begins with, if it is none that is read here.
 func unsupported(head []byte) string {

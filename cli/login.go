@@ -67,6 +67,10 @@ func (s *session) login(ctx context.Context, url, pin, token, name, as string) e
 	if err != nil {
 		return err
 	}
+	// A one-time token that was spent, and whose login was kept nowhere, would be lost.
+	if err := canWrite(path); err != nil {
+		return err
+	}
 	once := client.IsClaim(token)
 	who, err := s.enter(ctx, api, &token, as)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"bulkhead/client"
 	"bulkhead/deployfile"
@@ -19,18 +20,25 @@ import (
 type sizeFlags struct {
 	memory, cpus int
 	kind         string
+	set          *pflag.FlagSet // says which were given
 }
 
 func (f *sizeFlags) add(c *cobra.Command) {
+	f.set = c.Flags()
 	c.Flags().IntVar(&f.memory, "memory", 0, "memory in MiB (default 256)")
 	c.Flags().IntVar(&f.cpus, "cpus", 0, "number of CPUs (default 1)")
 	c.Flags().StringVar(&f.kind, "cpu-kind", "", "\"shared\" or \"performance\" (default shared)")
 }
 
 // apply changes a config's size where a flag was given.
-func (f *sizeFlags) apply(c *machine.Config) {
+func (f *sizeFlags) apply(c *machine.Config) error {
+	for _, name := range []string{"memory", "cpus"} {
+		if f.set != nil && f.set.Changed(name) && f.set.Lookup(name).Value.String() == "0" {
+			return usagef("--%s is 0; leave it out for the default", name)
+		}
+	}
 	if f.memory == 0 && f.cpus == 0 && f.kind == "" {
-		return
+		return nil
 	}
 	g := c.EffectiveGuest()
 	if f.memory != 0 {
@@ -43,6 +51,7 @@ func (f *sizeFlags) apply(c *machine.Config) {
 		g.CPUKind = f.kind
 	}
 	c.Guest, c.Size = &g, ""
+	return nil
 }
 
 // pairs reads NAME=VALUE arguments.
@@ -130,7 +139,9 @@ func (f runFlags) config(command []string) (*machine.Config, error) {
 		return nil, err
 	}
 	c := &machine.Config{Env: env, Metadata: meta, AutoDestroy: f.rm}
-	f.size.apply(c)
+	if err := f.size.apply(c); err != nil {
+		return nil, err
+	}
 	if len(command) > 0 || f.entrypoint != "" {
 		c.Init = &machine.Init{Cmd: command}
 		if f.entrypoint != "" {

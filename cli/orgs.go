@@ -253,10 +253,15 @@ func (s *session) orgRoleCommand() *cobra.Command {
 }
 
 func (s *session) orgRemoveCommand() *cobra.Command {
-	return &cobra.Command{
+	var yes bool
+	c := &cobra.Command{
 		Use: "remove ORG USER", Short: "End a membership", Args: exactly("ORG", "USER"),
-		Long: "End a membership, with the member's tokens and sessions for the organization, at once.",
+		Long: "End a membership, with the member's tokens and sessions for the organization, at once.\n" +
+			"To leave it yourself takes --yes.",
 		RunE: s.with(func(ctx context.Context, api *client.Client, args []string) error {
+			if err := s.notMyself(ctx, api, args[1], yes); err != nil {
+				return err
+			}
 			if err := api.RemoveMember(ctx, args[0], args[1]); err != nil {
 				return err
 			}
@@ -264,4 +269,6 @@ func (s *session) orgRemoveCommand() *cobra.Command {
 			return s.ui.result(map[string]string{"organization": args[0], "user": args[1]}, func(io.Writer) {})
 		}),
 	}
+	c.Flags().BoolVarP(&yes, "yes", "y", false, "also when it is you")
+	return c
 }

@@ -180,6 +180,7 @@ func (s *session) changeSecrets(ctx context.Context, values map[string]*string, 
 			s.ui.progress("set %s", name)
 		}
 	}
+	s.warnShadows(ctx, api, app, values)
 	restarted := []string{}
 	if f.stage {
 		s.ui.progress("staged: Machines have it from their next start on; \"bulkhead secrets deploy --app %s\" restarts them now", app)
@@ -188,6 +189,20 @@ func (s *session) changeSecrets(ctx context.Context, values map[string]*string, 
 	}
 	return s.ui.result(map[string]any{"app": app, "version": out.Version, "staged": f.stage, "restarted": restarted},
 		func(io.Writer) {})
+}
+
+// warnShadows warns of secrets that take the place of an environment variable.
+func (s *session) warnShadows(ctx context.Context, api *client.Client, app string, values map[string]*string) {
+	ms, err := s.managed(ctx, api, app)
+	if err != nil {
+		return // the secrets are set; whatever is wrong says itself elsewhere
+	}
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		has := func(m client.Machine) bool { _, ok := m.Config.Env[name]; return ok }
+		if values[name] != nil && slices.ContainsFunc(ms, has) {
+			s.ui.warn("%s is an environment variable too; the secret takes its place", name)
+		}
+	}
 }
 
 func (s *session) secretsListCommand() *cobra.Command {

@@ -54,6 +54,9 @@ the server: it ends with that one.`,
 			if existing {
 				return s.readonlyFromExisting(kind)
 			}
+			if s.appFlag == "" && (kind == token.Deploy || kind == token.MachineExec || kind == token.SSH) {
+				return hint(usagef("a token of kind %s is for an app", kind), "give --app NAME")
+			}
 			in := client.TokenRequest{Kind: string(kind), App: s.appFlag, Name: name, Expiry: expiry, Exact: exact}
 			for _, line := range commands {
 				in.Commands = append(in.Commands, strings.Fields(line))

@@ -44,15 +44,37 @@ func (s *session) usersCommand() *cobra.Command {
 				table(w, []string{"NAME", "ID", "EMAIL", "SSO OF", "OPERATOR", "SINCE"}, rows)
 			})
 		}),
-	}, &cobra.Command{
+	}, s.userRemoveCommand(), operator)
+	return c
+}
+
+func (s *session) userRemoveCommand() *cobra.Command {
+	var yes bool
+	c := &cobra.Command{
 		Use: "remove NAME", Aliases: []string{"rm"}, Short: "Remove a user, with all tokens and memberships", Args: exactly("NAME"),
+		Long: "Remove a user, with all tokens and memberships. To remove yourself takes --yes: this login ends with it.",
 		RunE: s.with(func(ctx context.Context, api *client.Client, args []string) error {
+			if err := s.notMyself(ctx, api, args[0], yes); err != nil {
+				return err
+			}
 			if err := api.DeleteUser(ctx, args[0]); err != nil {
 				return err
 			}
 			s.ui.progress("removed user %s", args[0])
 			return s.ui.result(map[string]string{"user": args[0]}, func(io.Writer) {})
 		}),
-	}, operator)
+	}
+	c.Flags().BoolVarP(&yes, "yes", "y", false, "also when it is you")
 	return c
+}
+
+// notMyself refuses to take away what the caller needs to go on, unless that was asked for.
+func (s *session) notMyself(ctx context.Context, api *client.Client, name string, yes bool) error {
+	if yes {
+		return nil
+	}
+	if self, err := api.Self(ctx); err == nil && self.Name == name {
+		return hint(usagef("%s is you", name), "add --yes")
+	}
+	return nil
 }

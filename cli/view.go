@@ -54,7 +54,10 @@ With --json every line is one object: {"timestamp", "machine", "stream", "messag
 				}
 			}
 			q.App = app
-			err = s.logs(c.Context(), api, q, tail, keep)
+			shown, err := s.logs(c.Context(), api, q, tail, keep)
+			if err == nil && shown == 0 && !follow {
+				s.ui.progress("%s", nothingSaid(app, keep != nil))
+			}
 			if q.Machine != "" {
 				return machineError(err, app, q.Machine)
 			}
@@ -72,18 +75,21 @@ With --json every line is one object: {"timestamp", "machine", "stream", "messag
 
 // logs prints the lines as they come. Past lines of several Machines come Machine by
 // Machine, each with its own tail: they are put in order, and the last ones kept.
-func (s *session) logs(ctx context.Context, api *client.Client, q client.LogQuery, tail int, keep func(client.LogLine) bool) error {
+func (s *session) logs(ctx context.Context, api *client.Client, q client.LogQuery, tail int,
+	keep func(client.LogLine) bool) (shown int, err error) {
 	print := func(l client.LogLine) error {
 		if keep != nil && !keep(l) {
 			return nil
 		}
+		shown++
 		return s.ui.line(l, s.logText(l))
 	}
 	if q.Follow || q.Machine != "" && keep == nil {
-		return api.Logs(ctx, q, print)
+		err = api.Logs(ctx, q, print)
+		return shown, err
 	}
 	var lines []client.LogLine
-	err := api.Logs(ctx, q, func(l client.LogLine) error {
+	err = api.Logs(ctx, q, func(l client.LogLine) error {
 		if keep == nil || keep(l) {
 			lines = append(lines, l)
 		}
@@ -92,10 +98,18 @@ func (s *session) logs(ctx context.Context, api *client.Client, q client.LogQuer
 	slices.SortStableFunc(lines, func(a, b client.LogLine) int { return a.Timestamp.Compare(b.Timestamp) })
 	for _, l := range lines[max(len(lines)-tail, 0):] {
 		if perr := print(l); perr != nil {
-			return perr
+			return shown, perr
 		}
 	}
-	return err
+	return shown, err
+}
+
+// nothingSaid says why no line is shown.
+func nothingSaid(app string, filtered bool) string {
+	if filtered {
+		return "no line that the platform keeps matches"
+	}
+	return "no Machine of app " + app + " has written anything"
 }
 
 // logText is a log line as people read it. On a terminal the app's control
@@ -130,7 +144,7 @@ func (s *session) statusCommand() *cobra.Command {
 				URL      string           `json:"url,omitempty"`
 				Machines []client.Machine `json:"machines"`
 			}{app, "", ms}
-			if slices.ContainsFunc(ms, func(m client.Machine) bool { return m.Config != nil && hasHTTPS(m.Config) }) {
+			if slices.ContainsFunc(ms, reachable) {
 				out.URL = api.AppURL(name)
 			}
 			return s.ui.result(out, func(w io.Writer) {
@@ -147,6 +161,9 @@ func (s *session) statusCommand() *cobra.Command {
 	}
 }
 
+// reachable reports whether a Machine serves the app's HTTPS address.
+func reachable(m client.Machine) bool { return m.Config != nil && hasHTTPS(m.Config) }
+
 func (s *session) openCommand() *cobra.Command {
 	var print bool
 	c := &cobra.Command{
@@ -161,6 +178,9 @@ func (s *session) openCommand() *cobra.Command {
 				return s.noApp(c.Context(), api, name, err)
 			}
 			url := api.AppURL(name)
+			if ms, err := api.Machines(c.Context(), name); err == nil && !slices.ContainsFunc(ms, reachable) {
+				s.ui.warn("no Machine of app %s has a service on port 443: nothing answers there", name)
+			}
 			if !print && !s.ui.json {
 				if err := s.browse(url); err != nil {
 					return hint(&failure{msg: fmt.Sprintf("cannot open a browser: %v", err), kind: "internal", exit: ExitFailed, cause: err}, "open %s yourself", url)

@@ -167,6 +167,10 @@ func dead(s machine.State) bool {
 	return false
 }
 
+// gone reports whether a Machine cannot be updated any more. One that failed can: that is
+// how it gets a version that works.
+func gone(s machine.State) bool { return s != machine.Failed && dead(s) }
+
 // reasonOf says in one sentence what went wrong with a Machine: what its newest
 // telling event says, else what the server answered, else fallback.
 func reasonOf(m client.Machine, answer error, fallback string) string {

@@ -106,7 +106,15 @@ func Load(path string) (*File, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "cannot read %s", path)
 	}
-	return Parse(path, b)
+	f, err := Parse(path, b)
+	if err != nil {
+		return nil, err
+	}
+	other := filepath.Join(filepath.Dir(path), "fly.toml")
+	if _, err := os.Stat(other); err == nil && filepath.Base(path) == "bulkhead.toml" {
+		f.Warnings = append(f.Warnings, Note{Pos: Position{File: path}, Msg: "this file is used, and not " + other + " in the same folder"})
+	}
+	return f, nil
 }
 
 // Parse reads b as the file at path, which positions name and beside which

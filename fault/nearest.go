@@ -9,7 +9,7 @@ func Nearest(key string, names []string) string {
 	key = strings.ToLower(key)
 	for _, n := range names {
 		d := distance(strings.ReplaceAll(key, "-", "_"), strings.ReplaceAll(strings.ToLower(n), "-", "_"))
-		if d < dist && d < len(n)/2+1 {
+		if d < dist && d < len(n)/2+1 && d < len(key) {
 			best, dist = n, d
 		}
 	}

@@ -139,7 +139,11 @@ func ReadConfig(file string, optional bool) (Config, error) {
 		return c, fmt.Errorf("%s:%d:%d: there is no field %q; \"bulkheadd up --help\" lists them", file, row, col, strings.Join(unknown.Errors[0].Key(), "."))
 	case errors.As(err, &bad):
 		row, col := bad.Position()
-		return c, fmt.Errorf("%s:%d:%d: %s", file, row, col, strings.TrimPrefix(bad.Error(), "toml: "))
+		why := strings.TrimPrefix(bad.Error(), "toml: ")
+		if strings.Contains(why, "into struct field") { // every field is text
+			why = "the value must be text in quotes"
+		}
+		return c, fmt.Errorf("%s:%d:%d: %s", file, row, col, why)
 	case err != nil:
 		return c, fmt.Errorf("%s: %w", file, err)
 	}
