@@ -96,8 +96,8 @@ func (u *ui) wipe() {
 	}
 }
 
-// waitShown is after how long a wait is shown, and then shown again. A command is never
-// silent for a second on a terminal.
+// waitShown is after how long a wait is shown; then it is shown each second. A command is
+// never silent for longer on a terminal.
 const waitShown = 900 * time.Millisecond
 
 // waiting shows on a terminal, until stop is called, what the command waits for and since
@@ -122,6 +122,7 @@ func (u *ui) waiting(what string) (stop func()) {
 		for {
 			select {
 			case <-tick.C:
+				tick.Reset(time.Second)
 				u.mu.Lock()
 				if !u.bars {
 					u.wipe()

@@ -18,6 +18,7 @@ import (
 	"github.com/oklog/ulid/v2"
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
+	"golang.org/x/term"
 
 	"bulkhead/client"
 	"bulkhead/fault"
@@ -257,10 +258,22 @@ func (s *session) view(ctx context.Context, infos []layerInfo, verb string) uplo
 	switch {
 	case s.ui.quiet:
 		return noView{}
-	case s.ui.errTTY && !s.ui.json:
+	case s.ui.errTTY && !s.ui.json && hasSize(s.env.Stderr):
 		return newBarView(ctx, s.ui, infos)
 	}
-	return &lineView{ui: s.ui, infos: infos, verb: verb, done: make([]int64, len(infos))}
+	// On a terminal without a size, such as that of a build system, no bar is drawn.
+	return &lineView{ui: s.ui, infos: infos, verb: verb, done: make([]int64, len(infos)),
+		stop: s.ui.waiting("waiting until all is " + verb)}
+}
+
+// hasSize reports whether a terminal says how wide it is.
+func hasSize(w io.Writer) bool {
+	f, ok := w.(interface{ Fd() uintptr })
+	if !ok {
+		return false
+	}
+	width, height, err := term.GetSize(int(f.Fd()))
+	return err == nil && width > 0 && height > 0
 }
 
 // layerInfo is what a view shows of a layer.
@@ -290,6 +303,7 @@ type lineView struct {
 	ui    *ui
 	infos []layerInfo
 	verb  string
+	stop  func() // of the wait that a terminal shows
 	mu    sync.Mutex
 	done  []int64
 }
@@ -315,19 +329,21 @@ func (v *lineView) skipped(i int) {
 	v.ui.progress("  %s  %s  already there", v.infos[i].short, human(v.infos[i].size))
 }
 
-func (v *lineView) end(bool) {}
+func (v *lineView) end(bool) { v.stop() }
 
 // barView draws one bar per layer.
 type barView struct {
 	ui   *ui
 	p    *mpb.Progress
 	bars []*mpb.Bar
+	full []int64 // what each bar counts to
 }
 
 func newBarView(ctx context.Context, u *ui, infos []layerInfo) *barView {
 	u.drawn(true)
 	v := &barView{ui: u, p: mpb.NewWithContext(ctx, mpb.WithOutput(u.err), mpb.WithWidth(30))}
 	for _, i := range infos {
+		v.full = append(v.full, max(i.size, 1))
 		v.bars = append(v.bars, v.p.AddBar(max(i.size, 1),
 			mpb.PrependDecorators(decor.Name("  "+i.short+" ")),
 			mpb.AppendDecorators(decor.Counters(decor.SizeB1024(0), " % .1f / % .1f"), decor.Percentage(decor.WC{W: 6}))))
@@ -337,14 +353,14 @@ func newBarView(ctx context.Context, u *ui, infos []layerInfo) *barView {
 
 func (v *barView) reset(i int)   { v.bars[i].SetCurrent(0) }
 func (v *barView) add(i, n int)  { v.bars[i].IncrBy(n) }
-func (v *barView) skipped(i int) { v.bars[i].SetTotal(-1, true) }
+func (v *barView) skipped(i int) { v.bars[i].SetCurrent(v.full[i]) }
 
 func (v *barView) end(ok bool) {
-	for _, b := range v.bars {
+	for i, b := range v.bars {
 		switch {
 		case b.Completed():
-		case ok:
-			b.SetTotal(-1, true)
+		case ok: // only at its full count does a bar end
+			b.SetCurrent(v.full[i])
 		default:
 			b.Abort(false)
 		}
