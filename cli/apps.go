@@ -26,7 +26,7 @@ func (s *session) appsCreateCommand() *cobra.Command {
 		Use: "create NAME", Short: "Create an app", Args: exactly("NAME"),
 		Long: "Create an app. Its name is part of its address, https://NAME.<domain>, and is unique in the cluster.",
 		RunE: func(c *cobra.Command, args []string) error {
-			name, err := checkApp(args[0])
+			name, err := s.appArg(args[0])
 			if err != nil {
 				return err
 			}
@@ -91,7 +91,7 @@ func (s *session) appsDestroyCommand() *cobra.Command {
 		Use: "destroy NAME", Short: "Destroy an app with all its Machines", Args: exactly("NAME"),
 		Long: "Destroy an app with all its Machines and images. There is no way back.",
 		RunE: func(c *cobra.Command, args []string) error {
-			name, err := checkApp(args[0])
+			name, err := s.appArg(args[0])
 			if err != nil {
 				return err
 			}
@@ -117,6 +117,14 @@ func (s *session) appsDestroyCommand() *cobra.Command {
 	}
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	return c
+}
+
+// appArg checks an app that is named by an argument; --app may not name another one.
+func (s *session) appArg(name string) (string, error) {
+	if s.appFlag != "" && s.appFlag != name {
+		return "", usagef("two apps are named: %q, and %q with --app", name, s.appFlag)
+	}
+	return checkApp(name)
 }
 
 // confirm asks the user to type the app's name.

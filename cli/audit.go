@@ -67,6 +67,11 @@ use of a secret, and every token and session. It takes the role owner, admin or 
 			if q.Result != "" && !slices.Contains(audit.Results(), audit.Result(q.Result)) {
 				return usagef("--result is %q; it is one of %v", q.Result, audit.Results())
 			}
+			if q.Machine != "" {
+				if _, err := checkMachine(q.Machine); err != nil {
+					return err
+				}
+			}
 			q.Org, q.App = scope.of(), s.appFlag
 			next, err := s.showRecords(ctx, api, q, limit)
 			if err != nil || !follow {
@@ -78,7 +83,7 @@ use of a secret, and every token and session. It takes the role owner, admin or 
 	scope.flags(c)
 	c.Flags().StringVar(&q.User, "user", "", "of this user: id or name")
 	c.Flags().StringVar(&q.Token, "token", "", "made with the token of this id")
-	c.Flags().StringVar(&q.Machine, "machine", "", "about this Machine")
+	c.Flags().StringVar(&q.Machine, "machine", "", "about this Machine, by id")
 	c.Flags().StringVar(&q.Action, "action", "", `whose action begins so, as in "DELETE /v1/apps"`)
 	c.Flags().StringVar(&q.Result, "result", "", "with this result: ok, refused, failed, interrupted")
 	c.Flags().StringVar(&since, "since", "", "not before: a time (2026-01-02T15:04:05Z) or how long ago (24h)")
@@ -120,6 +125,9 @@ func (s *session) showRecords(ctx context.Context, api *client.Client, q client.
 		if q.From = p.Cursor; p.Cursor == "" {
 			break
 		}
+	}
+	if len(found) == 0 {
+		s.ui.progress("no record matches")
 	}
 	slices.Reverse(found)
 	for _, e := range found {

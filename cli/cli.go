@@ -95,6 +95,8 @@ type session struct {
 
 // Run runs one command and returns its exit code.
 func Run(ctx context.Context, env Env) int {
+	out := &checked{w: env.Stdout}
+	env.Stdout = out
 	s := &session{env: env, ui: &ui{out: env.Stdout, err: env.Stderr, outTTY: env.StdoutTTY, errTTY: env.StderrTTY}}
 	root := s.rootCommand()
 	root.SetArgs(env.Args)
@@ -107,7 +109,17 @@ func Run(ctx context.Context, env Env) int {
 	if s.api != nil {
 		s.api.Close()
 	}
-	return s.ui.finish(err)
+	return s.ui.finish(s.unwritten(out.failed(), err))
+}
+
+// unwritten turns the end of a command whose output was lost, such as on a full disk, into
+// an error: what was cut is no result.
+func (s *session) unwritten(lost, err error) error {
+	if lost == nil || err != nil && !errors.Is(err, lost) {
+		return err
+	}
+	s.ui.json = false // nobody would read it there
+	return fault.Wrap(fault.Internal, lost, "standard output cannot be written: %v", lost)
 }
 
 // wantsJSON reports whether --json stands among the arguments before "--".

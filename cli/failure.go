@@ -169,7 +169,7 @@ func standardHint(e *fault.Error) string {
 	case e.Kind == fault.Unauthenticated:
 		return loginHint
 	case e.Status == client.Unreachable:
-		return "check that bulkheadd runs on the server and that its port can be reached from here"
+		return "check that bulkheadd runs on the server and that its port can be reached from here, through the proxy if you named one"
 	case e.Kind == fault.TooMany && e.RetryAfter > 0:
 		return fmt.Sprintf("wait %v and try again", e.RetryAfter)
 	case e.Kind == fault.TooMany:

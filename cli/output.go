@@ -34,6 +34,33 @@ type ui struct {
 	bars      bool       // somebody else draws on err; under mu
 }
 
+// checked is a writer that remembers its first error: not everything that prints looks.
+type checked struct {
+	w  io.Writer
+	mu sync.Mutex
+	e  error
+}
+
+// Write implements io.Writer.
+func (c *checked) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	if err != nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.e == nil {
+			c.e = err
+		}
+	}
+	return n, err
+}
+
+// failed returns the first error.
+func (c *checked) failed() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.e
+}
+
 // result prints a command's result: v with --json, else what text writes.
 func (u *ui) result(v any, text func(w io.Writer)) error {
 	if !u.json {
