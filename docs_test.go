@@ -38,6 +38,8 @@ func TestDocsNameThingsThatExist(t *testing.T) {
 	}
 
 	docs, _ := filepath.Glob("docs/*.md")
+	internals, _ := filepath.Glob("docs/internals/*.md")
+	docs = append(docs, internals...)
 	docs = append(docs, "README.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md")
 	named := 0
 	for _, doc := range docs {

@@ -1,6 +1,7 @@
 package controller_test
 
 import (
+	"bytes"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -414,4 +415,14 @@ func TestDeletionsCutOffAreFinished(t *testing.T) {
 	}
 	// One that has apps is as it was.
 	e.want(201, "POST", "/v1/apps", config{"name": "new", "org_slug": "acme"}, nil, "Authorization", "Bearer "+p.tokens["O"])
+}
+
+// TestMembersDoNotSayWhoOperates: whoever may read an organization's members learns nothing
+// about who operates the cluster.
+func TestMembersDoNotSayWhoOperates(t *testing.T) {
+	e := newEnv(t)
+	a := e.want(200, "GET", "/v1/orgs/personal/members", nil, nil)
+	if !bytes.Contains(a.body, []byte(`"name":"admin"`)) || bytes.Contains(a.body, []byte("operator")) {
+		t.Errorf("the members: %s", a.body)
+	}
 }
