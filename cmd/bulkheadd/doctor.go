@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/term"
+
 	"bulkhead/doctor"
 	"bulkhead/supervisor"
 )
@@ -65,6 +67,9 @@ func examine(args []string, stdout, stderr io.Writer) int {
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
+	if f, ok := stderr.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		fmt.Fprintln(stderr, "looking at this host; it takes some seconds")
+	}
 	report, err := diagnose(ctx, config, *file)
 	if err == nil {
 		if *asJSON {
