@@ -33,7 +33,8 @@ type auditScope struct {
 
 func (a *auditScope) flags(c *cobra.Command) {
 	c.Flags().StringVar(&a.org, "org", "personal", "the organization whose records are wanted")
-	c.Flags().BoolVar(&a.cluster, "cluster", false, "those of no organization instead: nodes, users, unknown callers (operators)")
+	c.Flags().BoolVar(&a.cluster, "cluster", false,
+		"those of no organization instead: nodes, users, unknown callers (operators)")
 }
 
 // of is the organization, empty for the cluster's own.
@@ -110,7 +111,8 @@ func whenFlag(name, v string) (time.Time, error) {
 
 // showRecords prints the newest records that are wanted, and returns the number of the
 // first one to come.
-func (s *session) showRecords(ctx context.Context, api *client.Client, q client.AuditQuery, limit int) (next uint64, err error) {
+func (s *session) showRecords(ctx context.Context, api *client.Client, q client.AuditQuery, limit int,
+) (next uint64, err error) {
 	var found []audit.Entry
 	for first := true; len(found) < limit; first = false {
 		q.Limit = min(limit-len(found), 500)
@@ -166,7 +168,8 @@ func (s *session) showRecord(e audit.Entry) error {
 	}
 	words := []string{r.Time.Format(time.RFC3339), string(r.Result)}
 	for _, f := range []struct{ name, v string }{
-		{"", who(&r)}, {"", r.Action}, {"app=", r.App}, {"machine=", r.Machine}, {"", r.Target}, {"", r.Detail}, {"from=", r.From}, {"token=", r.Token}, {"request=", r.ID},
+		{"", who(&r)}, {"", r.Action}, {"app=", r.App}, {"machine=", r.Machine}, {"", r.Target}, {"", r.Detail},
+		{"from=", r.From}, {"token=", r.Token}, {"request=", r.ID},
 	} {
 		if f.v != "" {
 			words = append(words, f.name+f.v)
@@ -228,7 +231,8 @@ func fetchCheckpoint(ctx context.Context, api *client.Client, key string, size u
 			return cp, nil
 		}
 		if time.Now().After(deadline) {
-			return nil, &failure{msg: fmt.Sprintf("the log shows %d records and signs for %d", size, cp.Size), kind: "not_proven", exit: ExitFailed}
+			return nil, &failure{msg: fmt.Sprintf("the log shows %d records and signs for %d", size, cp.Size),
+				kind: "not_proven", exit: ExitFailed}
 		}
 		select {
 		case <-ctx.Done():

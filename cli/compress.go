@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/partial"
@@ -48,7 +49,8 @@ func (s *session) squeeze(ctx context.Context, api *client.Client, app string, i
 	if p == nil {
 		return nil
 	}
-	dir, err := os.MkdirTemp("", "bulkhead-layers-*")
+	removeLeftLayers()
+	dir, err := os.MkdirTemp("", layersFolder)
 	if err != nil {
 		return fault.Wrap(fault.Internal, err, "cannot make a temporary folder for the layers: %v", err)
 	}
@@ -100,6 +102,20 @@ func (s *session) squeeze(ctx context.Context, api *client.Client, app string, i
 		return malformed(img.path, "%v", err)
 	}
 	return nil
+}
+
+// layersFolder is the name of temporary folders of layers.
+const layersFolder = "bulkhead-layers-*"
+
+// removeLeftLayers removes what commands that were killed have left. A folder that is a day
+// old is no longer written to.
+func removeLeftLayers() {
+	old, _ := filepath.Glob(filepath.Join(os.TempDir(), layersFolder))
+	for _, dir := range old {
+		if st, err := os.Lstat(dir); err == nil && st.IsDir() && time.Since(st.ModTime()) > 24*time.Hour {
+			_ = os.RemoveAll(dir) // that of another user stays
+		}
+	}
 }
 
 // squeeze compresses one layer into a file of dir that has its digest as name, and checks

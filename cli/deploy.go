@@ -374,7 +374,14 @@ func (d *deployment) services() []machine.Service {
 	if d.port == 0 {
 		return nil
 	}
-	return deployfile.HTTPServices(d.port, true)
+	services := deployfile.HTTPServices(d.port, true)
+	for i := range services {
+		// As in a deploy file that does not say: requests then wait while the only Machine
+		// gets its new version.
+		on := true
+		services[i].Autostart = &on
+	}
+	return services
 }
 
 // report prints what was deployed and where it answers.

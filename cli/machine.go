@@ -292,7 +292,7 @@ func (s *session) machineStopCommand() *cobra.Command {
 	var timeout, wait time.Duration
 	c := &cobra.Command{
 		Use: "stop [MACHINE...]", Short: "Stop Machines", Args: cobra.ArbitraryArgs,
-		Long: "Stop Machines: the signal is sent, and after the timeout the process is killed. A stopped Machine keeps its place and can be started again. " + machineArg + ".",
+		Long: "Stop Machines: the signal is sent, and after the timeout the process is killed. A stopped Machine keeps its place and can be started again; where a service of it has autostart, a request starts it. " + machineArg + ".",
 		RunE: func(c *cobra.Command, args []string) error {
 			in := client.StopInput{Signal: signal}
 			if timeout > 0 {

@@ -23,7 +23,8 @@ func (s *session) orgsCommand() *cobra.Command {
   deployer  apps, Machines, their secrets and commands in them
   viewer    sees apps, Machines and their output
   auditor   sees who did and may do what, and no app's output`)
-	c.AddCommand(s.domainsCommand(), s.orgListCommand(), s.orgCreateCommand(), s.orgDeleteCommand(), s.orgMembersCommand(), s.orgInviteCommand(),
+	c.AddCommand(s.domainsCommand(), s.orgListCommand(), s.orgCreateCommand(), s.orgDeleteCommand(),
+		s.orgMembersCommand(), s.orgInviteCommand(),
 		s.orgInvitationsCommand(), s.orgUninviteCommand(), s.orgJoinCommand(), s.orgRoleCommand(), s.orgRemoveCommand(), s.orgSSOCommand())
 	return c
 }
@@ -48,7 +49,9 @@ func (s *session) orgListCommand() *cobra.Command {
 }
 
 // with is the body of a command that calls the API and needs no app.
-func (s *session) with(f func(ctx context.Context, api *client.Client, args []string) error) func(*cobra.Command, []string) error {
+func (s *session) with(
+	f func(ctx context.Context, api *client.Client, args []string) error,
+) func(*cobra.Command, []string) error {
 	return func(c *cobra.Command, args []string) error {
 		api, err := s.client()
 		if err != nil {

@@ -22,7 +22,8 @@ func (s *session) tokensCommand() *cobra.Command {
 
 A token may what you may at the moment of its use, less what its caveats forbid. "create"
 prints it on standard output, this once. "attenuate" and "debug" ask no server.`)
-	c.AddCommand(s.tokenCreateCommand(), s.tokenListCommand(), s.tokenAttenuateCommand(), s.tokenDischargeCommand(), s.tokenDebugCommand(), s.tokenRevokeCommand())
+	c.AddCommand(s.tokenCreateCommand(), s.tokenListCommand(), s.tokenAttenuateCommand(), s.tokenDischargeCommand(),
+		s.tokenDebugCommand(), s.tokenRevokeCommand())
 	return c
 }
 
@@ -105,7 +106,8 @@ func orgFor(ctx context.Context, api *client.Client, app string) (string, error)
 		return "", err
 	}
 	if len(self.Organizations) != 1 {
-		return "", hint(usagef("missing --org"), "you have to do with %d organizations; \"bulkhead orgs list\" shows them", len(self.Organizations))
+		return "", hint(usagef("missing --org"), "you have to do with %d organizations; \"bulkhead orgs list\" shows them",
+			len(self.Organizations))
 	}
 	return self.Organizations[0].Org, nil
 }
@@ -209,10 +211,13 @@ has the same id: to revoke one is to revoke both.`,
 	f.DurationVar(&n.expiry, "expiry", 0, "how long it is good from now, such as 1h")
 	f.StringArrayVar(&n.machines, "machine", nil, "only this Machine, by id; repeatable")
 	f.BoolVar(&n.readonly, "readonly", false, "only reading")
-	f.StringVar(&n.actions, "action", "", "only these actions: letters of r (read), w (write), c (create), d (delete), C (control)")
-	f.StringArrayVar(&n.commands, "command", nil, "of commands only those that begin so, and otherwise reading; repeatable")
+	f.StringVar(&n.actions, "action", "",
+		"only these actions: letters of r (read), w (write), c (create), d (delete), C (control)")
+	f.StringArrayVar(&n.commands, "command", nil,
+		"of commands only those that begin so, and otherwise reading; repeatable")
 	f.BoolVar(&n.exact, "exact", false, "the commands are these, without more words")
-	f.StringArrayVar(&n.networks, "from-address", nil, "only from this address or network, such as 203.0.113.0/24; repeatable")
+	f.StringArrayVar(&n.networks, "from-address", nil,
+		"only from this address or network, such as 203.0.113.0/24; repeatable")
 	return c
 }
 
@@ -230,7 +235,8 @@ func (n *narrowing) caveats(app string, now time.Time) ([]macaroon.Caveat, error
 		return nil, usagef("--expiry %s is in the past", n.expiry)
 	}
 	if n.expiry > 0 {
-		out = append(out, &macaroon.ValidityWindow{NotBefore: now.Add(-time.Minute).Unix(), NotAfter: now.Add(n.expiry).Unix()})
+		out = append(out, &macaroon.ValidityWindow{NotBefore: now.Add(-time.Minute).Unix(),
+			NotAfter: now.Add(n.expiry).Unix()})
 	}
 	if app != "" {
 		name, err := checkApp(app)

@@ -10,7 +10,8 @@ import (
 )
 
 func (s *session) usersCommand() *cobra.Command {
-	c := group("users", "The users of the cluster (operators)", "The users of the cluster. These commands take an operator.")
+	c := group("users", "The users of the cluster (operators)",
+		"The users of the cluster. These commands take an operator.")
 	var end bool
 	operator := &cobra.Command{
 		Use: "operator NAME", Short: "Make a user an operator of the cluster", Args: exactly("NAME"),

@@ -120,7 +120,8 @@ func (s *session) logText(l client.LogLine) string {
 		msg = clean(l.Message)
 	}
 	msg = strings.TrimRight(msg, "\r\n")
-	return fmt.Sprintf("%s %s %s %s", l.Timestamp.UTC().Format("2006-01-02T15:04:05.000Z"), clean(string(l.Machine)), clean(l.Stream), msg)
+	return fmt.Sprintf("%s %s %s %s", l.Timestamp.UTC().Format("2006-01-02T15:04:05.000Z"), clean(string(l.Machine)),
+		clean(l.Stream), msg)
 }
 
 func (s *session) statusCommand() *cobra.Command {
@@ -183,7 +184,8 @@ func (s *session) openCommand() *cobra.Command {
 			}
 			if !print && !s.ui.json {
 				if err := s.browse(url); err != nil {
-					return hint(&failure{msg: fmt.Sprintf("cannot open a browser: %v", err), kind: "internal", exit: ExitFailed, cause: err}, "open %s yourself", url)
+					return hint(&failure{msg: fmt.Sprintf("cannot open a browser: %v", err), kind: "internal", exit: ExitFailed,
+						cause: err}, "open %s yourself", url)
 				}
 				s.ui.progress("opened %s", url)
 				return nil
