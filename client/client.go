@@ -68,7 +68,7 @@ const (
 // it from a server that answers that something behind it is unavailable.
 const Unreachable = "unreachable"
 
-// Statuses that the API gives errors, for programs.
+// Statuses and reasons that the API gives errors, for programs.
 const (
 	Leased     = "leased"                // somebody else holds the Machine's lease
 	NoCapacity = "insufficient_capacity" // no node has room
@@ -325,6 +325,9 @@ func answerError(resp *http.Response) error {
 		Error   string `json:"error"`
 		Message string `json:"message"`
 		Status  string `json:"status"`
+		Details struct {
+			Reason string `json:"reason"` // where the contract has no status
+		} `json:"details"`
 	}
 	msg := ""
 	if json.Unmarshal(b, &body) == nil {
@@ -344,7 +347,10 @@ func answerError(resp *http.Response) error {
 	if s, err := strconv.ParseUint(resp.Header.Get("Retry-After"), 10, 20); err == nil {
 		e = e.WithRetryAfter(time.Duration(s) * time.Second)
 	}
-	if body.Status != "" && body.Status != "unknown" {
+	if body.Status == "" || body.Status == "unknown" {
+		body.Status = body.Details.Reason
+	}
+	if body.Status != "" {
 		e = e.WithStatus(body.Status)
 	}
 	return e

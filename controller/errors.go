@@ -40,7 +40,17 @@ var statusCode = map[string]int{
 type errorBody struct {
 	Error  string `json:"error"`
 	Status string `json:"status,omitempty"`
+	// Details tells programs why, where the API's contract has no status for it.
+	Details *errorDetails `json:"details,omitempty"`
 }
+
+type errorDetails struct {
+	Reason string `json:"reason"`
+}
+
+// reasonLeased is the reason of a call that somebody else's lease refuses. The contract
+// allows a 409 no status of ours.
+const reasonLeased = "leased"
 
 // notSupported is the answer to a documented endpoint that Bulkhead does not have yet.
 type notSupported struct{ what string }
@@ -85,6 +95,9 @@ func errorAnswer(err error) (int, errorBody) {
 	code, body := statusOf(err), errorBody{Error: fault.MessageOf(err)}
 	if f := (*fault.Error)(nil); errors.As(err, &f) {
 		body.Status = f.Status
+		if f.Status == reasonLeased {
+			body.Status, body.Details = "", &errorDetails{reasonLeased}
+		}
 		if c := statusCode[f.Status]; c != 0 {
 			code, body.Status = c, "" // the code says it
 		}

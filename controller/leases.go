@@ -76,7 +76,7 @@ func (c *Controller) checkLease(ctx context.Context, m *record.Machine, nonce st
 		return nil, rev, err
 	}
 	if !holds(l, nonce) {
-		return nil, rev, fault.New(fault.Conflict, "failed to get lease on machine %s: lease currently held by %s, expires at %s", m.ID, l.Owner, l.ExpiresAt.Format(time.RFC3339)).WithStatus("leased")
+		return nil, rev, fault.New(fault.Conflict, "failed to get lease on machine %s: lease currently held by %s, expires at %s", m.ID, l.Owner, l.ExpiresAt.Format(time.RFC3339)).WithStatus(reasonLeased)
 	}
 	return l, rev, nil
 }

@@ -192,7 +192,7 @@ func (p *Platform) changing(h func(http.ResponseWriter, *http.Request, *app, *fa
 			return
 		}
 		if m.leased() && r.Header.Get("fly-machine-lease-nonce") != m.nonce {
-			refuse(w, 409, fmt.Sprintf("machine %s is leased by %s until %s", m.ID, m.owner, m.until.Format(time.RFC3339)), "leased")
+			refuse(w, 409, fmt.Sprintf("machine %s is leased by %s until %s", m.ID, m.owner, m.until.Format(time.RFC3339)), leased)
 			return
 		}
 		h(w, r, a, m)
@@ -325,7 +325,7 @@ func (p *Platform) lease(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if m.leased() && r.Header.Get("fly-machine-lease-nonce") != m.nonce {
-		refuse(w, 409, fmt.Sprintf("machine %s is leased by %s until %s", m.ID, m.owner, m.until.Format(time.RFC3339)), "leased")
+		refuse(w, 409, fmt.Sprintf("machine %s is leased by %s until %s", m.ID, m.owner, m.until.Format(time.RFC3339)), leased)
 		return
 	}
 	if !m.leased() {

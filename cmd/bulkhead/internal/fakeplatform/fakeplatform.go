@@ -279,10 +279,17 @@ func answer(w http.ResponseWriter, code int, v any) {
 	json.NewEncoder(w).Encode(v)
 }
 
+// leased is the reason of a call that somebody else's lease refuses.
+const leased = "leased"
+
 // refuse writes the API's error body.
 func refuse(w http.ResponseWriter, code int, msg, status string) {
-	body := map[string]string{"error": msg}
-	if status != "" {
+	body := map[string]any{"error": msg}
+	switch status {
+	case "":
+	case leased:
+		body["details"] = map[string]string{"reason": status}
+	default:
 		body["status"] = status
 	}
 	answer(w, code, body)
