@@ -38,6 +38,10 @@ help: ## list the targets
 demo: setup programs ## start a platform, deploy an app, show it answering over HTTPS from its sandbox
 	scripts/demo
 
+.PHONY: check
+check: ## format, vet and the quick tests of every package, in two minutes (no root)
+	scripts/check
+
 .PHONY: test
 test: setup setup-tests programs failpoints clock cli-darwin-arm64 cli-windows-amd64 vet ## build and pass every test (root)
 	scripts/test
