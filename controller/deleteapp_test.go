@@ -100,6 +100,7 @@ func TestDeletedAppsImagesAreGoneAfterAKill(t *testing.T) {
 // another, and by a new app of the same name, go on: it must leave that app alone.
 func TestANewAppIsSparedByTheOldOnesDeletion(t *testing.T) {
 	e := newEnv(t)
+	e.cfg.AckLimit = 100 * time.Millisecond
 	var once sync.Once
 	var made *controller.Machine
 	e.stop()

@@ -128,7 +128,8 @@ func TestAWorkerIsHeardWithoutRoom(t *testing.T) {
 
 // TestADestructionThatFailedIsAskedForAgain: the worker hears of it, and tries at once.
 func TestADestructionThatFailedIsAskedForAgain(t *testing.T) {
-	e := newEnv(t)
+	e := newEnvWith(t, func(c *controller.Config) { c.AckLimit = 100 * time.Millisecond })
+	e.startWorker()
 	e.app("web")
 	m := e.launch("web", image())
 	path := "/v1/apps/web/machines/" + m.ID + "?force=true"
@@ -159,7 +160,8 @@ func TestADestructionThatFailedIsAskedForAgain(t *testing.T) {
 // TestAStopThatTheWorkerHasNotHeardOf: a request that comes then waits and is answered,
 // as later while the Machine goes down.
 func TestAStopThatTheWorkerHasNotHeardOf(t *testing.T) {
-	e := newEnv(t)
+	e := newEnvWith(t, func(c *controller.Config) { c.AckLimit = 100 * time.Millisecond })
+	e.startWorker()
 	us := watchRoutes(t, e)
 	e.app("web")
 	conf := web()

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -82,7 +83,8 @@ func (e *env) waitNodeState(n key.Node, state string) {
 // TestNodeThatIsGoneForGood loses a node with Machines: what it is is shown, it is
 // removed, and everything that waited for it comes to its end.
 func TestNodeThatIsGoneForGood(t *testing.T) {
-	e := newEnv(t)
+	e := newEnvWith(t, func(c *controller.Config) { c.AckLimit = 100 * time.Millisecond })
+	e.startWorker()
 	e.app("home") // on the first node, to be left alone
 	kept := e.launch("home", image())
 	n := e.secondNode()

@@ -110,6 +110,7 @@ func unwrapApp(t *testing.T, r *secret.Ring, record []byte) ([]byte, error) {
 // TestRotationIsCutShort stops a rotation at each of its writes, before and after it; the
 // next start finishes it, and nothing is lost at any time.
 func TestRotationIsCutShort(t *testing.T) {
+	t.Parallel() // it mostly waits for the store to start
 	e := newEnv(t)
 	for _, app := range []string{"a1", "a2", "a3"} {
 		e.app(app)

@@ -2,14 +2,17 @@ package controller_test
 
 import (
 	"testing"
+	"time"
 
 	"bulkhead/api/internalpb"
+	"bulkhead/controller"
 )
 
 // TestRouteOptions: a Machine that takes no traffic changes nothing of how an app is
 // served, and one that is being updated is spoken to as its running version wants.
 func TestRouteOptions(t *testing.T) {
-	e := newEnv(t)
+	e := newEnvWith(t, func(c *controller.Config) { c.AckLimit = 100 * time.Millisecond })
+	e.startWorker()
 	e.app("web")
 	us := watchRoutes(t, e)
 	until(t, us, synced)

@@ -1,11 +1,13 @@
 package controller_test
 
 import (
+	"bytes"
 	"encoding/base64"
 	"io"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -56,6 +58,8 @@ func TestTokensReachNoLog(t *testing.T) {
 	}
 	secrets = append(secrets, e.mint("")) // a new one, over the admin socket
 	e.admin("POST", "/token?if_none=1")
+	slices.Sort(secrets)
+	secrets = slices.Compact(secrets) // every request has added its own again
 	e.stop()
 	log := e.logs.String()
 	if strings.Count(log, `"registry request"`) < 100 || strings.Count(log, `"request"`) < 100 {
@@ -72,7 +76,7 @@ func TestTokensReachNoLog(t *testing.T) {
 		}
 		b, err := os.ReadFile(p)
 		for _, s := range secrets {
-			if strings.Contains(string(b), s) {
+			if bytes.Contains(b, []byte(s)) {
 				t.Errorf("a token is in %s", p)
 			}
 		}
