@@ -149,6 +149,9 @@ func eventDetail(e machine.Event) string {
 		}
 		return describeExit(x)
 	}
+	if e.Request != nil {
+		return e.Request.Reason
+	}
 	return ""
 }
 

@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -47,6 +48,8 @@ type Platform struct {
 	Domain  string
 	// Addresses of the TCP sockets, as they are listened on; empty: none.
 	HTTPAddr, HTTPSAddr, ClusterAddr string
+	// Nameservers are those that the configuration sets for Machines.
+	Nameservers []netip.Addr
 	// Supervisor is the process of bulkheadd; 0 when it does not run.
 	Supervisor int
 	// Probe does what a sandbox needs, and says what the host refuses. nil: not tried.

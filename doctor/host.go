@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"bulkhead/privnet"
 )
 
 // host is where checks look. Tests plant another one.
@@ -82,6 +85,7 @@ func hostFindings(p Platform, h host) (out []Finding) {
 		h.settings,
 		h.mitigations,
 		h.synchronized,
+		func() []Finding { return h.nameservers(p.Nameservers) },
 	} {
 		out = append(out, check()...)
 	}
@@ -187,6 +191,20 @@ func (h host) synchronized() []Finding {
 		return []Finding{{"clock", Warn, "nothing keeps the clock right: tokens and certificates end too early or too late", "start a time service: apt-get install chrony"}}
 	}
 	return []Finding{{"clock", OK, "the clock is synchronized", ""}}
+}
+
+// nameservers looks for a name server that Machines can reach. set are the operator's.
+func (h host) nameservers(set []netip.Addr) []Finding {
+	if len(set) > 0 {
+		return []Finding{{"nameservers", OK, fmt.Sprintf("machines resolve names with %v, which the configuration sets", set), ""}}
+	}
+	for _, file := range privnet.ResolvConfs {
+		if found := privnet.Nameservers(h.read(file)); len(found) > 0 {
+			return []Finding{{"nameservers", OK, fmt.Sprintf("machines resolve names with %v, from %s", found, file), ""}}
+		}
+	}
+	return []Finding{{"nameservers", Warn, "machines cannot resolve names: the host has no public IPv4 name server",
+		`set nameservers in bulkhead.toml, for example ["9.9.9.9", "1.1.1.1"], and start bulkheadd again`}}
 }
 
 // probe runs what bulkheadd up tries first: doing what a sandbox needs, in passing.

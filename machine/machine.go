@@ -69,7 +69,7 @@ type EventRequest struct {
 	Error string `json:"error,omitempty"`
 	Step  string `json:"step,omitempty"`
 	// Reason says why the platform started or stopped a Machine that nobody asked it
-	// to: a request, or that none came.
+	// to: a request, or that none came; or what a start lacks.
 	Reason string `json:"reason,omitempty"`
 }
 

@@ -82,6 +82,9 @@ type Config struct {
 	// their identity providers.
 	PrivateIssuers []netip.Prefix `json:"private_issuers,omitempty"`
 
+	// Nameservers are what Machines resolve with in place of the host's; empty: the host's.
+	Nameservers []netip.Addr `json:"nameservers,omitempty"`
+
 	// RateLimits are the API's, as limit.ParseSet reads them; empty for the defaults.
 	RateLimits string `json:"rate_limits,omitempty"`
 

@@ -18,6 +18,7 @@ import (
 
 	"bulkhead/key"
 	"bulkhead/limit"
+	"bulkhead/privnet"
 )
 
 // DefaultConfigFile is read when --config is not given and the file exists.
@@ -77,6 +78,9 @@ type Config struct {
 	// RateLimits are how often the API may be called, such as "token=1000/3000
 	// object=400/1200"; see limit.ParseSet.
 	RateLimits string `toml:"rate_limits"`
+	// Nameservers are what Machines resolve names with, in place of the host's: at most
+	// three public addresses. The file has a list, a flag has commas between them.
+	Nameservers string `toml:"nameservers"`
 	// LogFormat is how the log looks on stderr: "json" (one object a line) or "text".
 	LogFormat string `toml:"log_format"`
 }
@@ -111,6 +115,8 @@ var Fields = []Field{
 	{"audit_witness_required", "audit-witness-required", "yes|no", "no", "whether changes are refused while the audit log's witnesses are missing", func(c *Config) *string { return &c.AuditWitnessRequired }},
 	{"rate_limits", "rate-limits", "NAME=RATE/BURST ...", "token=1000/3000 object=400/1200 read=2000/4000 deletion=150/1000 public=5/100 failure=10/300 guess=1/20",
 		"how often the API may be called, a second and at once", func(c *Config) *string { return &c.RateLimits }},
+	{"nameservers", "nameservers", "ADDRESSES", "those of the host that machines can reach", "public addresses of name servers for machines, with commas between them",
+		func(c *Config) *string { return &c.Nameservers }},
 	{"log_format", "log-format", "json|text", "text on a terminal, else json", "how the log looks on stderr", func(c *Config) *string { return &c.LogFormat }},
 }
 
@@ -121,16 +127,17 @@ func (f Field) Value(c *Config) *string { return f.value(c) }
 // the wrong type are refused, with line and column. A missing file is an error
 // unless optional is set.
 func ReadConfig(file string, optional bool) (Config, error) {
-	var c Config
+	var r configFile
 	f, err := os.Open(file)
 	if optional && errors.Is(err, os.ErrNotExist) {
-		return c, nil
+		return Config{}, nil
 	}
 	if err != nil {
-		return c, fmt.Errorf("the configuration file cannot be read: %w", err)
+		return Config{}, fmt.Errorf("the configuration file cannot be read: %w", err)
 	}
 	defer f.Close()
-	err = toml.NewDecoder(f).DisallowUnknownFields().Decode(&c)
+	err = toml.NewDecoder(f).DisallowUnknownFields().Decode(&r)
+	c := r.Config
 	var unknown *toml.StrictMissingError
 	var bad *toml.DecodeError
 	switch {
@@ -147,7 +154,37 @@ func ReadConfig(file string, optional bool) (Config, error) {
 	case err != nil:
 		return c, fmt.Errorf("%s: %w", file, err)
 	}
+	if c.Nameservers, err = listed(r.Nameservers); err != nil {
+		return c, fmt.Errorf("%s: nameservers: %w", file, err)
+	}
 	return c, nil
+}
+
+// configFile is Config as the file has it, where a list is a list.
+type configFile struct {
+	Config
+	Nameservers any `toml:"nameservers"`
+}
+
+// listed puts commas between the entries of a list; text stays as it is.
+func listed(v any) (string, error) {
+	switch v := v.(type) {
+	case nil:
+		return "", nil
+	case string:
+		return v, nil
+	case []any:
+		var out []string
+		for _, e := range v {
+			s, ok := e.(string)
+			if !ok {
+				return "", fmt.Errorf("entry %v must be text in quotes", e)
+			}
+			out = append(out, s)
+		}
+		return strings.Join(out, ","), nil
+	}
+	return "", errors.New(`the value must be a list of texts, such as ["9.9.9.9"]`)
 }
 
 // Over returns base with every field that c sets put over it: flags over file.
@@ -251,6 +288,9 @@ func (c Config) check() error {
 	}
 	if _, err := c.privateIssuers(); err != nil {
 		return err
+	}
+	if _, err := privnet.ParseNameservers(c.Nameservers); err != nil {
+		return fmt.Errorf("nameservers: %w", err)
 	}
 	if err := checkClusterKey(c.ClusterKey); err != nil {
 		return err

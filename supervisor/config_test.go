@@ -18,6 +18,9 @@ func TestReadConfig(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
 		{"empty", "", ""},
 		{"all right", "domain = \"a.example\"\nhttps_addr = \":8443\"\n", ""},
+		{"a list", "nameservers = [\"9.9.9.9\", \"2620:fe::fe\"]\n", ""},
+		{"a list of numbers", "nameservers = [9]\n", ": nameservers: entry 9 must be text in quotes"},
+		{"no list", "nameservers = 9\n", ": nameservers: the value must be a list of texts"},
 		{"unknown field", "domain = \"a.example\"\n  colour = 1\n", `:2:3: there is no field "colour"; "bulkheadd up --help" lists them`},
 		{"unknown table", "[edge]\nport = 1\n", `:1:2: there is no field "edge"`},
 		{"wrong type", "data_dir = \"/d\"\ndomain = 5\n", ":2:10: "},
@@ -29,10 +32,10 @@ func TestReadConfig(t *testing.T) {
 			if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			_, err := ReadConfig(file, false)
+			got, err := ReadConfig(file, false)
 			if c.want == "" {
-				if err != nil {
-					t.Error(err)
+				if err != nil || strings.Contains(c.text, "nameservers") && got.Nameservers != "9.9.9.9,2620:fe::fe" {
+					t.Errorf("%+v: %v", got, err)
 				}
 			} else if err == nil || !strings.Contains(err.Error(), file+c.want) {
 				t.Errorf("got %v, want %s%s", err, file, c.want)
@@ -81,6 +84,8 @@ func TestComplete(t *testing.T) {
 		{"no limit for strangers", Config{RateLimits: "failure=off"}, "or token=off for token, object, read and deletion"},
 		{"idle time is no duration", Config{IdleAfter: "soon"}, "idle_after \"soon\" must be a duration"},
 		{"idle time too short", Config{IdleAfter: "10ms"}, "of at least 1s"},
+		{"name servers", Config{Nameservers: "9.9.9.9, 2620:fe::fe"}, ""},
+		{"a private name server", Config{Nameservers: "10.0.0.2"}, "nameservers: machines cannot reach 10.0.0.2"},
 		{"log format", Config{LogFormat: "xml"}, "neither json nor text"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 
 	"bulkhead/doctor"
 	"bulkhead/doctor/posture"
+	"bulkhead/privnet"
 	"bulkhead/role"
 )
 
@@ -24,6 +25,7 @@ func Patient(c Config, configFile string) (doctor.Platform, error) {
 		DataDir: c.DataDir, LibDir: c.LibDir, Config: configFile,
 		Probe: func(ctx context.Context) error { return preflight(ctx, hostProbes) },
 	}
+	p.Nameservers, _ = privnet.ParseNameservers(c.Nameservers) // checked when the configuration was read
 	st, err := readState(c.DataDir)
 	if err != nil {
 		return p, err

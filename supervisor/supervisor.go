@@ -37,6 +37,7 @@ import (
 	"bulkhead/failpoint"
 	"bulkhead/fault"
 	"bulkhead/notice"
+	"bulkhead/privnet"
 	"bulkhead/role"
 	"bulkhead/room"
 	"bulkhead/warden/router"
@@ -363,6 +364,7 @@ func (s *Supervisor) newRunner(name string) (*runner, error) {
 		rc.GrantKeyFile, rc.ImageDir, rc.MachineDir = in.path(grantPub), in.path(imageDir), in.path(machineDir)
 	case role.Worker:
 		rc.ImageDir, rc.SecretDir = in.path(imageDir), filepath.Join(c.RunDir, secretDir)
+		rc.Nameservers, _ = privnet.ParseNameservers(c.Nameservers) // checked when the configuration was read
 	case role.Edge:
 		rc.IdleAfter, _ = time.ParseDuration(c.IdleAfter) // checked when the configuration was read
 	}

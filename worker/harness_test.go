@@ -171,7 +171,9 @@ func settle(t testing.TB, w *Worker) {
 func (n *node) make(rt sandbox.Runtime, images Images) *Worker {
 	o := n.opt
 	o.Dir, o.Node, o.Host, o.Runtime, o.Images = n.dir, "n1", 7, rt, images
-	o.Nameservers = []netip.Addr{netip.MustParseAddr("9.9.9.9")}
+	if o.ResolvConfs == nil {
+		o.Nameservers = []netip.Addr{netip.MustParseAddr("9.9.9.9")}
+	}
 	if o.MemoryMB == 0 {
 		o.MemoryMB = 4096
 	}

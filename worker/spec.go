@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/netip"
 	"path"
 	"slices"
 	"sort"
@@ -246,29 +245,4 @@ func hostname(cfg *machine.Config, id key.MachineID) string {
 		return cfg.DNS.Hostname
 	}
 	return string(id)
-}
-
-// publicNameservers keeps those of a resolv.conf that a Machine can reach: its
-// egress to loopback, private and link-local addresses is denied.
-func publicNameservers(resolvConf string) []netip.Addr {
-	var out []netip.Addr
-	for line := range strings.Lines(resolvConf) {
-		f := strings.Fields(line)
-		if len(f) < 2 || f[0] != "nameserver" {
-			continue
-		}
-		a, err := netip.ParseAddr(f[1])
-		if err != nil || !reachable(a.Unmap()) || len(out) == 3 {
-			continue
-		}
-		out = append(out, a.Unmap())
-	}
-	return out
-}
-
-// shared is the carrier-grade NAT range of RFC 6598, private in all but name.
-var shared = netip.MustParsePrefix("100.64.0.0/10")
-
-func reachable(a netip.Addr) bool {
-	return a.IsGlobalUnicast() && !a.IsPrivate() && !a.IsLoopback() && !a.IsLinkLocalUnicast() && a.Zone() == "" && !shared.Contains(a)
 }

@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
-	"net/netip"
 	"path"
 	"slices"
 	"strings"
@@ -176,16 +175,5 @@ func TestUpperIsBounded(t *testing.T) {
 		if _, err := machineFiles(cfg, "0123456789abcd", "", nil); !fault.Is(err, fault.Invalid) {
 			t.Errorf("%q: %v", p, err)
 		}
-	}
-}
-
-func TestPublicNameservers(t *testing.T) {
-	got := publicNameservers("# x\nnameserver 127.0.0.53\nnameserver 10.0.0.2\nnameserver 192.168.1.1\nnameserver 169.254.169.254\nnameserver 100.100.100.100\nnameserver fe80::1%eth0\nnameserver ::1\nnameserver fd00::53\nnameserver 9.9.9.9\noptions x\nnameserver 2620:fe::fe\nnameserver nonsense\nnameserver ::ffff:8.8.8.8\nnameserver 1.1.1.1\n")
-	want := []netip.Addr{netip.MustParseAddr("9.9.9.9"), netip.MustParseAddr("2620:fe::fe"), netip.MustParseAddr("8.8.8.8")}
-	if fmt.Sprint(got) != fmt.Sprint(want) {
-		t.Fatalf("%v", got)
-	}
-	if !strings.Contains(string(resolvConf(nil, nil)), "set config.dns.nameservers") {
-		t.Error("a node without a resolver is not told")
 	}
 }

@@ -181,9 +181,21 @@ func (a *actor) up() error {
 		}
 		r.Launched, r.Ran, r.StartedAt, r.Error = true, true, now, ""
 		r.Retries, r.ByUser, r.NextStart = 0, false, time.Time{}
-		r.event(now, "start", byPlatform, nil)
+		r.event(now, "start", byPlatform, a.withoutNames())
 		return nil
 	})
+}
+
+// noNames is the reason in the event of a start without a name server.
+const noNames = "no DNS: the node has no name server that machines can reach; its operator sets nameservers in bulkhead.toml"
+
+// withoutNames says in the event of a start that the Machine resolves no names; nil when it does.
+func (a *actor) withoutNames() *machine.EventRequest {
+	cfg, err := configOf(a.asg)
+	if err != nil || cfg.DNS != nil && len(cfg.DNS.Nameservers) > 0 || len(a.w.nameservers()) > 0 {
+		return nil
+	}
+	return &machine.EventRequest{Reason: noNames}
 }
 
 // watch waits for the end of the process, or for something newer to do.

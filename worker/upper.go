@@ -83,7 +83,7 @@ func resolvConf(d *machine.DNS, nameservers []netip.Addr) []byte {
 			fmt.Fprintf(&b, "nameserver %s\n", n)
 		}
 		if len(nameservers) == 0 {
-			b.WriteString("# the node names no resolver that a machine may reach; set config.dns.nameservers\n")
+			b.WriteString("# this node has no name server that machines can reach: its operator sets nameservers in bulkhead.toml\n")
 		}
 	}
 	if len(d.Searches) > 0 {

@@ -76,6 +76,8 @@ type Options struct {
 	// Nameservers are what Machines resolve with unless their config says otherwise;
 	// by default those of the node's resolv.conf that Machines can reach.
 	Nameservers []netip.Addr
+	// ResolvConfs are the files that may name the node's; privnet.ResolvConfs by default.
+	ResolvConfs []string
 
 	// API takes the connections that Machines make to their own API; nil leaves them
 	// without an answer.
@@ -189,6 +191,9 @@ func New(opt Options) *Worker {
 	if opt.ImageBudget == 0 {
 		opt.ImageBudget = 20 << 30
 	}
+	if opt.ResolvConfs == nil {
+		opt.ResolvConfs = privnet.ResolvConfs
+	}
 	if opt.ScrubAfter == 0 {
 		opt.ScrubAfter = time.Minute
 	}
@@ -236,6 +241,9 @@ func (w *Worker) Open() (err error) {
 	}
 	if w.vault, err = openVault(w.opt.SecretDir, w.log); err != nil {
 		return errors.Join(err, j.close())
+	}
+	if len(w.nameservers()) == 0 {
+		w.log.Warn("machines cannot resolve names: the host has no public IPv4 name server; set nameservers in bulkhead.toml")
 	}
 	w.life, w.end = context.WithCancel(context.Background())
 	for _, img := range w.images.List() {
@@ -455,15 +463,15 @@ func (w *Worker) dropped(id key.MachineID, a *actor) {
 
 // nameservers are those that Machines get by default.
 func (w *Worker) nameservers() []netip.Addr {
-	if w.opt.Nameservers != nil {
+	if len(w.opt.Nameservers) > 0 {
 		return w.opt.Nameservers
 	}
-	for _, p := range []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"} {
+	for _, p := range w.opt.ResolvConfs {
 		b, err := os.ReadFile(p)
 		if err != nil {
 			continue
 		}
-		if found := publicNameservers(string(b)); len(found) > 0 {
+		if found := privnet.Nameservers(string(b)); len(found) > 0 {
 			return found
 		}
 	}

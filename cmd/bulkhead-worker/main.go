@@ -46,7 +46,7 @@ func run(parent context.Context, env *role.Env) (err error) {
 	w := worker.New(worker.Options{
 		Dir: c.DataDir, Node: c.Node, Host: c.Host, Log: env.Log,
 		Runtime: warden, Warden: warden.Metrics, API: controller,
-		Secrets: controller, Cluster: c.Cluster, SecretDir: c.SecretDir,
+		Secrets: controller, Cluster: c.Cluster, SecretDir: c.SecretDir, Nameservers: c.Nameservers,
 		Images: worker.NewImages(store, image.NewRemote(false), controller),
 	})
 	if err := w.Open(); err != nil {
