@@ -30,7 +30,7 @@ prints it on standard output, this once. "attenuate" and "debug" ask no server.`
 func (s *session) tokenCreateCommand() *cobra.Command {
 	var org, name, expiry string
 	var commands []string
-	var exact, existing bool
+	var exact, existing, platform bool
 	c := &cobra.Command{
 		Use: "create KIND", Short: "Make a token, and show it once", Args: exactly("KIND"),
 		Long: `Make a token, and show it once, on standard output.
@@ -41,16 +41,24 @@ func (s *session) tokenCreateCommand() *cobra.Command {
   machine-exec  certain commands (--command) in the Machines of an app (--app)
   ssh           to see an app (--app), and SSH certificates for it
   wireguard     peers of an organization's network
+  metrics       the metrics of an organization's apps, or with --platform of everything
 
 It is good for 30 days unless --expiry or the organization says otherwise, and for a
 year at most. "readonly --from-existing" makes it of the token in use, without asking
 the server: it ends with that one.`,
 		Example: `  bulkhead tokens create deploy --app hello --name CI --expiry 168h > token.txt
-  bulkhead tokens create machine-exec --app hello --command "bin/migrate up"`,
+  bulkhead tokens create machine-exec --app hello --command "bin/migrate up"
+  bulkhead tokens create metrics --org acme --name prometheus --expiry 8760h > metrics-token`,
 		RunE: func(c *cobra.Command, args []string) error {
 			kind, err := token.ParseKind(args[0])
 			if err != nil {
 				return usagef("%s", err)
+			}
+			if platform && (kind != token.Metrics || org != "" || s.appFlag != "") {
+				return usagef("--platform is for kind %s, without --org and --app", token.Metrics)
+			}
+			if kind == token.Metrics && s.appFlag != "" {
+				return hint(usagef("a token of kind %s is for an organization, not for an app", kind), "give --org NAME")
 			}
 			if existing {
 				return s.readonlyFromExisting(kind)
@@ -63,6 +71,10 @@ the server: it ends with that one.`,
 				in.Commands = append(in.Commands, strings.Fields(line))
 			}
 			return s.with(func(ctx context.Context, api *client.Client, _ []string) error {
+				if platform {
+					made, err := api.CreatePlatformToken(ctx, in)
+					return s.showToken(api, "", made, err)
+				}
 				return s.createToken(ctx, api, org, in)
 			})(c, args)
 		},
@@ -73,6 +85,7 @@ the server: it ends with that one.`,
 	f.StringVar(&expiry, "expiry", "", "how long it is good, such as 168h")
 	f.StringArrayVar(&commands, "command", nil, "for machine-exec: how a command that it may run begins; repeatable")
 	f.BoolVar(&exact, "exact", false, "for machine-exec: the commands are these, without more words")
+	f.BoolVar(&platform, "platform", false, "for metrics: of the whole platform, for operators")
 	f.BoolVar(&existing, "from-existing", false, "for readonly: of the token in use, offline")
 	return c
 }
@@ -85,6 +98,11 @@ func (s *session) createToken(ctx context.Context, api *client.Client, org strin
 		}
 	}
 	t, err := api.CreateToken(ctx, org, in)
+	return s.showToken(api, org, t, err)
+}
+
+// showToken prints a token that was made, this once.
+func (s *session) showToken(api *client.Client, org string, t client.Token, err error) error {
 	if err != nil {
 		return err
 	}

@@ -38,6 +38,13 @@ func (c *Client) CreateToken(ctx context.Context, org string, in TokenRequest) (
 	return out, err
 }
 
+// CreatePlatformToken makes a token that is about the platform as a whole.
+func (c *Client) CreatePlatformToken(ctx context.Context, in TokenRequest) (Token, error) {
+	var out Token
+	err := c.do(ctx, call{method: http.MethodPost, path: []string{"platform", "tokens"}, in: in, out: &out})
+	return out, err
+}
+
 // Tokens lists an organization's tokens; with no organization, all of the caller's own.
 func (c *Client) Tokens(ctx context.Context, org string) ([]Token, error) {
 	path := []string{"tokens"}

@@ -16,7 +16,7 @@ import (
 // whoever they are, C the bearer of a claim. For endpoints of an app the same roles given
 // for that app alone may the same, but for owner, which there is not.
 var mayCall = map[string]string{
-	"GET /healthz": "*M", "GET /metrics": "P",
+	"GET /healthz": "*M", "GET /metrics": "P", "GET /v1/orgs/{org}/metrics": "OADV", "POST /v1/platform/tokens": "P",
 	"POST /v1/claim": "C", "GET /v1/user": "*", "POST /v1/invitations/accept": "*",
 	"GET /v1/users": "P", "PATCH /v1/users/{user}": "P", "DELETE /v1/users/{user}": "P",
 

@@ -169,6 +169,8 @@ func cuts() map[string]cut {
 		"GET /v1/tokens/current":               reads("/v1/tokens/current"),
 		"DELETE /v1/tokens/{token}":            changes("/v1/tokens/t_0000000000000000", nil),
 		"POST /v1/platform/join_tokens":        {path: "/v1/platform/join_tokens", body: config{"role": "worker"}, changes: true, undo: dropJoinTokens},
+		"GET /v1/orgs/{org}/metrics":           reads("/v1/orgs/personal/metrics"),
+		"POST /v1/platform/tokens":             {path: "/v1/platform/tokens", body: config{"kind": "metrics"}, changes: true, undo: dropTokens},
 		"GET /v1/platform/token_keys":          reads("/v1/platform/token_keys"),
 		"POST /v1/platform/token_keys":         {path: "/v1/platform/token_keys", changes: true, undo: dropRootKeys},
 		"DELETE /v1/platform/token_keys/{key}": changes("/v1/platform/token_keys/0000000000000000", nil),

@@ -14,7 +14,7 @@ func (c *Controller) endpoints() []endpoint {
 	const k = "/v1/apps/{app}/secretkeys/{secret}"
 	es := []endpoint{
 		{"GET /healthz", access.Read, access.Platform, c.healthz},
-		{"GET /metrics", access.Read, access.Cluster, c.metricsPage},
+		{"GET /metrics", access.Read, access.PlatformMetrics, c.metricsPage},
 
 		{"GET /v1/apps", access.Read, access.Platform, c.listApps},
 		{"POST /v1/apps", access.Create, access.Any, c.createApp},
@@ -69,6 +69,7 @@ func (c *Controller) endpoints() []endpoint {
 		{"POST " + k + "/verify", access.Control, access.SecretKeyUse, c.useSecretKey(verifyWith)},
 
 		{"GET /v1/orgs/{org}/machines", access.Read, access.Machine, c.orgMachines},
+		{"GET /v1/orgs/{org}/metrics", access.Read, access.Metrics, c.orgMetrics},
 		{"POST /v1/claim", access.Create, access.Claim, c.claimAccount},
 		{"GET /v1/user", access.Read, access.Any, c.showSelf},
 		{"POST /v1/invitations/accept", access.Write, access.Account, c.acceptInvitation},
@@ -102,6 +103,7 @@ func (c *Controller) endpoints() []endpoint {
 		{"GET /v1/tokens", access.Read, access.Self, c.listOwnTokens},
 		{"GET /v1/tokens/current", access.Read, access.Any, c.currentTokens},
 		{"DELETE /v1/tokens/{token}", access.Delete, access.Any, c.revokeToken},
+		{"POST /v1/platform/tokens", access.Create, access.Cluster, c.createPlatformToken},
 		{"GET /v1/platform/token_keys", access.Read, access.Cluster, c.listRootKeys},
 		{"POST /v1/platform/token_keys", access.Create, access.Cluster, c.rotateRootKey},
 		{"DELETE /v1/platform/token_keys/{key}", access.Delete, access.Cluster, c.withdrawRootKey},

@@ -40,6 +40,7 @@ type fakeWorker struct {
 	signals    []int32
 	deaf       bool // takes assignments without acting on them
 	memory     int64
+	mute       bool   // does not say its metrics
 	renewed    int    // grants that came for a generation that was known under another
 	execsEnded int    // commands that were killed
 	refused    int    // how often Sync said that the node was removed
@@ -386,5 +387,12 @@ func (w *fakeWorker) Logs(in *internalpb.LogsRequest, stream grpc.ServerStreamin
 
 // Metrics implements internalpb.TelemetryServer.
 func (w *fakeWorker) Metrics(context.Context, *internalpb.MetricsRequest) (*internalpb.MetricsResponse, error) {
-	return &internalpb.MetricsResponse{Text: []byte("# HELP fake_total Counted.\n# TYPE fake_total counter\nfake_total{a=\"b\"} 3\n")}, nil
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.mute {
+		return nil, errors.New("mute")
+	}
+	return &internalpb.MetricsResponse{Text: []byte("# HELP fake_total Counted.\n# TYPE fake_total counter\nfake_total{a=\"b\"} 3\n" +
+		"# TYPE bulkhead_machine_processes gauge\nbulkhead_machine_processes{app=\"shop\",machine=\"m1\"} 7\n" +
+		"bulkhead_machine_processes{app=\"else\",machine=\"m2\"} 8\nbulkhead_machine_processes{app=\"gone\",machine=\"m3\"} 9\n")}, nil
 }

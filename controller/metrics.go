@@ -4,9 +4,9 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
-	"sort"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -135,15 +135,44 @@ func (c *Controller) metricsPage(r *call) (int, any, error) {
 	if !known {
 		return 0, nil, fault.New(fault.NotFound, "role %q has no metrics; there are controller, worker and edge", fault.Clip(only))
 	}
-	names := make([]string, 0, len(merged))
-	for n := range merged {
-		names = append(names, n)
+	return answerMetrics(r, merged)
+}
+
+// orgMetrics is what the Machines of an organization use. Only workers have metrics of an
+// app; without the worker there is no page, so that Prometheus sees the scrape fail.
+//
+//	GET /v1/orgs/{org}/metrics
+func (c *Controller) orgMetrics(r *call) (int, any, error) {
+	families, err := c.scrape(r.Context(), role.Worker)
+	if err != nil {
+		return 0, nil, fault.Wrap(fault.Unavailable, err, "the worker's metrics cannot be read")
 	}
-	sort.Strings(names)
+	return answerMetrics(r, ofApps(families, func(name string) bool {
+		a := c.directory.App(key.AppName(name))
+		return a != nil && a.Org == r.PathValue("org")
+	}))
+}
+
+// ofApps keeps the samples with the label of an app that is wanted.
+func ofApps(families map[string]*dto.MetricFamily, wanted func(app string) bool) map[string]*dto.MetricFamily {
+	for n, f := range families {
+		f.Metric = slices.DeleteFunc(f.Metric, func(m *dto.Metric) bool {
+			i := slices.IndexFunc(m.Label, func(l *dto.LabelPair) bool { return l.GetName() == "app" })
+			return i < 0 || !wanted(m.Label[i].GetValue())
+		})
+		if len(f.Metric) == 0 {
+			delete(families, n)
+		}
+	}
+	return families
+}
+
+// answerMetrics writes metrics in the order of their names.
+func answerMetrics(r *call, all map[string]*dto.MetricFamily) (int, any, error) {
 	r.w.Header().Set("Content-Type", string(expfmt.NewFormat(expfmt.TypeTextPlain)))
 	r.w.WriteHeader(http.StatusOK)
-	for _, n := range names {
-		if _, err := expfmt.MetricFamilyToText(r.w, merged[n]); err != nil {
+	for _, n := range slices.Sorted(maps.Keys(all)) {
+		if _, err := expfmt.MetricFamilyToText(r.w, all[n]); err != nil {
 			return 0, nil, errAnswered
 		}
 	}

@@ -421,3 +421,41 @@ func TestMetrics(t *testing.T) {
 	}
 	e.refused(404, "no metrics", "GET", "/metrics?role=warden", nil)
 }
+
+// TestOrgMetrics reads the metrics of two organizations: each has the series of its own
+// apps, and none of another's, of an app that is gone, or of the platform.
+func TestOrgMetrics(t *testing.T) {
+	p := newPeople(t)
+	e := p.e
+	token := func(by, org string) string {
+		var made struct{ Token string }
+		e.want(201, "POST", "/v1/orgs/"+org+"/tokens", config{"kind": "metrics"}, &made, with(by)...)
+		return made.Token
+	}
+	acme, other := token(p.tokens["V"], "acme"), token(p.tokens["stranger"], "other")
+	const head = "# TYPE bulkhead_machine_processes gauge\nbulkhead_machine_processes"
+	for org, want := range map[string]struct{ token, page string }{
+		"acme":  {acme, head + "{app=\"shop\",machine=\"m1\"} 7\n"},
+		"other": {other, head + "{app=\"else\",machine=\"m2\"} 8\n"},
+	} {
+		if a := e.want(200, "GET", "/v1/orgs/"+org+"/metrics", nil, nil, with(want.token)...); string(a.body) != want.page {
+			t.Errorf("the metrics of %s: %s", org, a.body)
+		}
+	}
+	e.want(403, "GET", "/v1/orgs/other/metrics", nil, nil, with(acme)...)
+	e.want(403, "GET", "/metrics", nil, nil, with(acme)...)
+
+	// The platform's token is worth what its user is at the moment.
+	var made struct{ Token string }
+	e.want(201, "POST", "/v1/platform/tokens", config{"kind": "metrics", "name": "prometheus"}, &made, with(p.tokens["P"])...)
+	e.want(200, "GET", "/metrics", nil, nil, with(made.Token)...)
+	e.want(403, "GET", "/v1/orgs/acme/metrics", nil, nil, with(made.Token)...)
+	e.want(200, "PATCH", "/v1/users/operator", config{"operator": false}, nil)
+	e.want(403, "GET", "/metrics", nil, nil, with(made.Token)...)
+
+	// Without the worker the scrape fails: an empty page would look like nothing to report.
+	e.worker.mu.Lock()
+	e.worker.mute = true
+	e.worker.mu.Unlock()
+	e.want(503, "GET", "/v1/orgs/acme/metrics", nil, nil, with(acme)...)
+}

@@ -121,6 +121,31 @@ func (c *Controller) createToken(r *call) (int, any, error) {
 	return http.StatusCreated, body, nil
 }
 
+// createPlatformToken makes a token that is about the platform as a whole: to read its metrics.
+//
+//	POST /v1/platform/tokens {"kind": "metrics", "name": "prometheus", "expiry": "8760h"}
+func (c *Controller) createPlatformToken(r *call) (int, any, error) {
+	var in struct {
+		Kind   string `json:"kind"`
+		Name   string `json:"name"`
+		Expiry string `json:"expiry"`
+	}
+	if err := r.read(&in, true); err != nil {
+		return 0, nil, err
+	}
+	kind, err := token.ParseKind(in.Kind)
+	if err != nil {
+		return 0, nil, fault.New(fault.Invalid, "kind: %v", err)
+	}
+	text, made, err := c.grantToken(r, record.Token{Kind: kind, Name: in.Name}, token.Scope{Platform: true}, in.Expiry)
+	if err != nil {
+		return 0, nil, err
+	}
+	body := c.tokenBody(made)
+	body.Token = text
+	return http.StatusCreated, body, nil
+}
+
 // createDeployToken makes a token for an app, as clients of the Machines API ask for it.
 //
 //	POST /v1/apps/{app}/deploy_token {"expiry": "720h"}
@@ -150,7 +175,7 @@ func (c *Controller) createDeployToken(r *call) (int, any, error) {
 func (c *Controller) grantToken(r *call, rec record.Token, scope token.Scope, expiry string) (string, *record.Token, error) {
 	o, u := c.directory.Org(rec.Org), c.directory.User(r.who.User)
 	switch {
-	case o == nil:
+	case o == nil && !scope.Platform:
 		return "", nil, access.NoOrg(rec.Org)
 	case u == nil:
 		return "", nil, access.ErrToken
@@ -159,12 +184,15 @@ func (c *Controller) grantToken(r *call, rec record.Token, scope token.Scope, ex
 	case len(c.directory.TokensOf(u.ID)) >= maxTokens:
 		return "", nil, fault.New(fault.Unprocessable, "you have %d tokens; revoke some first", maxTokens)
 	}
-	usual, most := o.TokenLife()
+	usual, most := record.DefaultTokenLife, record.MaxTokenLife
+	if o != nil {
+		usual, most = o.TokenLife()
+		scope.Org = uint64(o.Number)
+	}
 	life, err := parseLife("expiry", expiry, usual, most)
 	if err != nil {
 		return "", nil, err
 	}
-	scope.Org = uint64(o.Number)
 	lists, err := rec.Kind.Caveats(scope)
 	if err != nil {
 		return "", nil, fault.New(fault.Invalid, "%v", err)

@@ -81,6 +81,10 @@ func TestTokenKinds(t *testing.T) {
 		{"GET", "/v1/tokens", nil, "L"},
 		{"GET", "/v1/users", nil, "L"},
 		{"POST", "/v1/platform/token_keys", nil, "L"},
+		{"GET", "/metrics", nil, "LP"},
+		{"GET", "/v1/orgs/personal/metrics", nil, "LM"},
+		{"GET", "/v1/apps", nil, "LODRXSWI"},
+		{"POST", "/v1/platform/tokens", config{"kind": "metrics"}, "L"},
 		{"GET", "/v1/platform/regions", nil, "LODRXSWI"},
 		{"GET", "/v1/user", nil, "LODRXSWI"},
 		{"GET", "/v1/tokens/current", nil, "LODRXSWI"},
@@ -89,7 +93,7 @@ func TestTokenKinds(t *testing.T) {
 	kinds := map[string]string{"L": e.token}
 	for letter, body := range map[string]config{
 		"O": {"kind": "org"}, "D": {"kind": "deploy", "app": "hello"}, "R": {"kind": "readonly"}, "I": {"kind": "readonly", "app": "hello"},
-		"X": {"kind": "machine-exec", "app": "hello", "commands": [][]string{{"ls"}}}, "S": {"kind": "ssh", "app": "hello"}, "W": {"kind": "wireguard"},
+		"X": {"kind": "machine-exec", "app": "hello", "commands": [][]string{{"ls"}}}, "S": {"kind": "ssh", "app": "hello"}, "W": {"kind": "wireguard"}, "M": {"kind": "metrics"},
 	} {
 		made := e.makeToken(body)
 		if made.User != "admin" || made.Org != "personal" || string(made.Kind) != body["kind"] || made.Token == "" {
@@ -97,6 +101,9 @@ func TestTokenKinds(t *testing.T) {
 		}
 		kinds[letter] = made.Token
 	}
+	var platform struct{ Token string }
+	e.want(201, "POST", "/v1/platform/tokens", config{"kind": "metrics"}, &platform)
+	kinds["P"] = platform.Token
 	cells := 0
 	for _, c := range calls {
 		for letter, text := range kinds {
@@ -104,7 +111,7 @@ func TestTokenKinds(t *testing.T) {
 			if allowed := a.code < 300; allowed != strings.Contains(c.may, letter) || !allowed && a.code != 403 {
 				t.Errorf("%s %s by %s: %d %s", c.method, c.path, letter, a.code, a.body)
 			}
-			if c.path == "/v1/apps" && a.code < 300 {
+			if c.method+c.path == "POST/v1/apps" && a.code < 300 {
 				e.want(202, "DELETE", "/v1/apps/made", nil, nil)
 				e.awaitNoApp("made")
 			}
@@ -117,6 +124,10 @@ func TestTokenKinds(t *testing.T) {
 		{"kind": "org", "name": strings.Repeat("x", 129)},
 	} {
 		e.want(400, "POST", "/v1/orgs/personal/tokens", bad, nil)
+	}
+	e.want(400, "POST", "/v1/orgs/personal/tokens", config{"kind": "metrics", "app": "hello"}, nil)
+	for _, kind := range []string{"", "org", "readonly", "wireguard", "login"} {
+		e.want(400, "POST", "/v1/platform/tokens", config{"kind": kind}, nil)
 	}
 	e.want(404, "POST", "/v1/orgs/personal/tokens", config{"kind": "deploy", "app": "none"}, nil)
 	// What was shown once is nowhere else.
@@ -133,7 +144,7 @@ func TestTokenKinds(t *testing.T) {
 			}
 		}
 	}
-	if len(listed.Tokens) != 9 { // seven, and two that were made in the table
+	if len(listed.Tokens) != 10 { // eight, and two that were made in the table
 		t.Errorf("%d tokens listed", len(listed.Tokens))
 	}
 }

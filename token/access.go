@@ -16,6 +16,8 @@ type Access struct {
 	flyio.Access
 	// AppName is the name of the app, where it is about one.
 	AppName string
+	// PlatformMetrics is set when it is about the metrics of the whole platform.
+	PlatformMetrics bool
 	// At is the time of the request; the zero value is now.
 	At time.Time
 	// From is the address that the request came from.
@@ -34,6 +36,11 @@ func (a *Access) Now() time.Time {
 
 // GetAppName is what AppNames asks.
 func (a *Access) GetAppName() string { return a.AppName }
+
+// IsPlatformMetrics is what PlatformMetrics asks.
+func (a *Access) IsPlatformMetrics() bool {
+	return a.PlatformMetrics && a.Action == resset.ActionRead
+}
 
 // FromAddr is what FromAddress asks.
 func (a *Access) FromAddr() netip.Addr { return a.From }

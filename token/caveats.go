@@ -13,10 +13,11 @@ import (
 // the next number, and none is ever used again. They start 256 behind the first number
 // that is free for all (2^48), because the library's test vectors use those.
 const (
-	CavSession     = macaroon.CavMinUserDefined + 256 + iota // of a live session only
-	CavFromAddress                                           // from certain networks only
-	CavAppNames                                              // certain apps only, by name
-	CavForSession                                            // in tickets: whose session discharges it
+	CavSession         = macaroon.CavMinUserDefined + 256 + iota // of a live session only
+	CavFromAddress                                               // from certain networks only
+	CavAppNames                                                  // certain apps only, by name
+	CavForSession                                                // in tickets: whose session discharges it
+	CavPlatformMetrics                                           // the platform's metrics and nothing else
 )
 
 func init() {
@@ -24,6 +25,7 @@ func init() {
 	macaroon.RegisterCaveatType(&FromAddress{})
 	macaroon.RegisterCaveatType(&AppNames{})
 	macaroon.RegisterCaveatType(&ForSession{})
+	macaroon.RegisterCaveatType(&PlatformMetrics{})
 }
 
 // Session holds a token to a session of single sign-on: it ends with it. Discharges carry it.
@@ -102,6 +104,23 @@ func (c *AppNames) Prohibits(a macaroon.Access) error {
 		return fmt.Errorf("%w app %s (only %v)", resset.ErrUnauthorizedForResource, name, c.Names)
 	}
 	return nil
+}
+
+// PlatformMetrics holds a token to reading the metrics of the whole platform.
+type PlatformMetrics struct{}
+
+// CaveatType is the registered number.
+func (c *PlatformMetrics) CaveatType() macaroon.CaveatType { return CavPlatformMetrics }
+
+// Name is for JSON and people.
+func (c *PlatformMetrics) Name() string { return "BulkheadPlatformMetrics" }
+
+// Prohibits refuses everything but reading the platform's metrics.
+func (c *PlatformMetrics) Prohibits(a macaroon.Access) error {
+	if p, ok := a.(interface{ IsPlatformMetrics() bool }); ok && p.IsPlatformMetrics() {
+		return nil
+	}
+	return fmt.Errorf("%w: only the platform's metrics", resset.ErrUnauthorizedForResource)
 }
 
 // ParseNetwork reads a network ("10.0.0.0/8") or a single address.

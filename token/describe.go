@@ -101,6 +101,8 @@ func words(c macaroon.Caveat) string {
 		return "only from " + some(c.Networks)
 	case *AppNames:
 		return "only apps of the names " + some(c.Names)
+	case *PlatformMetrics:
+		return "only the metrics of the whole platform"
 	case *ForSession:
 		return "nothing: this stands in tickets alone"
 	}

@@ -21,10 +21,11 @@ const (
 	MachineExec Kind = "machine-exec" // certain commands in an app's Machines, and to see them
 	SSH         Kind = "ssh"          // to see an app, and get into its Machines
 	WireGuard   Kind = "wireguard"    // peers of the organization's private network
+	Metrics     Kind = "metrics"      // the metrics of an organization's apps, or of the platform
 )
 
 // Kinds are those that can be asked for; Login is made by logging in.
-var Kinds = []Kind{Org, Deploy, ReadOnly, MachineExec, SSH, WireGuard}
+var Kinds = []Kind{Org, Deploy, ReadOnly, MachineExec, SSH, WireGuard, Metrics}
 
 // ParseKind checks a kind that can be asked for.
 func ParseKind(s string) (Kind, error) {
@@ -38,6 +39,8 @@ func ParseKind(s string) (Kind, error) {
 type Scope struct {
 	Org uint64
 	App uint64 // 0: none
+	// Platform is set in place of Org for a token about the platform as a whole.
+	Platform bool
 	// Commands are those of a machine-exec token: the words that a command starts with, or,
 	// if Exact, is.
 	Commands [][]string
@@ -45,10 +48,16 @@ type Scope struct {
 }
 
 // Caveats are those that make a kind: a list for each token that it consists of. A token of any
-// kind but Login names one organization.
+// kind but Login names one organization, or is for the metrics of the platform.
 func (k Kind) Caveats(s Scope) ([][]macaroon.Caveat, error) {
 	if k == Login {
 		return [][]macaroon.Caveat{nil}, nil
+	}
+	if s.Platform {
+		if k != Metrics || s.Org != 0 || s.App != 0 || len(s.Commands) > 0 {
+			return nil, fmt.Errorf("a token of kind %s is for an organization; for the platform there is kind %s", k, Metrics)
+		}
+		return list(&PlatformMetrics{}), nil
 	}
 	if s.Org == 0 {
 		return nil, fmt.Errorf("a token of kind %s is for an organization", k)
@@ -84,6 +93,12 @@ func (k Kind) Caveats(s Scope) ([][]macaroon.Caveat, error) {
 			{org, member, app, &read},
 			{org, member, app, &flyio.Mutations{Mutations: []string{"issueCertificate", "addWireGuardPeer"}}},
 		}, nil
+	case Metrics:
+		if s.App != 0 {
+			return nil, fmt.Errorf("a token of kind %s is for an organization, not for an app", k)
+		}
+		see := &flyio.Organization{ID: s.Org, Mask: resset.ActionRead}
+		return list(see, &flyio.FeatureSet{Features: resset.New(resset.ActionRead, FeatureMetrics)}), nil
 	case WireGuard:
 		return list(org, member, &resset.IfPresent{
 			Ifs: macaroon.NewCaveatSet(
@@ -95,6 +110,9 @@ func (k Kind) Caveats(s Scope) ([][]macaroon.Caveat, error) {
 	}
 	return nil, fmt.Errorf("there is no kind of token %q", clip(string(k)))
 }
+
+// FeatureMetrics is the feature of an organization that a token of kind Metrics is held to.
+const FeatureMetrics = "metrics"
 
 func list(cs ...macaroon.Caveat) [][]macaroon.Caveat { return [][]macaroon.Caveat{cs} }
 

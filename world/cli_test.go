@@ -15,7 +15,7 @@ import (
 // TestDeployByCLI goes the way of a new user: log in with the printed line, create
 // an app, deploy in each form an image may have, look, change, destroy.
 func TestDeployByCLI(t *testing.T) {
-	w := world.Start(t)
+	w := world.Start(t, "--nameservers", "9.9.9.9,2620:fe::fe")
 	img := fixture.StaticGo(t)
 	dir := t.TempDir()
 
@@ -80,6 +80,9 @@ app = "site"
 	if out := cli("machine", "exec", "--app", "site", id, "--", "/staticgo", "echo", "from inside"); !strings.Contains(out, "from inside") {
 		t.Errorf("exec: %s", out)
 	}
+	if out := cli("machine", "exec", "--app", "site", id, "--", "/staticgo", "cat", "/etc/resolv.conf"); !strings.Contains(out, "nameserver 9.9.9.9\nnameserver 2620:fe::fe\n") {
+		t.Errorf("resolv.conf: %s", out)
+	}
 	cli("machine", "stop", "--app", "site", id)
 	w.Wait("site", id, "stopped", 20*time.Second)
 	cli("machine", "start", "--app", "site", id)
@@ -89,6 +92,7 @@ app = "site"
 		t.Errorf("open: %s", out)
 	}
 
+	t.Run("TestMetricsPages", func(t *testing.T) { metricsPages(t, w.In(t)) })
 	t.Run("TestHintsAreTrue", func(t *testing.T) { hints(t, w.In(t), bare, archive) })
 
 	// A failed deploy says why and leaves the running version alone.

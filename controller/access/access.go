@@ -45,6 +45,7 @@ const (
 	Tokens   Kind = "token"     // of anybody's in the organization
 	SSO      Kind = "single sign-on"
 	Audit    Kind = "audit log"
+	Metrics  Kind = "metrics" // what its Machines use
 )
 
 // Kinds of things of nobody's or everybody's.
@@ -55,6 +56,8 @@ const (
 	Platform Kind = "platform"      // regions and placements
 	Cluster  Kind = "cluster"       // nodes, users, organizations as a whole, keys: the operators'
 	Claim    Kind = "claim"
+
+	PlatformMetrics Kind = "platform metrics" // of every role and Machine: the operators'
 )
 
 // Request is one act on one thing. Org is set for everything of an organization's or an

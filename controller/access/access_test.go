@@ -18,7 +18,8 @@ import (
 var (
 	kinds = []Kind{
 		App, Machine, Metadata, Exec, Logs, Image, Secret, SecretKey, SecretKeyUse, OIDC,
-		Org, Member, Owner, OwnToken, Tokens, SSO, Audit, Self, Account, Any, Platform, Cluster, Claim,
+		Org, Member, Owner, OwnToken, Tokens, SSO, Audit, Metrics,
+		Self, Account, Any, Platform, Cluster, Claim, PlatformMetrics,
 	}
 	acts = []Action{Read, Write, Create, Delete, Control}
 )

@@ -62,7 +62,7 @@ func (who Caller) Allowed(d *directory.Directory, a Request) bool {
 			return true
 		case Platform:
 			return a.Act == Read
-		case Cluster:
+		case Cluster, PlatformMetrics:
 			return u.Operator
 		case SSO:
 			if a.Act == Delete && u.Operator { // the way back when a provider is gone

@@ -31,6 +31,7 @@ var rights = map[Kind]map[Action][]record.Role{
 	Tokens:   {Read: reviewing, Delete: managing},
 	SSO:      {Read: reviewing, Write: managing, Delete: managing},
 	Audit:    {Read: reviewing},
+	Metrics:  {Read: watching},
 }
 
 // ofApp are the kinds of things that a role for one app says something about.

@@ -62,7 +62,7 @@ const (
 var orgFeatures = map[Kind]string{
 	Member: flyio.FeatureMembership, Owner: flyio.FeatureMembership,
 	OwnToken: featureTokens, Tokens: featureTokens,
-	SSO: flyio.FeatureAuthentication, Audit: featureAudit,
+	SSO: flyio.FeatureAuthentication, Audit: featureAudit, Metrics: token.FeatureMetrics,
 }
 
 // appFeatures are those of an app.
@@ -103,7 +103,8 @@ func tokenAccess(d *directory.Directory, a Request) (_ *token.Access, ok bool) {
 	}
 	t := &token.Access{Access: flyio.Access{Action: mask}, At: d.Now(), Live: d.SessionLives}
 	if a.Org == "" {
-		return t, a.What == Self || a.What == Account || a.What == Cluster || a.What == Claim
+		t.PlatformMetrics = a.What == PlatformMetrics
+		return t, t.PlatformMetrics || a.What == Self || a.What == Account || a.What == Cluster || a.What == Claim
 	}
 	o := d.Org(a.Org)
 	if o == nil {
@@ -226,6 +227,9 @@ func (who Caller) within(d *directory.Directory, v *token.Verified, a Request) e
 	}
 	if rec.Org != "" && a.Org != rec.Org && a.What != Self && a.What != Platform && a.What != Any {
 		return fault.New(fault.Denied, "the token is good for one organization alone")
+	}
+	if rec.Kind == token.Metrics && a.What != Metrics && a.What != PlatformMetrics {
+		return fault.New(fault.Denied, "a token of kind metrics reads metrics and nothing else")
 	}
 	var err error
 	if a.What == Platform || a.What == Any {

@@ -205,9 +205,9 @@ const (
 )
 
 // Exempts reports whether a token needs no session, because owners let those of programs be
-// without: it is for one app, and of a kind for programs.
+// without: it is for one app and of a kind for programs, or for metrics alone.
 func (s *SSO) Exempts(rec *Token) bool {
-	return s.ServiceTokens == ServicesAllowed && rec.App != "" && slices.Contains(servants, rec.Kind)
+	return s.ServiceTokens == ServicesAllowed && (rec.App != "" && slices.Contains(servants, rec.Kind) || rec.Kind == token.Metrics)
 }
 
 // Lives of tokens, where the organization does not say less.
