@@ -357,11 +357,9 @@ func (v *barView) skipped(i int) { v.bars[i].SetCurrent(v.full[i]) }
 
 func (v *barView) end(ok bool) {
 	for i, b := range v.bars {
-		switch {
-		case b.Completed():
-		case ok: // only at its full count does a bar end
+		if ok { // only at its full count does a bar end; one that has ended stays as it is
 			b.SetCurrent(v.full[i])
-		default:
+		} else {
 			b.Abort(false)
 		}
 	}
