@@ -49,21 +49,23 @@ func present(mem, pages *os.File, from, to uint64) (runs [][]byte) {
 	const page = 4096
 	entries := make([]byte, (to-from)/page*8)
 	n, _ := pages.ReadAt(entries, int64(from/page*8))
-	joined := false
-	for i := 0; i+8 <= n; i += 8 {
-		const here = 3 << 62 // in memory, or swapped out
-		if binary.LittleEndian.Uint64(entries[i:])&here == 0 {
-			joined = false
-			continue
+	entries = entries[:n/8*8]
+	here := func(i int) bool { // in memory, or swapped out
+		return i < len(entries) && binary.LittleEndian.Uint64(entries[i:])&(3<<62) != 0
+	}
+	for i := 0; i < len(entries); i += 8 {
+		start := i
+		for here(i) {
+			i += 8
 		}
-		if !joined {
-			runs, joined = append(runs, nil), true
-		}
-		last := &runs[len(runs)-1]
-		at := len(*last)
-		*last = append(*last, make([]byte, page)...)
-		if _, err := mem.ReadAt((*last)[at:], int64(from)+int64(i/8*page)); err != nil {
-			*last, joined = (*last)[:at], false
+		// One call for a whole run: a process has a hundred thousand pages.
+		for start < i {
+			b := make([]byte, (i-start)/8*page)
+			n, _ := mem.ReadAt(b, int64(from)+int64(start/8*page))
+			if n -= n % page; n > 0 {
+				runs = append(runs, b[:n])
+			}
+			start += n/page*8 + 8 // past a page that cannot be read, or that was the last
 		}
 	}
 	return runs
