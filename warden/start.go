@@ -310,7 +310,7 @@ func openFIFO(path string, flag int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// startShim clones the shim into its namespaces and moves it into its cgroup. It
+// startShim clones the shim into its namespaces and its cgroup. It
 // waits there for the first byte of the go pipe.
 func (st *starter) startShim() error {
 	s, id, base := st.server, st.spec.Machine, privnet.UIDRange(st.spec.Slot)
@@ -338,6 +338,14 @@ func (st *starter) startShim() error {
 		UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true,
 		Credential: &syscall.Credential{Uid: 0, Gid: 0},
 		Setsid:     true, // no signal to the warden's group reaches it
+	}
+	group, err := s.groups.OpenShim(string(id))
+	if err != nil {
+		return fmt.Errorf("open the shim's cgroup: %w", err)
+	}
+	if group != nil {
+		defer group.Close()
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(group.Fd())
 	}
 	if err := cmd.Start(); err != nil {
 		return fault.Clone(err, "the sandbox's namespaces cannot be made")

@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/subcommands"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/runsc/cmd/util"
 	"gvisor.dev/gvisor/runsc/config"
 	"gvisor.dev/gvisor/runsc/container"
@@ -22,6 +23,10 @@ type start struct {
 	readyFD, apiFD  int
 	secretsFD       int
 }
+
+// tableFD is the descriptor with which the shim gave us a large table, which boot's is then
+// too (see wideTable in cmd/bulkhead-shim). It is of no other use.
+const tableFD = 255
 
 func (*start) Name() string     { return "start" }
 func (*start) Synopsis() string { return "make a sandbox and start its process when it is told to" }
@@ -43,6 +48,7 @@ func (s *start) FetchSpec(conf *config.Config, f *flag.FlagSet) (string, *specs.
 
 // Execute implements subcommands.Command.
 func (s *start) Execute(_ context.Context, f *flag.FlagSet, args ...any) subcommands.ExitStatus {
+	unix.CloseOnExec(tableFD)
 	conf := args[0].(*config.Config)
 	id, spec, err := s.FetchSpec(conf, f)
 	if err != nil {

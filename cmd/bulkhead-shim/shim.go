@@ -83,6 +83,7 @@ func (s *shim) startSandbox() (int, error) {
 		return 0, err
 	}
 	files = append(files, wire.FDGo, wire.FDSecrets, uintptr(s.doors[1]))
+	files = wideTable(files, null.Fd())
 	argv := []string{"/proc/self/exe", "enter", strconv.Itoa(s.config.Cgroups), wire.ShimProgram}
 	argv = append(argv, s.config.Flags...)
 	argv = append(argv, "start", "--ready-fd="+strconv.Itoa(ready), "--secrets-fd="+strconv.Itoa(ready+1), "--api-fd="+strconv.Itoa(ready+2), "--bundle="+wire.ShimBundle, "--pid-file="+wire.ShimPIDFile, s.config.ID)
@@ -111,6 +112,20 @@ func (s *shim) startSandbox() (int, error) {
 		return 0, s.report(wire.Report{Log: err.Error()}, err)
 	}
 	return pid, s.report(wire.Report{OK: true}, nil)
+}
+
+// tableFD is the highest descriptor that gVisor uses while it boots.
+const tableFD = 255
+
+// wideTable adds descriptor tableFD to those of a child. Then the kernel makes the child's
+// table large while it has one thread. Boot, which has several, would wait for all
+// processors to do the same. Later execs and forks keep the size while the descriptor is
+// open; "bulkhead-sandbox start" lets it close when it starts boot.
+func wideTable(files []uintptr, fd uintptr) []uintptr {
+	for len(files) < tableFD {
+		files = append(files, ^uintptr(0))
+	}
+	return append(files, fd)
 }
 
 // openLog makes the pipe behind --log and --panic-log and reads it in the

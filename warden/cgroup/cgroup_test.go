@@ -135,6 +135,14 @@ func TestFakeHosts(t *testing.T) {
 			if err := tree.AddShim(machine, 77); err != nil {
 				t.Fatal(err)
 			}
+			if group, err := tree.OpenShim(machine); err != nil || (group != nil) != strings.Contains(h.mountinfo, "cgroup2") {
+				t.Fatalf("a group of version 2 to be cloned into: %v, %v", group, err)
+			} else if group != nil { // which the kernel does
+				defer group.Close()
+				if err := os.WriteFile(filepath.Join(group.Name(), "cgroup.procs"), []byte("77"), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
 			if got := tree.Processes(machine); !slices.Equal(got, []int{77}) {
 				t.Errorf("processes are %v", got)
 			}
@@ -266,6 +274,38 @@ func TestRealTree(t *testing.T) {
 	}
 }
 
+// TestShimIsClonedIntoItsGroup clones a process into the shim's group of version 2's hierarchy,
+// and moves it into those of version 1's, on the host's own cgroups.
+func TestShimIsClonedIntoItsGroup(t *testing.T) {
+	tree := realTree(t)
+	if err := tree.Create(machine, limits); err != nil {
+		t.Fatal(err)
+	}
+	group, err := tree.OpenShim(machine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("sleep", "100")
+	if group != nil {
+		defer group.Close()
+		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Fd())}
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	if err := tree.AddShim(machine, cmd.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	for hierarchy, dir := range tree.roots {
+		b, err := os.ReadFile(filepath.Join(dir, machine, shimLeaf, "cgroup.procs"))
+		if want := fmt.Sprintf("%d\n", cmd.Process.Pid); err != nil || string(b) != want {
+			t.Errorf("hierarchy %q: the shim's group has the processes %q, not %q (%v)", hierarchy, b, want, err)
+		}
+	}
+}
+
 // TestForkBombIsKilled: a Machine whose processes fork as fast as they can ends all
 // the same, in the place of its sandbox and in that of its shim.
 func TestForkBombIsKilled(t *testing.T) {
@@ -277,8 +317,10 @@ func TestForkBombIsKilled(t *testing.T) {
 		// A moment to be moved, then every process makes two, and those that fail go on.
 		bomb := startIn(t, tree, `sleep 0.2; f() { while :; do f & done; }; f`)
 		if leaf == shimLeaf {
-			if err := tree.AddShim(machine, bomb.Process.Pid); err != nil {
-				t.Fatal(err)
+			for _, dir := range tree.roots {
+				if err := write(filepath.Join(dir, machine, shimLeaf, "cgroup.procs"), fmt.Sprint(bomb.Process.Pid)); err != nil {
+					t.Fatal(err)
+				}
 			}
 		}
 		go bomb.Wait()
