@@ -185,6 +185,8 @@ func (r *bare) sandbox(program string, extra ...string) (time.Duration, error) {
 	if err := json.Unmarshal(config, &spec); err != nil {
 		return 0, err
 	}
+	// runc's process has no init either: "bulkhead-init MODE DIR COMMAND".
+	spec.Process.Args = spec.Process.Args[3:]
 	return r.run(dir, &spec, func(id string) (start, remove *exec.Cmd) {
 		state := filepath.Join(r.dir, "state-"+id)
 		start = exec.Command(program, append(append(runsc.Flags(state), extra...), "run", "--bundle="+dir, id)...)
