@@ -61,8 +61,9 @@ Paths in a deploy file stay in its folder, because a repository of somebody else
 it; --allow-outside lets them lead anywhere.
 
 Machines are updated one after another, each under a lease that keeps others from
-changing it. One that does not start gets its old version back, and the deploy ends
-there, so that the app goes on running. When the first deploy of an app fails, the
+changing it. A Machine must go on running for the time of --settle, and then every port
+of its services must take connections from the network. One that does not gets its old
+version back, and the deploy ends there, so that the app goes on running. When the first deploy of an app fails, the
 Machines it made are destroyed.`,
 		Example: `  bulkhead deploy --image registry.example.com/shop:1.4 --app shop --port 3000
   bulkhead deploy --image ./shop.tar --app shop
@@ -95,7 +96,7 @@ Machines it made are destroyed.`,
 	fl.BoolVar(&f.allowOutside, "allow-outside", false, "let paths in the deploy file lead out of its folder")
 	fl.BoolVar(&f.keepFailed, "keep-failed", false, "keep new Machines that do not start, to look at them")
 	fl.DurationVar(&f.wait, "wait", 0, "how long one Machine may take to start (default 5m, or what the deploy file says)")
-	fl.DurationVar(&f.settle, "settle", 2*time.Second, "how long a started Machine must go on running to count as well")
+	fl.DurationVar(&f.settle, "settle", defaultSettle, "how long a started Machine must go on running before its ports are tried")
 	return c
 }
 

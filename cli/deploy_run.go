@@ -159,6 +159,9 @@ func (d *deployment) createAll(ctx context.Context) error {
 		}
 		m, err := awaitStarted(ctx, d.api, d.app, c.now, d.wait, d.flags.settle, d.show(string(c.now.ID), c.group))
 		if err == nil {
+			m, err = answering(ctx, d.api, d.app, m, d.wait)
+		}
+		if err == nil {
 			c.now = m
 		}
 		return err
@@ -274,6 +277,9 @@ func (d *deployment) update(ctx context.Context, held *leases, u *update) error 
 		return nil
 	}
 	m, err = awaitStarted(ctx, d.api, d.app, m, d.wait, d.flags.settle, d.show(string(id), group))
+	if err == nil {
+		m, err = answering(ctx, d.api, d.app, m, d.wait)
+	}
 	if err == nil {
 		u.progress, u.now = updated, m
 		return nil

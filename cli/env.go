@@ -39,7 +39,7 @@ In an app with a deploy file, the next deploy sets the environment to that of th
 			},
 		}
 		x.Flags().DurationVar(&wait, "wait", defaultWait, "how long one Machine may take to start")
-		x.Flags().DurationVar(&settle, "settle", 2*time.Second,
+		x.Flags().DurationVar(&settle, "settle", defaultSettle,
 			"how long a started Machine must go on running to count as well")
 		return x
 	}

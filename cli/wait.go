@@ -110,11 +110,11 @@ func waitEnded(ctx context.Context, api *client.Client, app string, m client.Mac
 // end in their first second.
 func stays(ctx context.Context, api *client.Client, app string, m client.Machine, settle time.Duration) (client.Machine, error) {
 	for end := time.Now().Add(settle); ; {
+		if idled(m) {
+			return m, nil
+		}
 		if m.State != machine.Started || crashed(m) {
-			if reason := reasonOf(m, nil, ""); reason != "" {
-				return m, &startError{machine: m, reason: reason}
-			}
-			return m, &startError{machine: m, reason: "it started and then was " + string(m.State)}
+			return m, endedSoon(m)
 		}
 		left := time.Until(end)
 		if left <= 0 {

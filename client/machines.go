@@ -167,6 +167,25 @@ func (c *Client) Wait(ctx context.Context, app string, id key.MachineID, version
 	return c.do(ctx, call{method: http.MethodGet, path: machinePath(app, id, "wait"), query: q, timeout: timeout + 15*time.Second})
 }
 
+// Ports is what of a Machine's services can be reached.
+type Ports struct {
+	// Ports are those that the edge has a route to; none while it has no route.
+	Ports []struct {
+		Port    int  `json:"port"`
+		Answers bool `json:"answers"`
+	} `json:"ports"`
+	// Listens are the addresses at which the Machine's processes listen, when a port does
+	// not answer.
+	Listens []string `json:"listens"`
+}
+
+// Ports has the ports of a Machine's services tried from the network.
+func (c *Client) Ports(ctx context.Context, app string, id key.MachineID) (Ports, error) {
+	var p Ports
+	err := c.do(ctx, call{method: http.MethodGet, path: machinePath(app, id, "ports"), out: &p})
+	return p, err
+}
+
 // ExecInput is a command to run inside a Machine.
 type ExecInput struct {
 	Command []string `json:"command"`

@@ -32,7 +32,7 @@ var mayCall = map[string]string{
 	"GET /m": "OADVUM", "POST /m": "OAD", "DELETE /m": "OAD",
 	"POST /m/start": "OADM", "POST /m/stop": "OADM", "POST /m/suspend": "OADM", "POST /m/restart": "OADM", "POST /m/signal": "OADM",
 	"POST /m/cordon": "OADM", "POST /m/uncordon": "OADM",
-	"GET /m/wait": "OADVUM", "GET /m/events": "OADVUM", "GET /m/versions": "OADVUM", "GET /m/memory": "OADVUM",
+	"GET /m/wait": "OADVUM", "GET /m/events": "OADVUM", "GET /m/versions": "OADVUM", "GET /m/memory": "OADVUM", "GET /m/ports": "OADVUM",
 	"POST /m/exec": "OAD", "POST /m/exec/stream": "OAD", "GET /m/ps": "OAD", "GET /m/logs": "OADV",
 	"GET /m/lease": "OADVUM", "POST /m/lease": "OAD", "DELETE /m/lease": "OAD",
 	"GET /m/metadata": "OADVUM", "PUT /m/metadata": "OADM", "PATCH /m/metadata": "OADM",

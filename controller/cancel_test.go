@@ -101,6 +101,7 @@ func cuts() map[string]cut {
 		"POST " + m + "/exec/stream":        {path: M + "/exec/stream", body: config{"command": []string{"true"}}},
 		"POST " + m + "/exec":               {path: M + "/exec", body: config{"command": []string{"true"}}},
 		"GET " + m + "/ps":                  reads(M + "/ps"),
+		"GET " + m + "/ports":               reads(M + "/ports"),
 		"GET " + m + "/logs":                reads(M + "/logs?follow=true"),
 		"GET " + m + "/lease":               reads(M + "/lease"),
 		"POST " + m + "/lease":              changes(M+"/lease", config{"ttl": 30}),

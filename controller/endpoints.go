@@ -41,6 +41,7 @@ func (c *Controller) endpoints() []endpoint {
 		{"POST " + m + "/exec", access.Control, access.Exec, c.execMachine},
 		{"POST " + m + "/exec/stream", access.Control, access.Exec, c.streamExec},
 		{"GET " + m + "/ps", access.Read, access.Exec, c.processes},
+		{"GET " + m + "/ports", access.Read, access.Machine, c.tryPorts},
 		{"GET " + m + "/logs", access.Read, access.Logs, c.machineLogs},
 		{"GET " + m + "/lease", access.Read, access.Machine, c.showLease},
 		{"POST " + m + "/lease", access.Write, access.Machine, c.takeLease},

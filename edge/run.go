@@ -66,6 +66,7 @@ func (s *Server) join(ctx context.Context, env *role.Env) error {
 	if l := env.Listeners[role.SocketEdge]; l != nil {
 		g := rpc.NewServer(id, env.Log, nil)
 		internalpb.RegisterTelemetryServer(g, &Telemetry{Server: s})
+		internalpb.RegisterEdgeServer(g, newTrier(s.table))
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			if err := g.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {

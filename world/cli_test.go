@@ -48,7 +48,7 @@ func TestDeployByCLI(t *testing.T) {
 
 	cli("apps", "create", "site")
 	archive := fixture.WriteArchive(t, img, filepath.Join(dir, "image.tar"), "site:v1")
-	if out := cli("deploy", "--app", "site", "--image", archive); !strings.Contains(out, "https://site."+w.Ready.Domain) {
+	if out := cli("deploy", "--app", "site", "--image", archive, "--settle", "1s"); !strings.Contains(out, "https://site."+w.Ready.Domain) {
 		t.Errorf("deploy does not say where the app is: %s", out)
 	}
 	w.Eventually(10*time.Second, func() string { return answers(w, "site", "/", 200, "") })
@@ -65,7 +65,7 @@ app = "site"
   internal_port = 8080
   force_https = true
 `), 0o644)
-	cli("deploy", dir, "--image", filepath.Join(dir, "layout"))
+	cli("deploy", dir, "--image", filepath.Join(dir, "layout"), "--settle", "1s")
 	w.Eventually(10*time.Second, func() string { return answers(w, "site", "/env", 200, "from fly.toml") })
 
 	var machines []world.Machine

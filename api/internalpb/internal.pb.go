@@ -25,6 +25,155 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type TryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	App           string                 `protobuf:"bytes,1,opt,name=app,proto3" json:"app,omitempty"`
+	MachineId     string                 `protobuf:"bytes,2,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TryRequest) Reset() {
+	*x = TryRequest{}
+	mi := &file_api_internalpb_internal_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TryRequest) ProtoMessage() {}
+
+func (x *TryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_internalpb_internal_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TryRequest.ProtoReflect.Descriptor instead.
+func (*TryRequest) Descriptor() ([]byte, []int) {
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *TryRequest) GetApp() string {
+	if x != nil {
+		return x.App
+	}
+	return ""
+}
+
+func (x *TryRequest) GetMachineId() string {
+	if x != nil {
+		return x.MachineId
+	}
+	return ""
+}
+
+// TryResponse is empty when the routes do not name the Machine.
+type TryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ports         []*TriedPort           `protobuf:"bytes,1,rep,name=ports,proto3" json:"ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TryResponse) Reset() {
+	*x = TryResponse{}
+	mi := &file_api_internalpb_internal_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TryResponse) ProtoMessage() {}
+
+func (x *TryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_internalpb_internal_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TryResponse.ProtoReflect.Descriptor instead.
+func (*TryResponse) Descriptor() ([]byte, []int) {
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *TryResponse) GetPorts() []*TriedPort {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+type TriedPort struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Port          int32                  `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"` // inside the Machine
+	Answers       bool                   `protobuf:"varint,2,opt,name=answers,proto3" json:"answers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TriedPort) Reset() {
+	*x = TriedPort{}
+	mi := &file_api_internalpb_internal_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TriedPort) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TriedPort) ProtoMessage() {}
+
+func (x *TriedPort) ProtoReflect() protoreflect.Message {
+	mi := &file_api_internalpb_internal_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TriedPort.ProtoReflect.Descriptor instead.
+func (*TriedPort) Descriptor() ([]byte, []int) {
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *TriedPort) GetPort() int32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *TriedPort) GetAnswers() bool {
+	if x != nil {
+		return x.Answers
+	}
+	return false
+}
+
 type RenewRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	CsrDer        []byte                 `protobuf:"bytes,1,opt,name=csr_der,json=csrDer,proto3" json:"csr_der,omitempty"`
@@ -34,7 +183,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[0]
+	mi := &file_api_internalpb_internal_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -46,7 +195,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[0]
+	mi := &file_api_internalpb_internal_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -59,7 +208,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{0}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *RenewRequest) GetCsrDer() []byte {
@@ -80,7 +229,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[1]
+	mi := &file_api_internalpb_internal_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -92,7 +241,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[1]
+	mi := &file_api_internalpb_internal_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -105,7 +254,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{1}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RenewResponse) GetChainDer() [][]byte {
@@ -130,7 +279,7 @@ type WatchRevokedRequest struct {
 
 func (x *WatchRevokedRequest) Reset() {
 	*x = WatchRevokedRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[2]
+	mi := &file_api_internalpb_internal_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -142,7 +291,7 @@ func (x *WatchRevokedRequest) String() string {
 func (*WatchRevokedRequest) ProtoMessage() {}
 
 func (x *WatchRevokedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[2]
+	mi := &file_api_internalpb_internal_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -155,7 +304,7 @@ func (x *WatchRevokedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRevokedRequest.ProtoReflect.Descriptor instead.
 func (*WatchRevokedRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{2}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{5}
 }
 
 // Revoked is the whole list: it replaces the one before.
@@ -168,7 +317,7 @@ type Revoked struct {
 
 func (x *Revoked) Reset() {
 	*x = Revoked{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[3]
+	mi := &file_api_internalpb_internal_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -180,7 +329,7 @@ func (x *Revoked) String() string {
 func (*Revoked) ProtoMessage() {}
 
 func (x *Revoked) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[3]
+	mi := &file_api_internalpb_internal_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -193,7 +342,7 @@ func (x *Revoked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revoked.ProtoReflect.Descriptor instead.
 func (*Revoked) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{3}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Revoked) GetIdentities() []*RevokedIdentity {
@@ -213,7 +362,7 @@ type RevokedIdentity struct {
 
 func (x *RevokedIdentity) Reset() {
 	*x = RevokedIdentity{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[4]
+	mi := &file_api_internalpb_internal_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -225,7 +374,7 @@ func (x *RevokedIdentity) String() string {
 func (*RevokedIdentity) ProtoMessage() {}
 
 func (x *RevokedIdentity) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[4]
+	mi := &file_api_internalpb_internal_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -238,7 +387,7 @@ func (x *RevokedIdentity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokedIdentity.ProtoReflect.Descriptor instead.
 func (*RevokedIdentity) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{4}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RevokedIdentity) GetNode() string {
@@ -263,7 +412,7 @@ type MetricsRequest struct {
 
 func (x *MetricsRequest) Reset() {
 	*x = MetricsRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[5]
+	mi := &file_api_internalpb_internal_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -275,7 +424,7 @@ func (x *MetricsRequest) String() string {
 func (*MetricsRequest) ProtoMessage() {}
 
 func (x *MetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[5]
+	mi := &file_api_internalpb_internal_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -288,7 +437,7 @@ func (x *MetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetricsRequest.ProtoReflect.Descriptor instead.
 func (*MetricsRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{5}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{8}
 }
 
 type MetricsResponse struct {
@@ -300,7 +449,7 @@ type MetricsResponse struct {
 
 func (x *MetricsResponse) Reset() {
 	*x = MetricsResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[6]
+	mi := &file_api_internalpb_internal_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -312,7 +461,7 @@ func (x *MetricsResponse) String() string {
 func (*MetricsResponse) ProtoMessage() {}
 
 func (x *MetricsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[6]
+	mi := &file_api_internalpb_internal_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -325,7 +474,7 @@ func (x *MetricsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetricsResponse.ProtoReflect.Descriptor instead.
 func (*MetricsResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{6}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *MetricsResponse) GetText() []byte {
@@ -348,7 +497,7 @@ type FromWorker struct {
 
 func (x *FromWorker) Reset() {
 	*x = FromWorker{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[7]
+	mi := &file_api_internalpb_internal_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -360,7 +509,7 @@ func (x *FromWorker) String() string {
 func (*FromWorker) ProtoMessage() {}
 
 func (x *FromWorker) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[7]
+	mi := &file_api_internalpb_internal_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -373,7 +522,7 @@ func (x *FromWorker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FromWorker.ProtoReflect.Descriptor instead.
 func (*FromWorker) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{7}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *FromWorker) GetKind() isFromWorker_Kind {
@@ -431,7 +580,7 @@ type ToWorker struct {
 
 func (x *ToWorker) Reset() {
 	*x = ToWorker{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[8]
+	mi := &file_api_internalpb_internal_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -443,7 +592,7 @@ func (x *ToWorker) String() string {
 func (*ToWorker) ProtoMessage() {}
 
 func (x *ToWorker) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[8]
+	mi := &file_api_internalpb_internal_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -456,7 +605,7 @@ func (x *ToWorker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToWorker.ProtoReflect.Descriptor instead.
 func (*ToWorker) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{8}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ToWorker) GetKind() isToWorker_Kind {
@@ -530,7 +679,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[9]
+	mi := &file_api_internalpb_internal_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -542,7 +691,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[9]
+	mi := &file_api_internalpb_internal_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -555,7 +704,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{9}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Hello) GetNode() string {
@@ -596,7 +745,7 @@ type Capacity struct {
 
 func (x *Capacity) Reset() {
 	*x = Capacity{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[10]
+	mi := &file_api_internalpb_internal_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -608,7 +757,7 @@ func (x *Capacity) String() string {
 func (*Capacity) ProtoMessage() {}
 
 func (x *Capacity) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[10]
+	mi := &file_api_internalpb_internal_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -621,7 +770,7 @@ func (x *Capacity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capacity.ProtoReflect.Descriptor instead.
 func (*Capacity) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{10}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Capacity) GetCpus() int32 {
@@ -655,7 +804,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[11]
+	mi := &file_api_internalpb_internal_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -667,7 +816,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[11]
+	mi := &file_api_internalpb_internal_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -680,7 +829,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{11}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Snapshot) GetAssignments() []*Assignment {
@@ -715,7 +864,7 @@ type Forget struct {
 
 func (x *Forget) Reset() {
 	*x = Forget{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[12]
+	mi := &file_api_internalpb_internal_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -727,7 +876,7 @@ func (x *Forget) String() string {
 func (*Forget) ProtoMessage() {}
 
 func (x *Forget) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[12]
+	mi := &file_api_internalpb_internal_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -740,7 +889,7 @@ func (x *Forget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forget.ProtoReflect.Descriptor instead.
 func (*Forget) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{12}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Forget) GetMachineId() string {
@@ -809,7 +958,7 @@ type Assignment struct {
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[13]
+	mi := &file_api_internalpb_internal_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -821,7 +970,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[13]
+	mi := &file_api_internalpb_internal_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -834,7 +983,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{13}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Assignment) GetMachineId() string {
@@ -1016,7 +1165,7 @@ type FetchSecretsRequest struct {
 
 func (x *FetchSecretsRequest) Reset() {
 	*x = FetchSecretsRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[14]
+	mi := &file_api_internalpb_internal_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1028,7 +1177,7 @@ func (x *FetchSecretsRequest) String() string {
 func (*FetchSecretsRequest) ProtoMessage() {}
 
 func (x *FetchSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[14]
+	mi := &file_api_internalpb_internal_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1041,7 +1190,7 @@ func (x *FetchSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchSecretsRequest.ProtoReflect.Descriptor instead.
 func (*FetchSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{14}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *FetchSecretsRequest) GetMachineId() string {
@@ -1077,7 +1226,7 @@ type FetchSecretsResponse struct {
 
 func (x *FetchSecretsResponse) Reset() {
 	*x = FetchSecretsResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[15]
+	mi := &file_api_internalpb_internal_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1089,7 +1238,7 @@ func (x *FetchSecretsResponse) String() string {
 func (*FetchSecretsResponse) ProtoMessage() {}
 
 func (x *FetchSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[15]
+	mi := &file_api_internalpb_internal_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1102,7 +1251,7 @@ func (x *FetchSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchSecretsResponse.ProtoReflect.Descriptor instead.
 func (*FetchSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{15}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *FetchSecretsResponse) GetVersion() uint64 {
@@ -1155,7 +1304,7 @@ type Observation struct {
 
 func (x *Observation) Reset() {
 	*x = Observation{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[16]
+	mi := &file_api_internalpb_internal_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1167,7 +1316,7 @@ func (x *Observation) String() string {
 func (*Observation) ProtoMessage() {}
 
 func (x *Observation) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[16]
+	mi := &file_api_internalpb_internal_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1180,7 +1329,7 @@ func (x *Observation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observation.ProtoReflect.Descriptor instead.
 func (*Observation) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{16}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Observation) GetMachineId() string {
@@ -1299,7 +1448,7 @@ type MachineBytes struct {
 
 func (x *MachineBytes) Reset() {
 	*x = MachineBytes{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[17]
+	mi := &file_api_internalpb_internal_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1311,7 +1460,7 @@ func (x *MachineBytes) String() string {
 func (*MachineBytes) ProtoMessage() {}
 
 func (x *MachineBytes) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[17]
+	mi := &file_api_internalpb_internal_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1324,7 +1473,7 @@ func (x *MachineBytes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineBytes.ProtoReflect.Descriptor instead.
 func (*MachineBytes) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{17}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *MachineBytes) GetData() []byte {
@@ -1352,7 +1501,7 @@ type FetchManifestRequest struct {
 
 func (x *FetchManifestRequest) Reset() {
 	*x = FetchManifestRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[18]
+	mi := &file_api_internalpb_internal_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1364,7 +1513,7 @@ func (x *FetchManifestRequest) String() string {
 func (*FetchManifestRequest) ProtoMessage() {}
 
 func (x *FetchManifestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[18]
+	mi := &file_api_internalpb_internal_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1377,7 +1526,7 @@ func (x *FetchManifestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchManifestRequest.ProtoReflect.Descriptor instead.
 func (*FetchManifestRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{18}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *FetchManifestRequest) GetMachineId() string {
@@ -1411,7 +1560,7 @@ type FetchManifestResponse struct {
 
 func (x *FetchManifestResponse) Reset() {
 	*x = FetchManifestResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[19]
+	mi := &file_api_internalpb_internal_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1423,7 +1572,7 @@ func (x *FetchManifestResponse) String() string {
 func (*FetchManifestResponse) ProtoMessage() {}
 
 func (x *FetchManifestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[19]
+	mi := &file_api_internalpb_internal_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1436,7 +1585,7 @@ func (x *FetchManifestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchManifestResponse.ProtoReflect.Descriptor instead.
 func (*FetchManifestResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{19}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *FetchManifestResponse) GetMediaType() string {
@@ -1465,7 +1614,7 @@ type FetchBlobRequest struct {
 
 func (x *FetchBlobRequest) Reset() {
 	*x = FetchBlobRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[20]
+	mi := &file_api_internalpb_internal_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1477,7 +1626,7 @@ func (x *FetchBlobRequest) String() string {
 func (*FetchBlobRequest) ProtoMessage() {}
 
 func (x *FetchBlobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[20]
+	mi := &file_api_internalpb_internal_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1490,7 +1639,7 @@ func (x *FetchBlobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchBlobRequest.ProtoReflect.Descriptor instead.
 func (*FetchBlobRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{20}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *FetchBlobRequest) GetMachineId() string {
@@ -1530,7 +1679,7 @@ type BlobChunk struct {
 
 func (x *BlobChunk) Reset() {
 	*x = BlobChunk{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[21]
+	mi := &file_api_internalpb_internal_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1542,7 +1691,7 @@ func (x *BlobChunk) String() string {
 func (*BlobChunk) ProtoMessage() {}
 
 func (x *BlobChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[21]
+	mi := &file_api_internalpb_internal_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1555,7 +1704,7 @@ func (x *BlobChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlobChunk.ProtoReflect.Descriptor instead.
 func (*BlobChunk) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{21}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *BlobChunk) GetData() []byte {
@@ -1573,7 +1722,7 @@ type WatchRoutesRequest struct {
 
 func (x *WatchRoutesRequest) Reset() {
 	*x = WatchRoutesRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[22]
+	mi := &file_api_internalpb_internal_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1585,7 +1734,7 @@ func (x *WatchRoutesRequest) String() string {
 func (*WatchRoutesRequest) ProtoMessage() {}
 
 func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[22]
+	mi := &file_api_internalpb_internal_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1598,7 +1747,7 @@ func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRoutesRequest.ProtoReflect.Descriptor instead.
 func (*WatchRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{22}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{25}
 }
 
 // RouteUpdate changes the edge's table: one of its fields is set.
@@ -1613,7 +1762,7 @@ type RouteUpdate struct {
 
 func (x *RouteUpdate) Reset() {
 	*x = RouteUpdate{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[23]
+	mi := &file_api_internalpb_internal_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1625,7 +1774,7 @@ func (x *RouteUpdate) String() string {
 func (*RouteUpdate) ProtoMessage() {}
 
 func (x *RouteUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[23]
+	mi := &file_api_internalpb_internal_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1638,7 +1787,7 @@ func (x *RouteUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteUpdate.ProtoReflect.Descriptor instead.
 func (*RouteUpdate) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{23}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RouteUpdate) GetRoute() *Route {
@@ -1676,7 +1825,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[24]
+	mi := &file_api_internalpb_internal_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +1837,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[24]
+	mi := &file_api_internalpb_internal_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +1850,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{24}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Route) GetApp() string {
@@ -1742,7 +1891,7 @@ type ServiceRoute struct {
 
 func (x *ServiceRoute) Reset() {
 	*x = ServiceRoute{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[25]
+	mi := &file_api_internalpb_internal_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1754,7 +1903,7 @@ func (x *ServiceRoute) String() string {
 func (*ServiceRoute) ProtoMessage() {}
 
 func (x *ServiceRoute) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[25]
+	mi := &file_api_internalpb_internal_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1767,7 +1916,7 @@ func (x *ServiceRoute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceRoute.ProtoReflect.Descriptor instead.
 func (*ServiceRoute) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{25}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ServiceRoute) GetPort() int32 {
@@ -1840,7 +1989,7 @@ type Backend struct {
 
 func (x *Backend) Reset() {
 	*x = Backend{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[26]
+	mi := &file_api_internalpb_internal_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1852,7 +2001,7 @@ func (x *Backend) String() string {
 func (*Backend) ProtoMessage() {}
 
 func (x *Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[26]
+	mi := &file_api_internalpb_internal_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1865,7 +2014,7 @@ func (x *Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backend.ProtoReflect.Descriptor instead.
 func (*Backend) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{26}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Backend) GetMachineId() string {
@@ -1963,7 +2112,7 @@ type BackendOptions struct {
 
 func (x *BackendOptions) Reset() {
 	*x = BackendOptions{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[27]
+	mi := &file_api_internalpb_internal_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1975,7 +2124,7 @@ func (x *BackendOptions) String() string {
 func (*BackendOptions) ProtoMessage() {}
 
 func (x *BackendOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[27]
+	mi := &file_api_internalpb_internal_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1988,7 +2137,7 @@ func (x *BackendOptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackendOptions.ProtoReflect.Descriptor instead.
 func (*BackendOptions) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{27}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *BackendOptions) GetHandlers() []string {
@@ -2015,7 +2164,7 @@ type IssueServerCertificateRequest struct {
 
 func (x *IssueServerCertificateRequest) Reset() {
 	*x = IssueServerCertificateRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[28]
+	mi := &file_api_internalpb_internal_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2027,7 +2176,7 @@ func (x *IssueServerCertificateRequest) String() string {
 func (*IssueServerCertificateRequest) ProtoMessage() {}
 
 func (x *IssueServerCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[28]
+	mi := &file_api_internalpb_internal_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2040,7 +2189,7 @@ func (x *IssueServerCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueServerCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueServerCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{28}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *IssueServerCertificateRequest) GetApp() string {
@@ -2066,7 +2215,7 @@ type IssueServerCertificateResponse struct {
 
 func (x *IssueServerCertificateResponse) Reset() {
 	*x = IssueServerCertificateResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[29]
+	mi := &file_api_internalpb_internal_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2078,7 +2227,7 @@ func (x *IssueServerCertificateResponse) String() string {
 func (*IssueServerCertificateResponse) ProtoMessage() {}
 
 func (x *IssueServerCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[29]
+	mi := &file_api_internalpb_internal_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2091,7 +2240,7 @@ func (x *IssueServerCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueServerCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueServerCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{29}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *IssueServerCertificateResponse) GetChainDer() [][]byte {
@@ -2117,7 +2266,7 @@ type ReserveRequest struct {
 
 func (x *ReserveRequest) Reset() {
 	*x = ReserveRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[30]
+	mi := &file_api_internalpb_internal_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2129,7 +2278,7 @@ func (x *ReserveRequest) String() string {
 func (*ReserveRequest) ProtoMessage() {}
 
 func (x *ReserveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[30]
+	mi := &file_api_internalpb_internal_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2142,7 +2291,7 @@ func (x *ReserveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReserveRequest.ProtoReflect.Descriptor instead.
 func (*ReserveRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{30}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ReserveRequest) GetMachineId() string {
@@ -2196,7 +2345,7 @@ type ReserveResponse struct {
 
 func (x *ReserveResponse) Reset() {
 	*x = ReserveResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[31]
+	mi := &file_api_internalpb_internal_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2208,7 +2357,7 @@ func (x *ReserveResponse) String() string {
 func (*ReserveResponse) ProtoMessage() {}
 
 func (x *ReserveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[31]
+	mi := &file_api_internalpb_internal_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2221,7 +2370,7 @@ func (x *ReserveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReserveResponse.ProtoReflect.Descriptor instead.
 func (*ReserveResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{31}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ReserveResponse) GetImageRef() []byte {
@@ -2240,7 +2389,7 @@ type WakeRequest struct {
 
 func (x *WakeRequest) Reset() {
 	*x = WakeRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[32]
+	mi := &file_api_internalpb_internal_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2252,7 +2401,7 @@ func (x *WakeRequest) String() string {
 func (*WakeRequest) ProtoMessage() {}
 
 func (x *WakeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[32]
+	mi := &file_api_internalpb_internal_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2265,7 +2414,7 @@ func (x *WakeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WakeRequest.ProtoReflect.Descriptor instead.
 func (*WakeRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{32}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *WakeRequest) GetMachineId() string {
@@ -2284,7 +2433,7 @@ type WakeResponse struct {
 
 func (x *WakeResponse) Reset() {
 	*x = WakeResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[33]
+	mi := &file_api_internalpb_internal_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2296,7 +2445,7 @@ func (x *WakeResponse) String() string {
 func (*WakeResponse) ProtoMessage() {}
 
 func (x *WakeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[33]
+	mi := &file_api_internalpb_internal_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2309,7 +2458,7 @@ func (x *WakeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WakeResponse.ProtoReflect.Descriptor instead.
 func (*WakeResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{33}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *WakeResponse) GetSeq() int64 {
@@ -2328,7 +2477,7 @@ type IdleRequest struct {
 
 func (x *IdleRequest) Reset() {
 	*x = IdleRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[34]
+	mi := &file_api_internalpb_internal_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2340,7 +2489,7 @@ func (x *IdleRequest) String() string {
 func (*IdleRequest) ProtoMessage() {}
 
 func (x *IdleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[34]
+	mi := &file_api_internalpb_internal_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2353,7 +2502,7 @@ func (x *IdleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdleRequest.ProtoReflect.Descriptor instead.
 func (*IdleRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{34}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *IdleRequest) GetMachineId() string {
@@ -2372,7 +2521,7 @@ type IdleResponse struct {
 
 func (x *IdleResponse) Reset() {
 	*x = IdleResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[35]
+	mi := &file_api_internalpb_internal_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2384,7 +2533,7 @@ func (x *IdleResponse) String() string {
 func (*IdleResponse) ProtoMessage() {}
 
 func (x *IdleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[35]
+	mi := &file_api_internalpb_internal_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2397,7 +2546,7 @@ func (x *IdleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdleResponse.ProtoReflect.Descriptor instead.
 func (*IdleResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{35}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *IdleResponse) GetSeq() int64 {
@@ -2417,7 +2566,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[36]
+	mi := &file_api_internalpb_internal_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2429,7 +2578,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[36]
+	mi := &file_api_internalpb_internal_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2442,7 +2591,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{36}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SignalRequest) GetMachineId() string {
@@ -2467,7 +2616,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[37]
+	mi := &file_api_internalpb_internal_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2479,7 +2628,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[37]
+	mi := &file_api_internalpb_internal_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2492,7 +2641,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{37}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{40}
 }
 
 type ExecRequest struct {
@@ -2507,7 +2656,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[38]
+	mi := &file_api_internalpb_internal_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2519,7 +2668,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[38]
+	mi := &file_api_internalpb_internal_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2532,7 +2681,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{38}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ExecRequest) GetMachineId() string {
@@ -2575,7 +2724,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[39]
+	mi := &file_api_internalpb_internal_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2587,7 +2736,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[39]
+	mi := &file_api_internalpb_internal_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2600,7 +2749,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{39}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ExecResponse) GetExitCode() int32 {
@@ -2642,7 +2791,7 @@ type ExecInput struct {
 
 func (x *ExecInput) Reset() {
 	*x = ExecInput{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[40]
+	mi := &file_api_internalpb_internal_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2654,7 +2803,7 @@ func (x *ExecInput) String() string {
 func (*ExecInput) ProtoMessage() {}
 
 func (x *ExecInput) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[40]
+	mi := &file_api_internalpb_internal_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2667,7 +2816,7 @@ func (x *ExecInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecInput.ProtoReflect.Descriptor instead.
 func (*ExecInput) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{40}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ExecInput) GetBegin() *ExecRequest {
@@ -2702,7 +2851,7 @@ type ExecOutput struct {
 
 func (x *ExecOutput) Reset() {
 	*x = ExecOutput{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[41]
+	mi := &file_api_internalpb_internal_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2714,7 +2863,7 @@ func (x *ExecOutput) String() string {
 func (*ExecOutput) ProtoMessage() {}
 
 func (x *ExecOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[41]
+	mi := &file_api_internalpb_internal_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2727,7 +2876,7 @@ func (x *ExecOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecOutput.ProtoReflect.Descriptor instead.
 func (*ExecOutput) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{41}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ExecOutput) GetStdout() []byte {
@@ -2761,7 +2910,7 @@ type ExecEnd struct {
 
 func (x *ExecEnd) Reset() {
 	*x = ExecEnd{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[42]
+	mi := &file_api_internalpb_internal_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2773,7 +2922,7 @@ func (x *ExecEnd) String() string {
 func (*ExecEnd) ProtoMessage() {}
 
 func (x *ExecEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[42]
+	mi := &file_api_internalpb_internal_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2786,7 +2935,7 @@ func (x *ExecEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecEnd.ProtoReflect.Descriptor instead.
 func (*ExecEnd) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{42}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ExecEnd) GetExitCode() int32 {
@@ -2812,7 +2961,7 @@ type ProcessesRequest struct {
 
 func (x *ProcessesRequest) Reset() {
 	*x = ProcessesRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[43]
+	mi := &file_api_internalpb_internal_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2824,7 +2973,7 @@ func (x *ProcessesRequest) String() string {
 func (*ProcessesRequest) ProtoMessage() {}
 
 func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[43]
+	mi := &file_api_internalpb_internal_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2837,7 +2986,7 @@ func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{43}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ProcessesRequest) GetMachineId() string {
@@ -2856,7 +3005,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[44]
+	mi := &file_api_internalpb_internal_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2868,7 +3017,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[44]
+	mi := &file_api_internalpb_internal_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2881,7 +3030,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{44}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -2907,7 +3056,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[45]
+	mi := &file_api_internalpb_internal_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2919,7 +3068,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[45]
+	mi := &file_api_internalpb_internal_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2932,7 +3081,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{45}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Process) GetPid() int32 {
@@ -3001,7 +3150,7 @@ type ListenSocket struct {
 
 func (x *ListenSocket) Reset() {
 	*x = ListenSocket{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[46]
+	mi := &file_api_internalpb_internal_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3013,7 +3162,7 @@ func (x *ListenSocket) String() string {
 func (*ListenSocket) ProtoMessage() {}
 
 func (x *ListenSocket) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[46]
+	mi := &file_api_internalpb_internal_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3026,7 +3175,7 @@ func (x *ListenSocket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListenSocket.ProtoReflect.Descriptor instead.
 func (*ListenSocket) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{46}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListenSocket) GetProto() string {
@@ -3054,7 +3203,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[47]
+	mi := &file_api_internalpb_internal_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3066,7 +3215,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[47]
+	mi := &file_api_internalpb_internal_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3079,7 +3228,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{47}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *LogsRequest) GetMachineId() string {
@@ -3114,7 +3263,7 @@ type LogLine struct {
 
 func (x *LogLine) Reset() {
 	*x = LogLine{}
-	mi := &file_api_internalpb_internal_proto_msgTypes[48]
+	mi := &file_api_internalpb_internal_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3126,7 +3275,7 @@ func (x *LogLine) String() string {
 func (*LogLine) ProtoMessage() {}
 
 func (x *LogLine) ProtoReflect() protoreflect.Message {
-	mi := &file_api_internalpb_internal_proto_msgTypes[48]
+	mi := &file_api_internalpb_internal_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3139,7 +3288,7 @@ func (x *LogLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogLine.ProtoReflect.Descriptor instead.
 func (*LogLine) Descriptor() ([]byte, []int) {
-	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{48}
+	return file_api_internalpb_internal_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *LogLine) GetTimeNs() int64 {
@@ -3167,7 +3316,17 @@ var File_api_internalpb_internal_proto protoreflect.FileDescriptor
 
 const file_api_internalpb_internal_proto_rawDesc = "" +
 	"\n" +
-	"\x1dapi/internalpb/internal.proto\x12\x14bulkhead.internal.v1\"'\n" +
+	"\x1dapi/internalpb/internal.proto\x12\x14bulkhead.internal.v1\"=\n" +
+	"\n" +
+	"TryRequest\x12\x10\n" +
+	"\x03app\x18\x01 \x01(\tR\x03app\x12\x1d\n" +
+	"\n" +
+	"machine_id\x18\x02 \x01(\tR\tmachineId\"D\n" +
+	"\vTryResponse\x125\n" +
+	"\x05ports\x18\x01 \x03(\v2\x1f.bulkhead.internal.v1.TriedPortR\x05ports\"9\n" +
+	"\tTriedPort\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\x05R\x04port\x12\x18\n" +
+	"\aanswers\x18\x02 \x01(\bR\aanswers\"'\n" +
 	"\fRenewRequest\x12\x17\n" +
 	"\acsr_der\x18\x01 \x01(\fR\x06csrDer\"I\n" +
 	"\rRenewResponse\x12\x1b\n" +
@@ -3455,7 +3614,9 @@ const file_api_internalpb_internal_proto_rawDesc = "" +
 	"\x05Renew\x12\".bulkhead.internal.v1.RenewRequest\x1a#.bulkhead.internal.v1.RenewResponse\x12Z\n" +
 	"\fWatchRevoked\x12).bulkhead.internal.v1.WatchRevokedRequest\x1a\x1d.bulkhead.internal.v1.Revoked0\x012c\n" +
 	"\tTelemetry\x12V\n" +
-	"\aMetrics\x12$.bulkhead.internal.v1.MetricsRequest\x1a%.bulkhead.internal.v1.MetricsResponseB\x19Z\x17bulkhead/api/internalpbb\x06proto3"
+	"\aMetrics\x12$.bulkhead.internal.v1.MetricsRequest\x1a%.bulkhead.internal.v1.MetricsResponse2R\n" +
+	"\x04Edge\x12J\n" +
+	"\x03Try\x12 .bulkhead.internal.v1.TryRequest\x1a!.bulkhead.internal.v1.TryResponseB\x19Z\x17bulkhead/api/internalpbb\x06proto3"
 
 var (
 	file_api_internalpb_internal_proto_rawDescOnce sync.Once
@@ -3469,118 +3630,124 @@ func file_api_internalpb_internal_proto_rawDescGZIP() []byte {
 	return file_api_internalpb_internal_proto_rawDescData
 }
 
-var file_api_internalpb_internal_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_api_internalpb_internal_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_api_internalpb_internal_proto_goTypes = []any{
-	(*RenewRequest)(nil),                   // 0: bulkhead.internal.v1.RenewRequest
-	(*RenewResponse)(nil),                  // 1: bulkhead.internal.v1.RenewResponse
-	(*WatchRevokedRequest)(nil),            // 2: bulkhead.internal.v1.WatchRevokedRequest
-	(*Revoked)(nil),                        // 3: bulkhead.internal.v1.Revoked
-	(*RevokedIdentity)(nil),                // 4: bulkhead.internal.v1.RevokedIdentity
-	(*MetricsRequest)(nil),                 // 5: bulkhead.internal.v1.MetricsRequest
-	(*MetricsResponse)(nil),                // 6: bulkhead.internal.v1.MetricsResponse
-	(*FromWorker)(nil),                     // 7: bulkhead.internal.v1.FromWorker
-	(*ToWorker)(nil),                       // 8: bulkhead.internal.v1.ToWorker
-	(*Hello)(nil),                          // 9: bulkhead.internal.v1.Hello
-	(*Capacity)(nil),                       // 10: bulkhead.internal.v1.Capacity
-	(*Snapshot)(nil),                       // 11: bulkhead.internal.v1.Snapshot
-	(*Forget)(nil),                         // 12: bulkhead.internal.v1.Forget
-	(*Assignment)(nil),                     // 13: bulkhead.internal.v1.Assignment
-	(*FetchSecretsRequest)(nil),            // 14: bulkhead.internal.v1.FetchSecretsRequest
-	(*FetchSecretsResponse)(nil),           // 15: bulkhead.internal.v1.FetchSecretsResponse
-	(*Observation)(nil),                    // 16: bulkhead.internal.v1.Observation
-	(*MachineBytes)(nil),                   // 17: bulkhead.internal.v1.MachineBytes
-	(*FetchManifestRequest)(nil),           // 18: bulkhead.internal.v1.FetchManifestRequest
-	(*FetchManifestResponse)(nil),          // 19: bulkhead.internal.v1.FetchManifestResponse
-	(*FetchBlobRequest)(nil),               // 20: bulkhead.internal.v1.FetchBlobRequest
-	(*BlobChunk)(nil),                      // 21: bulkhead.internal.v1.BlobChunk
-	(*WatchRoutesRequest)(nil),             // 22: bulkhead.internal.v1.WatchRoutesRequest
-	(*RouteUpdate)(nil),                    // 23: bulkhead.internal.v1.RouteUpdate
-	(*Route)(nil),                          // 24: bulkhead.internal.v1.Route
-	(*ServiceRoute)(nil),                   // 25: bulkhead.internal.v1.ServiceRoute
-	(*Backend)(nil),                        // 26: bulkhead.internal.v1.Backend
-	(*BackendOptions)(nil),                 // 27: bulkhead.internal.v1.BackendOptions
-	(*IssueServerCertificateRequest)(nil),  // 28: bulkhead.internal.v1.IssueServerCertificateRequest
-	(*IssueServerCertificateResponse)(nil), // 29: bulkhead.internal.v1.IssueServerCertificateResponse
-	(*ReserveRequest)(nil),                 // 30: bulkhead.internal.v1.ReserveRequest
-	(*ReserveResponse)(nil),                // 31: bulkhead.internal.v1.ReserveResponse
-	(*WakeRequest)(nil),                    // 32: bulkhead.internal.v1.WakeRequest
-	(*WakeResponse)(nil),                   // 33: bulkhead.internal.v1.WakeResponse
-	(*IdleRequest)(nil),                    // 34: bulkhead.internal.v1.IdleRequest
-	(*IdleResponse)(nil),                   // 35: bulkhead.internal.v1.IdleResponse
-	(*SignalRequest)(nil),                  // 36: bulkhead.internal.v1.SignalRequest
-	(*SignalResponse)(nil),                 // 37: bulkhead.internal.v1.SignalResponse
-	(*ExecRequest)(nil),                    // 38: bulkhead.internal.v1.ExecRequest
-	(*ExecResponse)(nil),                   // 39: bulkhead.internal.v1.ExecResponse
-	(*ExecInput)(nil),                      // 40: bulkhead.internal.v1.ExecInput
-	(*ExecOutput)(nil),                     // 41: bulkhead.internal.v1.ExecOutput
-	(*ExecEnd)(nil),                        // 42: bulkhead.internal.v1.ExecEnd
-	(*ProcessesRequest)(nil),               // 43: bulkhead.internal.v1.ProcessesRequest
-	(*ProcessesResponse)(nil),              // 44: bulkhead.internal.v1.ProcessesResponse
-	(*Process)(nil),                        // 45: bulkhead.internal.v1.Process
-	(*ListenSocket)(nil),                   // 46: bulkhead.internal.v1.ListenSocket
-	(*LogsRequest)(nil),                    // 47: bulkhead.internal.v1.LogsRequest
-	(*LogLine)(nil),                        // 48: bulkhead.internal.v1.LogLine
+	(*TryRequest)(nil),                     // 0: bulkhead.internal.v1.TryRequest
+	(*TryResponse)(nil),                    // 1: bulkhead.internal.v1.TryResponse
+	(*TriedPort)(nil),                      // 2: bulkhead.internal.v1.TriedPort
+	(*RenewRequest)(nil),                   // 3: bulkhead.internal.v1.RenewRequest
+	(*RenewResponse)(nil),                  // 4: bulkhead.internal.v1.RenewResponse
+	(*WatchRevokedRequest)(nil),            // 5: bulkhead.internal.v1.WatchRevokedRequest
+	(*Revoked)(nil),                        // 6: bulkhead.internal.v1.Revoked
+	(*RevokedIdentity)(nil),                // 7: bulkhead.internal.v1.RevokedIdentity
+	(*MetricsRequest)(nil),                 // 8: bulkhead.internal.v1.MetricsRequest
+	(*MetricsResponse)(nil),                // 9: bulkhead.internal.v1.MetricsResponse
+	(*FromWorker)(nil),                     // 10: bulkhead.internal.v1.FromWorker
+	(*ToWorker)(nil),                       // 11: bulkhead.internal.v1.ToWorker
+	(*Hello)(nil),                          // 12: bulkhead.internal.v1.Hello
+	(*Capacity)(nil),                       // 13: bulkhead.internal.v1.Capacity
+	(*Snapshot)(nil),                       // 14: bulkhead.internal.v1.Snapshot
+	(*Forget)(nil),                         // 15: bulkhead.internal.v1.Forget
+	(*Assignment)(nil),                     // 16: bulkhead.internal.v1.Assignment
+	(*FetchSecretsRequest)(nil),            // 17: bulkhead.internal.v1.FetchSecretsRequest
+	(*FetchSecretsResponse)(nil),           // 18: bulkhead.internal.v1.FetchSecretsResponse
+	(*Observation)(nil),                    // 19: bulkhead.internal.v1.Observation
+	(*MachineBytes)(nil),                   // 20: bulkhead.internal.v1.MachineBytes
+	(*FetchManifestRequest)(nil),           // 21: bulkhead.internal.v1.FetchManifestRequest
+	(*FetchManifestResponse)(nil),          // 22: bulkhead.internal.v1.FetchManifestResponse
+	(*FetchBlobRequest)(nil),               // 23: bulkhead.internal.v1.FetchBlobRequest
+	(*BlobChunk)(nil),                      // 24: bulkhead.internal.v1.BlobChunk
+	(*WatchRoutesRequest)(nil),             // 25: bulkhead.internal.v1.WatchRoutesRequest
+	(*RouteUpdate)(nil),                    // 26: bulkhead.internal.v1.RouteUpdate
+	(*Route)(nil),                          // 27: bulkhead.internal.v1.Route
+	(*ServiceRoute)(nil),                   // 28: bulkhead.internal.v1.ServiceRoute
+	(*Backend)(nil),                        // 29: bulkhead.internal.v1.Backend
+	(*BackendOptions)(nil),                 // 30: bulkhead.internal.v1.BackendOptions
+	(*IssueServerCertificateRequest)(nil),  // 31: bulkhead.internal.v1.IssueServerCertificateRequest
+	(*IssueServerCertificateResponse)(nil), // 32: bulkhead.internal.v1.IssueServerCertificateResponse
+	(*ReserveRequest)(nil),                 // 33: bulkhead.internal.v1.ReserveRequest
+	(*ReserveResponse)(nil),                // 34: bulkhead.internal.v1.ReserveResponse
+	(*WakeRequest)(nil),                    // 35: bulkhead.internal.v1.WakeRequest
+	(*WakeResponse)(nil),                   // 36: bulkhead.internal.v1.WakeResponse
+	(*IdleRequest)(nil),                    // 37: bulkhead.internal.v1.IdleRequest
+	(*IdleResponse)(nil),                   // 38: bulkhead.internal.v1.IdleResponse
+	(*SignalRequest)(nil),                  // 39: bulkhead.internal.v1.SignalRequest
+	(*SignalResponse)(nil),                 // 40: bulkhead.internal.v1.SignalResponse
+	(*ExecRequest)(nil),                    // 41: bulkhead.internal.v1.ExecRequest
+	(*ExecResponse)(nil),                   // 42: bulkhead.internal.v1.ExecResponse
+	(*ExecInput)(nil),                      // 43: bulkhead.internal.v1.ExecInput
+	(*ExecOutput)(nil),                     // 44: bulkhead.internal.v1.ExecOutput
+	(*ExecEnd)(nil),                        // 45: bulkhead.internal.v1.ExecEnd
+	(*ProcessesRequest)(nil),               // 46: bulkhead.internal.v1.ProcessesRequest
+	(*ProcessesResponse)(nil),              // 47: bulkhead.internal.v1.ProcessesResponse
+	(*Process)(nil),                        // 48: bulkhead.internal.v1.Process
+	(*ListenSocket)(nil),                   // 49: bulkhead.internal.v1.ListenSocket
+	(*LogsRequest)(nil),                    // 50: bulkhead.internal.v1.LogsRequest
+	(*LogLine)(nil),                        // 51: bulkhead.internal.v1.LogLine
 }
 var file_api_internalpb_internal_proto_depIdxs = []int32{
-	4,  // 0: bulkhead.internal.v1.Revoked.identities:type_name -> bulkhead.internal.v1.RevokedIdentity
-	9,  // 1: bulkhead.internal.v1.FromWorker.hello:type_name -> bulkhead.internal.v1.Hello
-	16, // 2: bulkhead.internal.v1.FromWorker.observation:type_name -> bulkhead.internal.v1.Observation
-	11, // 3: bulkhead.internal.v1.ToWorker.snapshot:type_name -> bulkhead.internal.v1.Snapshot
-	13, // 4: bulkhead.internal.v1.ToWorker.assignment:type_name -> bulkhead.internal.v1.Assignment
-	12, // 5: bulkhead.internal.v1.ToWorker.forget:type_name -> bulkhead.internal.v1.Forget
-	16, // 6: bulkhead.internal.v1.Hello.observations:type_name -> bulkhead.internal.v1.Observation
-	10, // 7: bulkhead.internal.v1.Hello.capacity:type_name -> bulkhead.internal.v1.Capacity
-	13, // 8: bulkhead.internal.v1.Snapshot.assignments:type_name -> bulkhead.internal.v1.Assignment
-	16, // 9: bulkhead.internal.v1.Snapshot.observed:type_name -> bulkhead.internal.v1.Observation
-	24, // 10: bulkhead.internal.v1.RouteUpdate.route:type_name -> bulkhead.internal.v1.Route
-	25, // 11: bulkhead.internal.v1.Route.services:type_name -> bulkhead.internal.v1.ServiceRoute
-	26, // 12: bulkhead.internal.v1.ServiceRoute.backends:type_name -> bulkhead.internal.v1.Backend
-	27, // 13: bulkhead.internal.v1.Backend.options:type_name -> bulkhead.internal.v1.BackendOptions
-	38, // 14: bulkhead.internal.v1.ExecInput.begin:type_name -> bulkhead.internal.v1.ExecRequest
-	42, // 15: bulkhead.internal.v1.ExecOutput.end:type_name -> bulkhead.internal.v1.ExecEnd
-	45, // 16: bulkhead.internal.v1.ProcessesResponse.processes:type_name -> bulkhead.internal.v1.Process
-	46, // 17: bulkhead.internal.v1.Process.listen_sockets:type_name -> bulkhead.internal.v1.ListenSocket
-	7,  // 18: bulkhead.internal.v1.Controller.Sync:input_type -> bulkhead.internal.v1.FromWorker
-	18, // 19: bulkhead.internal.v1.Controller.FetchManifest:input_type -> bulkhead.internal.v1.FetchManifestRequest
-	20, // 20: bulkhead.internal.v1.Controller.FetchBlob:input_type -> bulkhead.internal.v1.FetchBlobRequest
-	14, // 21: bulkhead.internal.v1.Controller.FetchSecrets:input_type -> bulkhead.internal.v1.FetchSecretsRequest
-	22, // 22: bulkhead.internal.v1.Controller.WatchRoutes:input_type -> bulkhead.internal.v1.WatchRoutesRequest
-	28, // 23: bulkhead.internal.v1.Controller.IssueServerCertificate:input_type -> bulkhead.internal.v1.IssueServerCertificateRequest
-	17, // 24: bulkhead.internal.v1.Controller.MachineAPI:input_type -> bulkhead.internal.v1.MachineBytes
-	30, // 25: bulkhead.internal.v1.Worker.Reserve:input_type -> bulkhead.internal.v1.ReserveRequest
-	36, // 26: bulkhead.internal.v1.Worker.Signal:input_type -> bulkhead.internal.v1.SignalRequest
-	38, // 27: bulkhead.internal.v1.Worker.Exec:input_type -> bulkhead.internal.v1.ExecRequest
-	40, // 28: bulkhead.internal.v1.Worker.ExecStream:input_type -> bulkhead.internal.v1.ExecInput
-	43, // 29: bulkhead.internal.v1.Worker.Processes:input_type -> bulkhead.internal.v1.ProcessesRequest
-	47, // 30: bulkhead.internal.v1.Worker.Logs:input_type -> bulkhead.internal.v1.LogsRequest
-	32, // 31: bulkhead.internal.v1.Worker.Wake:input_type -> bulkhead.internal.v1.WakeRequest
-	34, // 32: bulkhead.internal.v1.Worker.Idle:input_type -> bulkhead.internal.v1.IdleRequest
-	0,  // 33: bulkhead.internal.v1.Membership.Renew:input_type -> bulkhead.internal.v1.RenewRequest
-	2,  // 34: bulkhead.internal.v1.Membership.WatchRevoked:input_type -> bulkhead.internal.v1.WatchRevokedRequest
-	5,  // 35: bulkhead.internal.v1.Telemetry.Metrics:input_type -> bulkhead.internal.v1.MetricsRequest
-	8,  // 36: bulkhead.internal.v1.Controller.Sync:output_type -> bulkhead.internal.v1.ToWorker
-	19, // 37: bulkhead.internal.v1.Controller.FetchManifest:output_type -> bulkhead.internal.v1.FetchManifestResponse
-	21, // 38: bulkhead.internal.v1.Controller.FetchBlob:output_type -> bulkhead.internal.v1.BlobChunk
-	15, // 39: bulkhead.internal.v1.Controller.FetchSecrets:output_type -> bulkhead.internal.v1.FetchSecretsResponse
-	23, // 40: bulkhead.internal.v1.Controller.WatchRoutes:output_type -> bulkhead.internal.v1.RouteUpdate
-	29, // 41: bulkhead.internal.v1.Controller.IssueServerCertificate:output_type -> bulkhead.internal.v1.IssueServerCertificateResponse
-	17, // 42: bulkhead.internal.v1.Controller.MachineAPI:output_type -> bulkhead.internal.v1.MachineBytes
-	31, // 43: bulkhead.internal.v1.Worker.Reserve:output_type -> bulkhead.internal.v1.ReserveResponse
-	37, // 44: bulkhead.internal.v1.Worker.Signal:output_type -> bulkhead.internal.v1.SignalResponse
-	39, // 45: bulkhead.internal.v1.Worker.Exec:output_type -> bulkhead.internal.v1.ExecResponse
-	41, // 46: bulkhead.internal.v1.Worker.ExecStream:output_type -> bulkhead.internal.v1.ExecOutput
-	44, // 47: bulkhead.internal.v1.Worker.Processes:output_type -> bulkhead.internal.v1.ProcessesResponse
-	48, // 48: bulkhead.internal.v1.Worker.Logs:output_type -> bulkhead.internal.v1.LogLine
-	33, // 49: bulkhead.internal.v1.Worker.Wake:output_type -> bulkhead.internal.v1.WakeResponse
-	35, // 50: bulkhead.internal.v1.Worker.Idle:output_type -> bulkhead.internal.v1.IdleResponse
-	1,  // 51: bulkhead.internal.v1.Membership.Renew:output_type -> bulkhead.internal.v1.RenewResponse
-	3,  // 52: bulkhead.internal.v1.Membership.WatchRevoked:output_type -> bulkhead.internal.v1.Revoked
-	6,  // 53: bulkhead.internal.v1.Telemetry.Metrics:output_type -> bulkhead.internal.v1.MetricsResponse
-	36, // [36:54] is the sub-list for method output_type
-	18, // [18:36] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	2,  // 0: bulkhead.internal.v1.TryResponse.ports:type_name -> bulkhead.internal.v1.TriedPort
+	7,  // 1: bulkhead.internal.v1.Revoked.identities:type_name -> bulkhead.internal.v1.RevokedIdentity
+	12, // 2: bulkhead.internal.v1.FromWorker.hello:type_name -> bulkhead.internal.v1.Hello
+	19, // 3: bulkhead.internal.v1.FromWorker.observation:type_name -> bulkhead.internal.v1.Observation
+	14, // 4: bulkhead.internal.v1.ToWorker.snapshot:type_name -> bulkhead.internal.v1.Snapshot
+	16, // 5: bulkhead.internal.v1.ToWorker.assignment:type_name -> bulkhead.internal.v1.Assignment
+	15, // 6: bulkhead.internal.v1.ToWorker.forget:type_name -> bulkhead.internal.v1.Forget
+	19, // 7: bulkhead.internal.v1.Hello.observations:type_name -> bulkhead.internal.v1.Observation
+	13, // 8: bulkhead.internal.v1.Hello.capacity:type_name -> bulkhead.internal.v1.Capacity
+	16, // 9: bulkhead.internal.v1.Snapshot.assignments:type_name -> bulkhead.internal.v1.Assignment
+	19, // 10: bulkhead.internal.v1.Snapshot.observed:type_name -> bulkhead.internal.v1.Observation
+	27, // 11: bulkhead.internal.v1.RouteUpdate.route:type_name -> bulkhead.internal.v1.Route
+	28, // 12: bulkhead.internal.v1.Route.services:type_name -> bulkhead.internal.v1.ServiceRoute
+	29, // 13: bulkhead.internal.v1.ServiceRoute.backends:type_name -> bulkhead.internal.v1.Backend
+	30, // 14: bulkhead.internal.v1.Backend.options:type_name -> bulkhead.internal.v1.BackendOptions
+	41, // 15: bulkhead.internal.v1.ExecInput.begin:type_name -> bulkhead.internal.v1.ExecRequest
+	45, // 16: bulkhead.internal.v1.ExecOutput.end:type_name -> bulkhead.internal.v1.ExecEnd
+	48, // 17: bulkhead.internal.v1.ProcessesResponse.processes:type_name -> bulkhead.internal.v1.Process
+	49, // 18: bulkhead.internal.v1.Process.listen_sockets:type_name -> bulkhead.internal.v1.ListenSocket
+	10, // 19: bulkhead.internal.v1.Controller.Sync:input_type -> bulkhead.internal.v1.FromWorker
+	21, // 20: bulkhead.internal.v1.Controller.FetchManifest:input_type -> bulkhead.internal.v1.FetchManifestRequest
+	23, // 21: bulkhead.internal.v1.Controller.FetchBlob:input_type -> bulkhead.internal.v1.FetchBlobRequest
+	17, // 22: bulkhead.internal.v1.Controller.FetchSecrets:input_type -> bulkhead.internal.v1.FetchSecretsRequest
+	25, // 23: bulkhead.internal.v1.Controller.WatchRoutes:input_type -> bulkhead.internal.v1.WatchRoutesRequest
+	31, // 24: bulkhead.internal.v1.Controller.IssueServerCertificate:input_type -> bulkhead.internal.v1.IssueServerCertificateRequest
+	20, // 25: bulkhead.internal.v1.Controller.MachineAPI:input_type -> bulkhead.internal.v1.MachineBytes
+	33, // 26: bulkhead.internal.v1.Worker.Reserve:input_type -> bulkhead.internal.v1.ReserveRequest
+	39, // 27: bulkhead.internal.v1.Worker.Signal:input_type -> bulkhead.internal.v1.SignalRequest
+	41, // 28: bulkhead.internal.v1.Worker.Exec:input_type -> bulkhead.internal.v1.ExecRequest
+	43, // 29: bulkhead.internal.v1.Worker.ExecStream:input_type -> bulkhead.internal.v1.ExecInput
+	46, // 30: bulkhead.internal.v1.Worker.Processes:input_type -> bulkhead.internal.v1.ProcessesRequest
+	50, // 31: bulkhead.internal.v1.Worker.Logs:input_type -> bulkhead.internal.v1.LogsRequest
+	35, // 32: bulkhead.internal.v1.Worker.Wake:input_type -> bulkhead.internal.v1.WakeRequest
+	37, // 33: bulkhead.internal.v1.Worker.Idle:input_type -> bulkhead.internal.v1.IdleRequest
+	3,  // 34: bulkhead.internal.v1.Membership.Renew:input_type -> bulkhead.internal.v1.RenewRequest
+	5,  // 35: bulkhead.internal.v1.Membership.WatchRevoked:input_type -> bulkhead.internal.v1.WatchRevokedRequest
+	8,  // 36: bulkhead.internal.v1.Telemetry.Metrics:input_type -> bulkhead.internal.v1.MetricsRequest
+	0,  // 37: bulkhead.internal.v1.Edge.Try:input_type -> bulkhead.internal.v1.TryRequest
+	11, // 38: bulkhead.internal.v1.Controller.Sync:output_type -> bulkhead.internal.v1.ToWorker
+	22, // 39: bulkhead.internal.v1.Controller.FetchManifest:output_type -> bulkhead.internal.v1.FetchManifestResponse
+	24, // 40: bulkhead.internal.v1.Controller.FetchBlob:output_type -> bulkhead.internal.v1.BlobChunk
+	18, // 41: bulkhead.internal.v1.Controller.FetchSecrets:output_type -> bulkhead.internal.v1.FetchSecretsResponse
+	26, // 42: bulkhead.internal.v1.Controller.WatchRoutes:output_type -> bulkhead.internal.v1.RouteUpdate
+	32, // 43: bulkhead.internal.v1.Controller.IssueServerCertificate:output_type -> bulkhead.internal.v1.IssueServerCertificateResponse
+	20, // 44: bulkhead.internal.v1.Controller.MachineAPI:output_type -> bulkhead.internal.v1.MachineBytes
+	34, // 45: bulkhead.internal.v1.Worker.Reserve:output_type -> bulkhead.internal.v1.ReserveResponse
+	40, // 46: bulkhead.internal.v1.Worker.Signal:output_type -> bulkhead.internal.v1.SignalResponse
+	42, // 47: bulkhead.internal.v1.Worker.Exec:output_type -> bulkhead.internal.v1.ExecResponse
+	44, // 48: bulkhead.internal.v1.Worker.ExecStream:output_type -> bulkhead.internal.v1.ExecOutput
+	47, // 49: bulkhead.internal.v1.Worker.Processes:output_type -> bulkhead.internal.v1.ProcessesResponse
+	51, // 50: bulkhead.internal.v1.Worker.Logs:output_type -> bulkhead.internal.v1.LogLine
+	36, // 51: bulkhead.internal.v1.Worker.Wake:output_type -> bulkhead.internal.v1.WakeResponse
+	38, // 52: bulkhead.internal.v1.Worker.Idle:output_type -> bulkhead.internal.v1.IdleResponse
+	4,  // 53: bulkhead.internal.v1.Membership.Renew:output_type -> bulkhead.internal.v1.RenewResponse
+	6,  // 54: bulkhead.internal.v1.Membership.WatchRevoked:output_type -> bulkhead.internal.v1.Revoked
+	9,  // 55: bulkhead.internal.v1.Telemetry.Metrics:output_type -> bulkhead.internal.v1.MetricsResponse
+	1,  // 56: bulkhead.internal.v1.Edge.Try:output_type -> bulkhead.internal.v1.TryResponse
+	38, // [38:57] is the sub-list for method output_type
+	19, // [19:38] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_api_internalpb_internal_proto_init() }
@@ -3588,11 +3755,11 @@ func file_api_internalpb_internal_proto_init() {
 	if File_api_internalpb_internal_proto != nil {
 		return
 	}
-	file_api_internalpb_internal_proto_msgTypes[7].OneofWrappers = []any{
+	file_api_internalpb_internal_proto_msgTypes[10].OneofWrappers = []any{
 		(*FromWorker_Hello)(nil),
 		(*FromWorker_Observation)(nil),
 	}
-	file_api_internalpb_internal_proto_msgTypes[8].OneofWrappers = []any{
+	file_api_internalpb_internal_proto_msgTypes[11].OneofWrappers = []any{
 		(*ToWorker_Snapshot)(nil),
 		(*ToWorker_Assignment)(nil),
 		(*ToWorker_Forget)(nil),
@@ -3603,9 +3770,9 @@ func file_api_internalpb_internal_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_internalpb_internal_proto_rawDesc), len(file_api_internalpb_internal_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   49,
+			NumMessages:   52,
 			NumExtensions: 0,
-			NumServices:   4,
+			NumServices:   5,
 		},
 		GoTypes:           file_api_internalpb_internal_proto_goTypes,
 		DependencyIndexes: file_api_internalpb_internal_proto_depIdxs,

@@ -1052,3 +1052,113 @@ var Telemetry_ServiceDesc = grpc.ServiceDesc{
 	Streams:  []grpc.StreamDesc{},
 	Metadata: "api/internalpb/internal.proto",
 }
+
+const (
+	Edge_Try_FullMethodName = "/bulkhead.internal.v1.Edge/Try"
+)
+
+// EdgeClient is the client API for Edge service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Edge is served by every edge. Caller: controller.
+type EdgeClient interface {
+	// Try connects to each port of a Machine that the edge's routes name, as it would for a
+	// request, and sends nothing.
+	Try(ctx context.Context, in *TryRequest, opts ...grpc.CallOption) (*TryResponse, error)
+}
+
+type edgeClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewEdgeClient(cc grpc.ClientConnInterface) EdgeClient {
+	return &edgeClient{cc}
+}
+
+func (c *edgeClient) Try(ctx context.Context, in *TryRequest, opts ...grpc.CallOption) (*TryResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TryResponse)
+	err := c.cc.Invoke(ctx, Edge_Try_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// EdgeServer is the server API for Edge service.
+// All implementations must embed UnimplementedEdgeServer
+// for forward compatibility.
+//
+// Edge is served by every edge. Caller: controller.
+type EdgeServer interface {
+	// Try connects to each port of a Machine that the edge's routes name, as it would for a
+	// request, and sends nothing.
+	Try(context.Context, *TryRequest) (*TryResponse, error)
+	mustEmbedUnimplementedEdgeServer()
+}
+
+// UnimplementedEdgeServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedEdgeServer struct{}
+
+func (UnimplementedEdgeServer) Try(context.Context, *TryRequest) (*TryResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Try not implemented")
+}
+func (UnimplementedEdgeServer) mustEmbedUnimplementedEdgeServer() {}
+func (UnimplementedEdgeServer) testEmbeddedByValue()              {}
+
+// UnsafeEdgeServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to EdgeServer will
+// result in compilation errors.
+type UnsafeEdgeServer interface {
+	mustEmbedUnimplementedEdgeServer()
+}
+
+func RegisterEdgeServer(s grpc.ServiceRegistrar, srv EdgeServer) {
+	// If the following call panics, it indicates UnimplementedEdgeServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Edge_ServiceDesc, srv)
+}
+
+func _Edge_Try_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TryRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EdgeServer).Try(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Edge_Try_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EdgeServer).Try(ctx, req.(*TryRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Edge_ServiceDesc is the grpc.ServiceDesc for Edge service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Edge_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "bulkhead.internal.v1.Edge",
+	HandlerType: (*EdgeServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Try",
+			Handler:    _Edge_Try_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "api/internalpb/internal.proto",
+}

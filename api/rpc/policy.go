@@ -33,6 +33,8 @@ var Policy = map[string][]string{
 	internalpb.Membership_WatchRevoked_FullMethodName: {role.Worker, role.Edge},
 
 	internalpb.Telemetry_Metrics_FullMethodName: {role.Controller},
+
+	internalpb.Edge_Try_FullMethodName: {role.Controller},
 }
 
 // Objects says of each method which objects a caller that Policy lets through gets at, in
@@ -59,4 +61,6 @@ var Objects = map[string]string{
 	internalpb.Membership_WatchRevoked_FullMethodName: "all revocations: names of nodes, which are no secret inside",
 
 	internalpb.Telemetry_Metrics_FullMethodName: "the serving role's own counters",
+
+	internalpb.Edge_Try_FullMethodName: "ports of Machines that are in the edge's routes: `TestTry`",
 }

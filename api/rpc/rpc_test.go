@@ -26,6 +26,7 @@ type probe struct {
 	internalpb.UnimplementedWorkerServer
 	internalpb.UnimplementedMembershipServer
 	internalpb.UnimplementedTelemetryServer
+	internalpb.UnimplementedEdgeServer
 	err error
 }
 

@@ -53,6 +53,7 @@ Worker.Idle                        -          -      -      yes  -
 Membership.Renew                   -          yes    -      yes  -
 Membership.WatchRevoked            -          yes    -      yes  -
 Telemetry.Metrics                  yes        -      -      -    -
+Edge.Try                           yes        -      -      -    -
 `
 
 // expected reads cells: the roles that may make each call.
@@ -160,6 +161,7 @@ func everything(t *testing.T, id *pki.Identity) (socket string, got *reached) {
 	internalpb.RegisterWorkerServer(srv, p)
 	internalpb.RegisterMembershipServer(srv, p)
 	internalpb.RegisterTelemetryServer(srv, p)
+	internalpb.RegisterEdgeServer(srv, p)
 	served := 0
 	for _, s := range srv.GetServiceInfo() {
 		served += len(s.Methods)

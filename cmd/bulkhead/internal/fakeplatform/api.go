@@ -42,6 +42,7 @@ func (p *Platform) api() http.Handler {
 	mux.HandleFunc("POST "+m+"/{id}/restart", locked(p.changing(p.startMachine)))
 	mux.HandleFunc("POST "+m+"/{id}/exec/stream", locked(p.exec))
 	mux.HandleFunc("GET "+m+"/{id}/wait", p.wait)
+	mux.HandleFunc("GET "+m+"/{id}/ports", locked(p.ports))
 	mux.HandleFunc("GET "+m+"/{id}/logs", p.logs)
 	mux.HandleFunc("POST "+m+"/{id}/lease", locked(p.lease))
 	mux.HandleFunc("DELETE "+m+"/{id}/lease", locked(p.release))
@@ -130,6 +131,23 @@ func (p *Platform) getMachine(w http.ResponseWriter, r *http.Request) {
 	if _, m := p.findMachine(w, r); m != nil {
 		answer(w, 200, m)
 	}
+}
+
+// ports answers as if the ports of a Machine's services had been tried.
+func (p *Platform) ports(w http.ResponseWriter, r *http.Request) {
+	_, m := p.findMachine(w, r)
+	if m == nil {
+		return
+	}
+	deaf := strings.Contains(m.Config.Image, "deaf")
+	ports, listens := []any{}, []string{}
+	for _, s := range m.Config.Services {
+		ports = append(ports, map[string]any{"port": s.InternalPort, "answers": !deaf})
+		if deaf {
+			listens = append(listens, fmt.Sprintf("127.0.0.1:%d", s.InternalPort))
+		}
+	}
+	answer(w, 200, map[string]any{"ports": ports, "listens": listens})
 }
 
 type launch struct {

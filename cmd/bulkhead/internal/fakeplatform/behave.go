@@ -24,6 +24,7 @@ type step struct {
 //	…crash…    it starts, writes a line and ends with exit code 3
 //	…oneoff…   it starts, writes a line, ends with exit code 3 and is destroyed
 //	…never…    it stays starting
+//	…deaf…     it starts and listens on 127.0.0.1 alone
 //	else       it starts and runs
 //
 // p.mu is held.
