@@ -157,7 +157,11 @@ func (h *hinted) try(t *testing.T, m mistake) {
 		if m.again != nil {
 			m.again(t)
 		}
-		h.must(t, strings.Fields(m.args+" "+m.added)...)
+		words := strings.Fields(m.args + " " + m.added)
+		if words[0] == "deploy" {
+			words = append(words, "--settle", "0s")
+		}
+		h.must(t, words...)
 		return
 	}
 	if i := strings.LastIndex(said, "\nhint: "); i >= 0 {
@@ -181,6 +185,9 @@ func (h *hinted) try(t *testing.T, m mistake) {
 func (h *hinted) follow(t *testing.T, line string) {
 	t.Helper()
 	words := strings.Fields(line)
+	if len(words) > 1 && words[1] == "deploy" {
+		words = append(words, "--settle", "0s") // what it waits for is tried elsewhere
+	}
 	switch {
 	case line == "bulkhead auth login":
 		h.beginLogin(t)
