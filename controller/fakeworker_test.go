@@ -42,6 +42,7 @@ type fakeWorker struct {
 	memory     int64
 	mute       bool   // does not say its metrics
 	renewed    int    // grants that came for a generation that was known under another
+	execsBegun int    // commands that run until they are killed
 	execsEnded int    // commands that were killed
 	refused    int    // how often Sync said that the node was removed
 	reserve    func() // if set, called in the middle of each Reserve
@@ -332,6 +333,9 @@ func (w *fakeWorker) ExecStream(s internalpb.Worker_ExecStreamServer) error {
 	case "fail":
 		return fault.New(fault.Unprocessable, "the command %q does not exist in the image", command[0])
 	case "sleep":
+		w.mu.Lock()
+		w.execsBegun++
+		w.mu.Unlock()
 		s.Send(&internalpb.ExecOutput{Stdout: []byte("ready\n")})
 		<-s.Context().Done()
 		w.mu.Lock()
