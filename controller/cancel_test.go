@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"bulkhead/controller"
+	"bulkhead/token"
 	"bulkhead/internal/await"
 )
 
@@ -34,6 +35,17 @@ func dropTokens(e *env, _ string) {
 	e.get("/v1/orgs/personal/tokens", &out)
 	for _, tok := range out.Tokens {
 		e.want(200, "DELETE", "/v1/tokens/"+string(tok.ID), nil, nil)
+	}
+}
+
+// dropPlatformTokens revokes those that are about no organization.
+func dropPlatformTokens(e *env, _ string) {
+	var out struct{ Tokens []controller.Token }
+	e.get("/v1/tokens", &out)
+	for _, tok := range out.Tokens {
+		if tok.Kind == token.Metrics && tok.Org == "" {
+			e.want(200, "DELETE", "/v1/tokens/"+string(tok.ID), nil, nil)
+		}
 	}
 }
 
@@ -171,7 +183,7 @@ func cuts() map[string]cut {
 		"DELETE /v1/tokens/{token}":            changes("/v1/tokens/t_0000000000000000", nil),
 		"POST /v1/platform/join_tokens":        {path: "/v1/platform/join_tokens", body: config{"role": "worker"}, changes: true, undo: dropJoinTokens},
 		"GET /v1/orgs/{org}/metrics":           reads("/v1/orgs/personal/metrics"),
-		"POST /v1/platform/tokens":             {path: "/v1/platform/tokens", body: config{"kind": "metrics"}, changes: true, undo: dropTokens},
+		"POST /v1/platform/tokens":             {path: "/v1/platform/tokens", body: config{"kind": "metrics"}, changes: true, undo: dropPlatformTokens},
 		"GET /v1/platform/token_keys":          reads("/v1/platform/token_keys"),
 		"POST /v1/platform/token_keys":         {path: "/v1/platform/token_keys", changes: true, undo: dropRootKeys},
 		"DELETE /v1/platform/token_keys/{key}": changes("/v1/platform/token_keys/0000000000000000", nil),
