@@ -48,6 +48,9 @@ func Shared(t testing.TB) *World {
 		w.Up()
 		w.shared = true
 		shared.before = w.Settled(30 * time.Second)
+		// The edge's runtime pools the pipes that copy the API's connections in the kernel, two
+		// of two files each for a connection, until it collects garbage: some minutes when idle.
+		shared.before.Open["edge pipe"] += 4 * connections * parallel
 	})
 	if shared.w == nil || !shared.w.shared {
 		t.Fatal("the shared platform did not start: the first test that asked for it says why")
@@ -91,6 +94,9 @@ func (w *World) Gone(app string) {
 // parallel is how many of the tests that wait run at a time, unless -parallel says
 // otherwise: they use little of the processors.
 const parallel = 4
+
+// connections is how many of the API's a test has open at a time: its own, and its CLI's.
+const connections = 2
 
 // Main runs the tests of a package whose tests use Shared: its TestMain passes the
 // result to os.Exit.
