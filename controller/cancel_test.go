@@ -16,8 +16,8 @@ import (
 	"time"
 
 	"bulkhead/controller"
-	"bulkhead/token"
 	"bulkhead/internal/await"
+	"bulkhead/token"
 )
 
 // cut is how one endpoint is called, on objects made for the call.
