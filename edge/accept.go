@@ -55,8 +55,11 @@ func (s *Server) accept(l net.Listener, hand *handoff, https bool) error {
 			continue
 		}
 		s.sessions.add()
+		hand.coming.add()
+		c.settled = sync.OnceFunc(hand.coming.done)
 		go func() {
 			defer s.sessions.done()
+			defer c.settled()
 			s.secure(c, hand)
 		}()
 	}
@@ -90,6 +93,7 @@ func (s *Server) secure(c *clientConn, hand *handoff) {
 	}
 	name = hostName(name)
 	if name == "api."+s.Domain || name == "registry."+s.Domain || name == s.Domain {
+		c.settled()
 		s.m.accepted.WithLabelValues("passthrough").Inc()
 		s.passThrough(c, raw)
 		return
@@ -114,6 +118,7 @@ func (s *Server) secure(c *clientConn, hand *handoff) {
 		})
 	case svc.TLS:
 		s.endTLS(c, s.tlsRaw, func(t *tls.Conn) {
+			c.settled()
 			s.m.accepted.WithLabelValues("tls").Inc()
 			s.raw(c, t)
 		})
@@ -121,6 +126,7 @@ func (s *Server) secure(c *clientConn, hand *handoff) {
 		s.tlsFailed(c, "PT06")
 		s.alert(c, alertUnrecognizedName)
 	default: // no handler: the app ends its own TLS
+		c.settled()
 		s.m.accepted.WithLabelValues("tcp").Inc()
 		_ = c.Conn.SetDeadline(time.Time{})
 		s.raw(c, c)

@@ -1,8 +1,10 @@
 package edge
 
 import (
+	"context"
 	"errors"
 	"net"
+	"net/http"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -22,6 +24,9 @@ type clientConn struct {
 
 	clientIP     string
 	forwardedFor string
+
+	// settled says that the connection was given to a handoff, or will not be.
+	settled func()
 
 	prefix []byte
 	// writeBy is only used by Write, which one goroutine calls at a time.
@@ -145,10 +150,14 @@ func groupOf(a netip.Addr) netip.Prefix {
 // handoff is a net.Listener that gives an http.Server connections which were
 // accepted, and recognised, elsewhere.
 type handoff struct {
-	addr net.Addr
-	ch   chan net.Conn
-	done chan struct{}
-	once sync.Once
+	addr   net.Addr
+	ch     chan net.Conn
+	done   chan struct{}
+	once   sync.Once
+	coming sessions // connections that may be given yet
+
+	asking  sync.Map // connections whose first request was not read yet
+	unasked sessions // their number
 }
 
 func newHandoff(addr net.Addr) *handoff {
@@ -161,6 +170,51 @@ func (h *handoff) give(c net.Conn) {
 	case h.ch <- c:
 	case <-h.done:
 		c.Close()
+	}
+}
+
+// settle lets clients that were accepted end their handshakes, and returns when the server
+// knows each of them.
+func (h *handoff) settle(ctx context.Context, accepted, served <-chan struct{}) {
+	select {
+	case <-accepted:
+		h.coming.wait(ctx)
+	case <-ctx.Done():
+	}
+	h.Close()
+	<-served
+}
+
+// asks is the key of a connection in the context of its requests.
+type asks struct{}
+
+// watch counts the server's connections until their first request is in the handler's
+// hands, or the connection ends without one. That it was read is not enough: a server
+// that shuts down then drops it.
+func (h *handoff) watch(srv *http.Server) {
+	base, state, handler := srv.ConnContext, srv.ConnState, srv.Handler
+	srv.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		return context.WithValue(base(ctx, c), asks{}, c)
+	}
+	srv.ConnState = func(c net.Conn, now http.ConnState) {
+		state(c, now)
+		switch now {
+		case http.StateNew:
+			h.asking.Store(c, nil)
+			h.unasked.add()
+		case http.StateClosed, http.StateHijacked:
+			h.asked(c)
+		}
+	}
+	srv.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h.asked(r.Context().Value(asks{}))
+		handler.ServeHTTP(w, r)
+	})
+}
+
+func (h *handoff) asked(c any) {
+	if _, was := h.asking.LoadAndDelete(c); was {
+		h.unasked.done()
 	}
 }
 
@@ -203,6 +257,19 @@ func (s *sessions) done() {
 	if s.n--; s.n == 0 && s.zero != nil {
 		close(s.zero)
 		s.zero = nil
+	}
+}
+
+// firstWait is how long a server that drains waits for the first requests.
+const firstWait = 2 * time.Second
+
+// wait returns when none runs, and after firstWait at the latest.
+func (s *sessions) wait(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, firstWait)
+	defer cancel()
+	select {
+	case <-s.idle():
+	case <-ctx.Done():
 	}
 }
 

@@ -228,11 +228,16 @@ func (s *Server) Serve(ctx context.Context, plain, secure net.Listener) error {
 	front := func(l net.Listener, https bool) {
 		hand := newHandoff(l.Addr())
 		srv := s.httpServer(https)
-		run(func() error { return srv.Serve(hand) })
-		run(func() error { return s.accept(l, hand, https) })
+		hand.watch(srv)
+		accepted, served := make(chan struct{}), make(chan struct{})
+		run(func() error { defer close(served); return srv.Serve(hand) })
+		run(func() error { defer close(accepted); return s.accept(l, hand, https) })
 		stops = append(stops, func(ctx context.Context) error {
 			l.Close()
-			hand.Close()
+			hand.settle(ctx, accepted, served)
+			// Once it shuts down, net/http drops the requests that it reads.
+			srv.SetKeepAlivesEnabled(false)
+			hand.unasked.wait(ctx)
 			return srv.Shutdown(ctx)
 		})
 	}

@@ -315,6 +315,47 @@ func TestDrain(t *testing.T) {
 	<-stopped
 }
 
+// TestDrainAnswersWhoShakesHands: a client that was accepted before the stop, and ends its
+// handshake after it, gets its answer.
+func TestDrainAnswersWhoShakesHands(t *testing.T) {
+	w := newWorld(t, edge.Limits{})
+	w.route("web", web(at(serve(t, func(rw http.ResponseWriter, r *http.Request) { io.WriteString(rw, "late") })))...)
+	shaking, finish := make(chan struct{}), make(chan struct{})
+	conf := w.tlsConfig("web")
+	conf.VerifyConnection = func(tls.ConnectionState) error {
+		close(shaking)
+		<-finish
+		return nil
+	}
+	answer := make(chan string, 1)
+	go func() {
+		c, err := tls.Dial("tcp", w.secure, conf)
+		if err != nil {
+			answer <- err.Error()
+			return
+		}
+		defer c.Close()
+		fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: web.%s\r\nConnection: close\r\n\r\n", domain)
+		b, err := io.ReadAll(c)
+		answer <- fmt.Sprint(string(b), err)
+	}()
+	<-shaking
+	stopped := make(chan struct{})
+	go func() { w.stop(); close(stopped) }()
+	await.True(t, "the listener is closed", func() bool {
+		c, err := net.Dial("tcp", w.secure)
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	})
+	close(finish)
+	if got := <-answer; !strings.HasPrefix(got, "HTTP/1.1 200") || !strings.HasSuffix(got, "late<nil>") {
+		t.Errorf("the client got %q", got)
+	}
+	<-stopped
+}
+
 // TestDrainEndsIdlePipes: connections to the API that are kept for later do not hold
 // up a stop, one that is in use may go on.
 func TestDrainEndsIdlePipes(t *testing.T) {
