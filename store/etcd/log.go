@@ -2,10 +2,15 @@ package etcd
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"net"
+	"net/http"
+	"slices"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"google.golang.org/grpc"
 )
 
 // quietLogger gives etcd's warnings and errors to slog; its many notices about
@@ -47,8 +52,35 @@ func (c slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Chec
 	return ce
 }
 
+// closedServing is what etcd says of each of its listeners when it is closed in order.
+const closedServing = "setting up serving from embedded etcd failed."
+
+// closed are the errors of a listener or a server that was closed in order. Those of the
+// multiplexer, a dependency of etcd alone, are known by their text.
+var (
+	closed    = []error{net.ErrClosed, http.ErrServerClosed, grpc.ErrServerStopped}
+	muxClosed = []string{"mux: server closed", "mux: listener closed"}
+)
+
+// harmless says whether an entry tells of nothing but an end that was asked for.
+func harmless(e zapcore.Entry, fields []zapcore.Field) bool {
+	if e.Message != closedServing {
+		return false
+	}
+	for _, f := range fields {
+		err, ok := f.Interface.(error)
+		if ok && (slices.ContainsFunc(closed, func(c error) bool { return errors.Is(err, c) }) || slices.Contains(muxClosed, err.Error())) {
+			return true
+		}
+	}
+	return false
+}
+
 // Write implements zapcore.Core.
 func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	if harmless(e, fields) {
+		return nil
+	}
 	c.log.Log(context.Background(), levelOf(e.Level), "etcd: "+e.Message, attrs(fields)...)
 	return nil
 }
