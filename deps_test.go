@@ -27,6 +27,7 @@ const layers = `
 
 	# Mechanisms: each does one thing and knows no role.
 	coredump
+	handover
 	limit
 	notice
 	room

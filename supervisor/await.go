@@ -56,14 +56,7 @@ func (s *Supervisor) awaitOnce(ctx context.Context, a *admin) (login, error) {
 	defer cancel()
 	var last error
 	for {
-		err := a.ready(ctx)
-		var l login
-		if err == nil {
-			l, err = a.login(ctx)
-		}
-		if err == nil {
-			err = probeAPI(ctx, s.state.HTTPSAddr, s.state.Domain, l)
-		}
+		l, err := a.answers(ctx, s.state)
 		if err == nil {
 			return l, nil
 		}
@@ -82,4 +75,16 @@ func (s *Supervisor) awaitOnce(ctx context.Context, a *admin) (login, error) {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// answers says whether the platform serves as a whole, through the edge too.
+func (a *admin) answers(ctx context.Context, st State) (login, error) {
+	if err := a.ready(ctx); err != nil {
+		return login{}, err
+	}
+	l, err := a.login(ctx)
+	if err == nil {
+		err = probeAPI(ctx, st.HTTPSAddr, st.Domain, l)
+	}
+	return l, err
 }

@@ -47,6 +47,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 2 && os.Args[1] == ProbeCommand {
 		os.Exit(ProbeHost())
 	}
+	if len(os.Args) == 2 && os.Args[1] == "version" {
+		os.Exit(0)
+	}
 	if len(os.Args) > 1 && os.Args[1] == "fake-bulkheadd" {
 		fakeBulkheadd(os.Args[2])
 	}
@@ -302,6 +305,8 @@ type order struct {
 	Config Config `json:"config"`
 	// DieAt is the number of the step at which it kills itself, from 1; 0: none.
 	DieAt int `json:"die_at"`
+	// Lose makes it replace its program without its sockets.
+	Lose bool `json:"lose"`
 }
 
 // fakeBulkheadd is a real Supervisor in a process that can be killed. It prints
@@ -316,9 +321,15 @@ func fakeBulkheadd(arg string) {
 	s := New(o.Config)
 	s.timing = fastTiming
 	s.probes = nil // TestPreflight tries the host, once for all
+	again := make(chan os.Signal, 1)
+	signal.Notify(again, RestartSignal)
+	s.Restart = again
 	n := 0
 	s.fault = func(step string) error {
 		n++
+		if step == "replace" && o.Lose {
+			clear(s.sockets.addrs)
+		}
 		fmt.Printf("step %d: %s\n", n, step)
 		if n == o.DieAt {
 			syscall.Kill(os.Getpid(), syscall.SIGKILL)

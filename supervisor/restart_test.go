@@ -373,42 +373,6 @@ func TestDown(t *testing.T) {
 	}
 }
 
-// TestNotify plays systemd.
-func TestNotify(t *testing.T) {
-	path := filepath.Join(openDir(t), "notify")
-	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	t.Setenv("NOTIFY_SOCKET", path)
-	t.Setenv("WATCHDOG_USEC", "60000")
-	n := newNode(t)
-	r := n.up()
-	next := func() string {
-		b := make([]byte, 100)
-		l.SetReadDeadline(time.Now().Add(40 * time.Second))
-		k, err := l.Read(b)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(b[:k])
-	}
-	for _, want := range []string{"READY=1", "WATCHDOG=1", "WATCHDOG=1"} {
-		if got := next(); got != want {
-			t.Errorf("got %s, want %s", got, want)
-		}
-	}
-	if err := r.stop(); err != nil {
-		t.Fatal(err)
-	}
-	for got := next(); got != "STOPPING=1"; got = next() {
-		if got != "WATCHDOG=1" {
-			t.Fatalf("got %s, want STOPPING=1", got)
-		}
-	}
-}
-
 // TestCopiesFollowTheirOriginals replaces a program and copies again.
 func TestCopiesFollowTheirOriginals(t *testing.T) {
 	n := newNode(t)

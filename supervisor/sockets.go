@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"bulkhead/handover"
 	"bulkhead/role"
 )
 
@@ -68,10 +69,10 @@ func (s *sockets) of(r string) (names []string) {
 	return names
 }
 
-// openPublic binds the TCP sockets; when one cannot be had, none stays open.
-// patience is how long a port may still be held by a role of an earlier bulkheadd
-// that was killed, and is dying.
-func openPublic(c Config, patience time.Duration) (*sockets, error) {
+// openPublic takes the TCP sockets that an earlier bulkheadd left, and binds the others;
+// when one cannot be had, none stays open. patience is how long a port may still be held
+// by a role of an earlier bulkheadd that was killed, and is dying.
+func openPublic(c Config, left *handover.Inherited, patience time.Duration) (*sockets, error) {
 	s := &sockets{files: map[string]*os.File{}, addrs: map[string]string{}, paths: map[string]string{}, owned: map[string]string{}}
 	for _, l := range []struct{ name, role, addr, field, flag string }{
 		{role.SocketHTTP, role.Edge, c.HTTPAddr, "http", "--http-addr"},
@@ -81,7 +82,12 @@ func openPublic(c Config, patience time.Duration) (*sockets, error) {
 		if l.addr == "" {
 			continue
 		}
-		f, addr, err := listenTCP(l.addr, patience)
+		f, addr, err := left.Listener(l.name, l.addr), "", error(nil)
+		if f != nil {
+			addr, err = listenAddr(f, l.addr)
+		} else {
+			f, addr, err = listenTCP(l.addr, patience)
+		}
 		if err != nil {
 			s.Close()
 			return nil, explainListen(err, l.field, l.addr, l.flag)
@@ -108,10 +114,25 @@ func listenTCP(addr string, patience time.Duration) (*os.File, string, error) {
 		if err != nil {
 			return nil, "", err
 		}
-		host, _, _ := net.SplitHostPort(addr)
-		_, port, _ := net.SplitHostPort(l.Addr().String())
-		return f, net.JoinHostPort(host, port), nil
+		return f, joinPort(addr, l.Addr()), nil
 	}
+}
+
+// listenAddr is addr with the real port of f, which listens there.
+func listenAddr(f *os.File, addr string) (string, error) {
+	l, err := net.FileListener(f) // a copy
+	if err != nil {
+		f.Close()
+		return "", err
+	}
+	defer l.Close()
+	return joinPort(addr, l.Addr()), nil
+}
+
+func joinPort(addr string, bound net.Addr) string {
+	host, _, _ := net.SplitHostPort(addr)
+	_, port, _ := net.SplitHostPort(bound.String())
+	return net.JoinHostPort(host, port)
 }
 
 // explainListen says in one sentence why an address cannot be had.

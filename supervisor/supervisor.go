@@ -19,6 +19,7 @@ package supervisor
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -36,6 +37,7 @@ import (
 
 	"bulkhead/failpoint"
 	"bulkhead/fault"
+	"bulkhead/handover"
 	"bulkhead/notice"
 	"bulkhead/privnet"
 	"bulkhead/role"
@@ -54,6 +56,8 @@ type Supervisor struct {
 	Stdout io.Writer
 	// Stderr gets the log, that of the roles included.
 	Stderr io.Writer
+	// Restart asks Up to replace its program by the one that is installed by then.
+	Restart <-chan os.Signal
 
 	log     *slog.Logger
 	board   *notice.Board
@@ -64,6 +68,7 @@ type Supervisor struct {
 	spawner *spawner
 	notify  notify
 	ready   func(status string) // tells a service manager not to wait any longer
+	left    *handover.Inherited // sockets of an earlier bulkheadd
 
 	in      *installation
 	sockets *sockets
@@ -74,7 +79,9 @@ type Supervisor struct {
 // State is what other bulkheadd commands need of a running one. It is kept in the
 // data directory as up.json; it is advice, and may be that of an earlier start.
 type State struct {
-	PID       int    `json:"pid"`
+	PID int `json:"pid"`
+	// Start is another text at each start, also when the process stays the same.
+	Start     string `json:"start,omitempty"`
 	RunDir    string `json:"run_dir"`
 	Tag       string `json:"tag"`
 	Domain    string `json:"domain"`
@@ -83,6 +90,9 @@ type State struct {
 	HTTPSAddr string `json:"https_addr"`
 	// ClusterAddr is empty when there is no cluster port.
 	ClusterAddr string `json:"cluster_addr,omitempty"`
+	// Refused says why the last of so many requests to replace the program was refused.
+	Refused  string `json:"refused,omitempty"`
+	Refusals int    `json:"refusals,omitempty"`
 }
 
 // Ready is the content of the ready file.
@@ -113,6 +123,8 @@ func (s *Supervisor) Up(ctx context.Context) error {
 	s.log = slog.New(slog.NewJSONHandler(s.out, nil)).With("role", "bulkheadd")
 	s.board = notice.New(s.log)
 	s.notify = newNotify()
+	s.left = handover.Take()
+	defer s.left.Close()
 	s.spawner = newSpawner()
 	defer close(s.spawner.calls)
 	if err := s.open(ctx); err != nil {
@@ -127,6 +139,9 @@ func (s *Supervisor) Up(ctx context.Context) error {
 	pet := sync.OnceFunc(func() {
 		aside.Go(func() { s.notify.watchdog(watch, func() { s.spawner.do(func() {}) }) })
 	})
+	if s.left.Exec {
+		pet() // the service manager knows this process as ready
+	}
 	s.ready = func(status string) {
 		s.notify.send("READY=1" + status)
 		pet()
@@ -139,7 +154,13 @@ func (s *Supervisor) Up(ctx context.Context) error {
 		return err
 	}
 	s.ready("")
-	<-ctx.Done()
+	if s.awaitEnd(ctx) {
+		s.log.Info("the program is replaced: roles stop, sockets stay open, Machines keep running")
+		s.stop()
+		cancel()
+		aside.Wait()
+		return fmt.Errorf("bulkheadd cannot replace its program: %w", s.replace())
+	}
 	aside.Wait()
 	s.notify.send("STOPPING=1")
 	s.log.Info("stopping; Machines keep running until \"bulkheadd down\" or a restart of this machine")
@@ -187,9 +208,10 @@ func (s *Supervisor) open(ctx context.Context) (err error) {
 	if lock != nil { // the ports may be held by dying roles of a bulkheadd that was killed
 		patience = 3 * time.Second
 	}
-	if s.sockets, err = openPublic(*c, patience); err != nil {
+	if s.sockets, err = openPublic(*c, s.left, patience); err != nil {
 		return err
 	}
+	s.storeSockets(s.left.Close())
 	unix.Umask(0o077)
 	if err := s.prepare(ctx, lock); err != nil {
 		return err
@@ -250,23 +272,23 @@ func (s *Supervisor) prepare(ctx context.Context, lock *os.File) error {
 		}
 	}
 	s.state = State{
-		PID: os.Getpid(), RunDir: c.RunDir, Tag: in.id.Tag, Domain: in.id.Domain,
+		PID: os.Getpid(), Start: rand.Text(), RunDir: c.RunDir, Tag: in.id.Tag, Domain: in.id.Domain,
 		HTTPAddr: s.sockets.addrs[role.SocketHTTP], HTTPSAddr: s.sockets.addrs[role.SocketHTTPS],
 		ClusterAddr: s.sockets.addrs[role.SocketCluster],
 	}
 	s.state.APIURL = apiURL(in.id.Domain, s.state.HTTPSAddr)
-	b, err := json.MarshalIndent(s.state, "", "  ")
-	if err != nil {
-		return err
-	}
-	return s.keepState(append(b, '\n'))
+	return s.keepState()
 }
 
 // keepState writes the state file. It is advice: a disk that is full must not keep
 // the platform, which may be what makes room again, from starting.
-func (s *Supervisor) keepState(b []byte) error {
+func (s *Supervisor) keepState() error {
+	b, err := json.MarshalIndent(s.state, "", "  ")
+	if err != nil {
+		return err
+	}
 	path := s.in.path(stateFile)
-	err := fault.System(writeFile(s.fault, path, b, 0o600, root), "%s cannot be written", path)
+	err = fault.System(writeFile(s.fault, path, append(b, '\n'), 0o600, root), "%s cannot be written", path)
 	if _, serr := os.Stat(path); fault.Is(err, fault.Full) && serr == nil {
 		s.log.Warn("the platform starts, and the other commands of bulkheadd may find that of an earlier start", "why", err.Error())
 		return nil

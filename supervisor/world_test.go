@@ -241,14 +241,21 @@ func (n *node) Fatalf(format string, args ...any) {
 // spawn starts a bulkheadd in a process of its own.
 func (n *node) spawn(dieAt int) *exec.Cmd {
 	n.t.Helper()
-	arg, _ := json.Marshal(order{Config: n.config, DieAt: dieAt})
-	cmd := exec.Command("/proc/self/exe", "fake-bulkheadd", string(arg))
-	cmd.Stdout, cmd.Stderr = &n.stdout, &n.stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.WaitDelay = time.Second
+	cmd := n.command("/proc/self/exe", order{DieAt: dieAt})
 	if err := cmd.Start(); err != nil {
 		n.t.Fatal(err)
 	}
+	return cmd
+}
+
+// command is a bulkheadd in a process of its own that is not started.
+func (n *node) command(program string, o order) *exec.Cmd {
+	o.Config = n.config
+	arg, _ := json.Marshal(o)
+	cmd := exec.Command(program, "fake-bulkheadd", string(arg))
+	cmd.Stdout, cmd.Stderr = &n.stdout, &n.stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.WaitDelay = time.Second
 	return cmd
 }
 

@@ -15,6 +15,7 @@ import (
 // connections, half make a new one for each request.
 type Load struct {
 	w      *World
+	token  string
 	cancel context.CancelFunc
 	done   sync.WaitGroup
 
@@ -29,6 +30,8 @@ type LoadResult struct {
 	// Broken are requests whose connection broke before they were answered. Each was
 	// made once more, on a new connection.
 	Broken int
+	// BrokenNew are those of Broken that had a connection of their own.
+	BrokenNew int
 	// Lost are requests that got another answer than 200, or none also the second time.
 	Lost    int
 	Slowest time.Duration
@@ -48,10 +51,15 @@ func (r LoadResult) String() string {
 // loadLimit is how long a request may take before it counts as lost.
 const loadLimit = 20 * time.Second
 
-// Load begins a load of 4 clients that rest 5 ms between two requests.
+// Load begins a load of 4 clients that rest 5 ms between two requests. The app "api" is
+// the API, which they ask with the platform's token.
 func (w *World) Load(app, path string) *Load {
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &Load{w: w, cancel: cancel, result: LoadResult{Clients: 4, Why: map[string]int{}}}
+	token := ""
+	if app == "api" {
+		token = w.Ready.Token
+	}
+	l := &Load{w: w, token: token, cancel: cancel, result: LoadResult{Clients: 4, Why: map[string]int{}}}
 	for i := range l.result.Clients {
 		l.done.Go(func() { l.client(ctx, w.URL(app, path), i%2 == 0) })
 	}
@@ -90,18 +98,18 @@ func (l *Load) client(ctx context.Context, url string, keep bool) {
 	defer client.CloseIdleConnections()
 	for ctx.Err() == nil {
 		began := time.Now()
-		status, err := ask(client, url)
+		status, err := ask(client, url, l.token)
 		why, broken := "", err != nil
 		if broken {
 			why = reason(err)
-			if status, err = ask(fresh, url); err != nil {
+			if status, err = ask(fresh, url, l.token); err != nil {
 				why += ", and again " + reason(err)
 			}
 		}
 		if status != http.StatusOK && err == nil {
 			why = fmt.Sprintf("status %d", status)
 		}
-		l.note(time.Since(began), broken, status != http.StatusOK, why)
+		l.note(time.Since(began), broken, !keep, status != http.StatusOK, why)
 		select {
 		case <-ctx.Done():
 		case <-time.After(5 * time.Millisecond):
@@ -109,13 +117,16 @@ func (l *Load) client(ctx context.Context, url string, keep bool) {
 	}
 }
 
-func (l *Load) note(took time.Duration, broken, lost bool, why string) {
+func (l *Load) note(took time.Duration, broken, fresh, lost bool, why string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.result.Requests++
 	l.result.Slowest = max(l.result.Slowest, took)
 	if broken {
 		l.result.Broken++
+		if fresh {
+			l.result.BrokenNew++
+		}
 	}
 	if lost {
 		l.result.Lost++
@@ -126,8 +137,15 @@ func (l *Load) note(took time.Duration, broken, lost bool, why string) {
 }
 
 // ask makes one request and reads its answer whole; status is 0 with an error.
-func ask(c *http.Client, url string) (status int, err error) {
-	resp, err := c.Get(url)
+func ask(c *http.Client, url, token string) (status int, err error) {
+	req, err := http.NewRequest(http.MethodGet, url, nil)
+	if err != nil {
+		return 0, err
+	}
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	resp, err := c.Do(req)
 	if err != nil {
 		return 0, err
 	}

@@ -2,6 +2,7 @@ package world_test
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -82,8 +83,41 @@ func TestRestartOfEachRole(t *testing.T) {
 			t.Errorf("sandboxes were %v and are %v", before, now)
 		}
 	})
+	t.Run("bulkheadd replaces its program", func(t *testing.T) { replaceProgram(w.In(t), before) })
 	t.Run("the controller hangs", func(t *testing.T) { controllerHangs(w.In(t)) })
 	t.Run("everything, with what a reboot takes away", func(*testing.T) { powerCut(w, web, stopped) })
+}
+
+// replaceProgram executes bulkheadd again under load. Clients of an app and of the API
+// that make a connection for each request get every answer, and sandboxes stay.
+func replaceProgram(w *world.World, before []int) {
+	w.T.Helper()
+	app := w.Load("web", "/")
+	api := w.Load("api", "/v1/apps?org_slug=personal")
+	w.Eventually(20*time.Second, func() string {
+		if app.Now().Requests < 20 || api.Now().Requests < 20 {
+			return "no load yet"
+		}
+		return ""
+	})
+	began := time.Now()
+	w.Restart()
+	took := time.Since(began).Round(time.Millisecond)
+	for name, l := range map[string]*world.Load{"app": app, "API": api} {
+		got := l.Stop()
+		w.T.Logf("%s, replaced in %v: %v", name, took, got)
+		for why, n := range got.Why {
+			if strings.Contains(why, "refused") {
+				w.T.Errorf("%s: %d connections: %s", name, n, why)
+			}
+		}
+		if got.Lost > 0 || got.BrokenNew > 0 {
+			w.T.Errorf("%s: %d requests lost, %d broken on new connections", name, got.Lost, got.BrokenNew)
+		}
+	}
+	if now := sandboxes(w); !slices.Equal(now, before) {
+		w.T.Errorf("sandboxes were %v and are %v", before, now)
+	}
 }
 
 // controllerHangs: while the controller answers nobody, apps answer, a crashed Machine

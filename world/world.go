@@ -207,6 +207,15 @@ func (w *World) Stop() {
 	}
 }
 
+// Restart makes bulkheadd replace its program and returns when it is ready.
+func (w *World) Restart() {
+	w.T.Helper()
+	out, err := exec.Command(filepath.Join(w.Bin, "bulkheadd"), "restart", "--data-dir", w.DataDir).CombinedOutput()
+	if err != nil {
+		w.T.Fatalf("bulkheadd restart: %v\n%s\n%s", err, out, w.log.tail(8000))
+	}
+}
+
 func (w *World) stop() (err error) {
 	if w.cmd == nil {
 		return nil

@@ -37,6 +37,7 @@ const usage = `bulkheadd runs a Bulkhead node.
 Usage:
   bulkheadd up [flags]       run the platform until SIGTERM or Ctrl-C; Machines outlive it
   bulkheadd down [flags]     after "up" has ended: end the Machines, remove what they left on this machine
+  bulkheadd restart [flags]  replace the running "up" by the program that is installed now; no connection is refused
   bulkheadd token [flags]    make a new admin token of the running platform, print the line to log in with
   bulkheadd ca ACTION        the cluster's certificate authority: status, seal, discard, rotate, finish
   bulkheadd doctor [flags]   find what listens, prove that it refuses strangers, warn of what weakens this host
@@ -76,7 +77,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	switch name {
 	case "doctor":
 		return examine(args, stdout, stderr)
-	case "up", "down", "token":
+	case "up", "down", "restart", "token":
 		return command(name, args, stdout, stderr)
 	case "ca":
 		return caCommand(args, stdout, stderr)
@@ -95,7 +96,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return exitUsage
 }
 
-// command parses the flags that up, down and token share and runs one of them.
+// command parses the flags that up, down, restart and token share and runs one of them.
 func command(name string, args []string, stdout, stderr io.Writer) int {
 	var flags supervisor.Config
 	fs := flag.NewFlagSet(name, flag.ContinueOnError)
@@ -158,7 +159,14 @@ func execute(name string, c supervisor.Config, explicit bool, stdout, stderr io.
 	case "up":
 		s := supervisor.New(c)
 		s.ExplicitDomain, s.Stdout, s.Stderr = explicit, stdout, stderr
+		again := make(chan os.Signal, 1)
+		signal.Notify(again, supervisor.RestartSignal)
+		s.Restart = again
 		return s.Up(ctx)
+	case "restart":
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+		defer cancel()
+		return supervisor.Restart(ctx, c)
 	case "down":
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 		defer cancel()
@@ -173,7 +181,7 @@ func execute(name string, c supervisor.Config, explicit bool, stdout, stderr io.
 	return err
 }
 
-// fieldsOf lists the configuration fields that are flags of a command. down and
+// fieldsOf lists the configuration fields that are flags of a command. down, restart and
 // token find the rest in the data directory.
 func fieldsOf(name string) []supervisor.Field {
 	if name == "up" {
@@ -198,6 +206,10 @@ func help(w io.Writer, name string) {
 		"down": "Ends every Machine of a data directory and removes sandboxes, network namespaces, cgroups and\n" +
 			"firewall rules from this machine. The data directory stays as it is: the next \"up\" starts the\n" +
 			"Machines again. It refuses while \"up\" runs on the same data directory: stop that first.",
+		"restart": "Makes the running bulkheadd execute its program again (signal SIGUSR2), for instance after an\n" +
+			"installation, and waits until the platform is ready. The process, its arguments and its public\n" +
+			"sockets stay; the roles stop and start. Connections wait that long, and Machines run on.\n" +
+			"A program that does not run is refused before anything stops.",
 		"token": "Asks the running platform for a new admin token and prints the line to log in with.",
 	}[name])
 	fmt.Fprintf(w, "\nFlags; each but --config is also a field of the configuration file (TOML), and wins over it:\n\n")

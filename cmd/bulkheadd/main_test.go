@@ -101,7 +101,7 @@ func TestHelpShowsEveryField(t *testing.T) {
 	}
 }
 
-// TestUnit has systemd check its unit, with a program that exists.
+// TestUnit has systemd check its unit, with programs that exist.
 func TestUnit(t *testing.T) {
 	if _, err := exec.LookPath("systemd-analyze"); err != nil {
 		t.Fatal("systemd-analyze is missing: run make setup, or apt-get install systemd")
@@ -118,7 +118,7 @@ func TestUnit(t *testing.T) {
 		out, err := exec.Command("systemd-analyze", "verify", "--man=no", "--recursive-errors=no", file).CombinedOutput()
 		return string(out), err
 	}
-	unit := strings.Replace(string(b), "/usr/local/lib/bulkhead/bulkheadd", "/bin/true", 1)
+	unit := strings.ReplaceAll(string(b), "/usr/local/lib/bulkhead/bulkheadd", "/bin/true")
 	if out, err := check(unit); err != nil || strings.Contains(out, "bulkhead.service") {
 		t.Errorf("%v\n%s", err, out)
 	}
@@ -126,7 +126,8 @@ func TestUnit(t *testing.T) {
 	if out, _ := check(strings.Replace(unit, "KillMode=", "KilMode=", 1)); !strings.Contains(out, "KilMode") {
 		t.Errorf("systemd-analyze does not see a wrong field:\n%s", out)
 	}
-	for _, line := range []string{"Type=notify", "KillMode=process", "Restart=always", "ExecStart=/usr/local/lib/bulkhead/bulkheadd up"} {
+	for _, line := range []string{"Type=notify", "KillMode=process", "Restart=always", "ExecStart=/usr/local/lib/bulkhead/bulkheadd up",
+		"ExecReload=/usr/local/lib/bulkhead/bulkheadd restart", "FileDescriptorStoreMax=8"} {
 		if !strings.Contains(string(b), "\n"+line+"\n") {
 			t.Errorf("the unit lacks %s", line)
 		}
