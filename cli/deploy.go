@@ -62,8 +62,9 @@ it; --allow-outside lets them lead anywhere.
 
 Machines are updated one after another, each under a lease that keeps others from
 changing it. A Machine must go on running for the time of --settle, and then every port
-of its services must take connections from the network. One that does not gets its old
-version back, and the deploy ends there, so that the app goes on running. When the first deploy of an app fails, the
+of its services must take connections from the network: within a minute, or 10 s when
+the app listens elsewhere. One that does not gets its old version back, and the deploy
+ends there, so that the app goes on running. When the first deploy of an app fails, the
 Machines it made are destroyed.`,
 		Example: `  bulkhead deploy --image registry.example.com/shop:1.4 --app shop --port 3000
   bulkhead deploy --image ./shop.tar --app shop

@@ -20,7 +20,8 @@ const (
 	// listenWithin bounds the wait for an app that listens nowhere yet.
 	listenWithin = time.Minute
 	// elsewhereAfter is how long an app may listen elsewhere before that is its fault.
-	elsewhereAfter = 2 * time.Second
+	// It may open a port for its own purposes first.
+	elsewhereAfter = 10 * time.Second
 	// routedWithin bounds the wait for the edge to hear of a Machine.
 	routedWithin = 10 * time.Second
 )
@@ -37,6 +38,8 @@ func answering(ctx context.Context, api *client.Client, app string, m client.Mac
 		got, err := api.Ports(ctx, app, m.ID)
 		now, gerr := api.Machine(ctx, app, m.ID)
 		switch {
+		case passing(gerr):
+			now = m
 		case gerr != nil:
 			return m, gerr
 		case idled(now):
@@ -45,7 +48,7 @@ func answering(ctx context.Context, api *client.Client, app string, m client.Mac
 			return now, endedSoon(now)
 		case fault.Is(err, fault.NotFound):
 			return now, nil // an older server, which cannot try
-		case err != nil && !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.TooMany) && !fault.Is(err, fault.Precondition):
+		case err != nil && !passing(err) && !fault.Is(err, fault.Precondition):
 			return now, err
 		}
 		var silent []string
@@ -69,6 +72,11 @@ func answering(ctx context.Context, api *client.Client, app string, m client.Mac
 			return now, err
 		}
 	}
+}
+
+// passing reports whether an error may be over at the next try.
+func passing(err error) bool {
+	return fault.Is(err, fault.Unavailable) || fault.Is(err, fault.TooMany) || fault.Is(err, fault.Timeout)
 }
 
 // elsewhere reports whether an app listens, and not on a port that it should, or there for
