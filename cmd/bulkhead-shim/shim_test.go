@@ -6,8 +6,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 )
+
+// reap is the one reaper of this process: another would collect its children.
+var reap = sync.OnceValue(newReaper)
 
 // TestWideTable starts a child with and without the wide table, and reads how many
 // descriptors the kernel made room for, and that the descriptor is where it is expected.
@@ -26,7 +30,7 @@ func TestWideTable(t *testing.T) {
 		if wide {
 			files = wideTable(files, null.Fd())
 		}
-		_, done, err := newReaper().start([]string{"/bin/sh", "-c", "grep FDSize /proc/self/status; echo /proc/self/fd/*"}, files)
+		_, done, err := reap().start([]string{"/bin/sh", "-c", "grep FDSize /proc/self/status; echo /proc/self/fd/*"}, files)
 		w.Close()
 		if err != nil {
 			t.Fatal(err)
