@@ -143,7 +143,7 @@ func mutualSockets(t *testing.T, w *World) {
 	for _, as := range append(slices.Clone(role.All), "gateway", "nobody") {
 		id := pkitest.Identity(t, ca, pki.ID{Cluster: about.Cluster, Role: as, Node: key.Node(about.Node)})
 		for socket, serves := range map[string][]string{
-			role.Controller: {"Controller", "Membership", "Telemetry"}, role.Worker: {"Worker", "Telemetry"}, role.Edge: {"Telemetry"},
+			role.Controller: {"Controller", "Membership", "Telemetry"}, role.Worker: {"Worker", "Telemetry"}, role.Edge: {"Edge", "Telemetry"},
 		} {
 			file := socket
 			if socket == role.Controller {
