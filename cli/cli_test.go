@@ -12,8 +12,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -147,22 +149,28 @@ func TestCrashed(t *testing.T) {
 }
 
 func TestConcurrently(t *testing.T) {
-	var running, most, begun atomic.Int32
-	fail := errors.New("third")
-	err := concurrently(t.Context(), 10, 2, func(_ context.Context, i int) error {
-		begun.Add(1)
-		if n := running.Add(1); n > most.Load() {
-			most.Store(n)
+	synctest.Test(t, func(t *testing.T) {
+		running, most, begun := 0, 0, 0
+		var mu sync.Mutex
+		fail := errors.New("third")
+		err := concurrently(t.Context(), 10, 2, func(_ context.Context, i int) error {
+			mu.Lock()
+			begun++
+			running++
+			most = max(most, running)
+			mu.Unlock()
+			defer func() { mu.Lock(); running--; mu.Unlock() }()
+			if i == 2 {
+				return fail
+			}
+			time.Sleep(time.Second) // longer than it takes for the failure to be known
+			return nil
+		})
+		if err != fail || most != 2 || begun > 4 {
+			t.Errorf("%v, %d at once, %d begun", err, most, begun)
 		}
-		defer running.Add(-1)
-		if i == 2 {
-			return fail
-		}
-		return nil
 	})
-	if err != fail || most.Load() > 2 || begun.Load() == 10 {
-		t.Errorf("%v, %d at once, %d begun", err, most.Load(), begun.Load())
-	}
+	fail := errors.New("ended")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(fail)
 	if err := concurrently(ctx, 3, 1, func(context.Context, int) error { t.Error("begun"); return nil }); err != fail {
