@@ -75,23 +75,29 @@ func (r *runner) init() {
 func (r *runner) configFile() string { return filepath.Join(r.runDir, "roles", r.name+".json") }
 
 // loop starts the role again and again until stop is called, or until it failed
-// too often to become ready for the first time. While the disk is full it is given
-// more tries: that bulkheadd ends makes no room.
+// too often to become ready for the first time. Starts that met a full disk do not
+// count: bulkheadd would free no space by ending.
 func (r *runner) loop() {
 	defer close(r.ended)
-	wait, wasReady, began, inRow := r.timing.min, false, time.Now(), 0
-	for attempt := 1; ; attempt++ {
+	wait, wasReady, inRow := r.timing.min, false, 0
+	var began time.Time
+	full := func() bool { return room.Check(r.config.DataDir, 0, room.Records) != nil }
+	for attempt, onFull := 1, 0; ; attempt++ {
+		if attempt == 1 {
+			began = time.Now()
+		}
+		wasFull := !wasReady && full()
 		ready, lived, err := r.life(&wasReady)
 		r.failing = !ready
 		if r.stopping() {
 			return
 		}
-		enough := !wasReady && (attempt >= r.timing.attempts || time.Since(began) >= r.timing.ready)
-		if enough && room.Check(r.config.DataDir, 0, room.Records) != nil {
-			enough, attempt, began = false, 0, time.Now()
-			r.waits.Do(func() { close(r.stuck) })
-		}
-		if enough {
+		if !wasReady && (wasFull || full()) {
+			if onFull++; onFull >= r.timing.attempts || time.Since(began) >= r.timing.ready {
+				r.waits.Do(func() { close(r.stuck) })
+			}
+			attempt = 0
+		} else if !wasReady && (attempt >= r.timing.attempts || time.Since(began) >= r.timing.ready) {
 			r.failure = fmt.Errorf("the %s does not start: %w", r.name, err)
 			return
 		}
