@@ -215,28 +215,35 @@ func openFar(t *testing.T, far *farHost, dir string) *farNode {
 		t.Fatal(err)
 	}
 	n := &farNode{far: far, addr: about.Address}
-	ready := make(chan struct{})
-	n.id, err = pki.OpenIdentity(t.Context(), filepath.Join(dir, "identity.pem"), rpc.Renewer(func() (grpc.ClientConnInterface, error) {
-		<-ready
-		return n.conn, nil
-	}), slog.New(slog.DiscardHandler))
+	opened := make(chan struct{})
+	var toController credentials.TransportCredentials
+	renewer := rpc.Renewer(func() (*grpc.ClientConn, error) {
+		<-opened
+		return n.connect(toController)
+	})
+	n.id, err = pki.OpenIdentity(t.Context(), filepath.Join(dir, "identity.pem"), renewer, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(n.id.Close)
-	n.conn = n.dial(t, credentials.NewTLS(n.id.ClientTLS(role.Controller, about.Controller)))
-	close(ready)
+	toController = credentials.NewTLS(n.id.ClientTLS(role.Controller, about.Controller))
+	close(opened)
+	n.conn = n.dial(t, toController)
 	return n
 }
 
 func (n *farNode) dial(t *testing.T, creds credentials.TransportCredentials) *grpc.ClientConn {
 	t.Helper()
-	conn, err := grpc.NewClient("passthrough:///"+n.addr, grpc.WithTransportCredentials(creds), grpc.WithContextDialer(n.far.Dial))
+	conn, err := n.connect(creds)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
 	return conn
+}
+
+func (n *farNode) connect(creds credentials.TransportCredentials) (*grpc.ClientConn, error) {
+	return grpc.NewClient("passthrough:///"+n.addr, grpc.WithTransportCredentials(creds), grpc.WithContextDialer(n.far.Dial))
 }
 
 // calls makes every call of the cluster port: as the worker that it is the node reaches those

@@ -56,14 +56,17 @@ func followRevoked(ctx context.Context, id *pki.Identity, c internalpb.Membershi
 	}
 }
 
-// Renewer is the Signer of a node that joined: it renews with the certificate of before.
-// current gives the connection that is made with it.
-func Renewer(current func() (grpc.ClientConnInterface, error)) pki.Signer {
+// Renewer is the Signer of a node that joined: it renews with the certificate that the node
+// has. dial makes a connection with it. Every renewal has a connection of its own: one that is
+// kept shows the controller the certificate with which it began, and when an answer is lost,
+// the controller could not tell the node from a copy of it.
+func Renewer(dial func() (*grpc.ClientConn, error)) pki.Signer {
 	return func(ctx context.Context, csr []byte) ([][]byte, []byte, error) {
-		conn, err := current()
+		conn, err := dial()
 		if err != nil {
 			return nil, nil, err
 		}
+		defer conn.Close()
 		out, err := internalpb.NewMembershipClient(conn).Renew(ctx, &internalpb.RenewRequest{CsrDer: csr})
 		if err != nil {
 			return nil, nil, err
