@@ -299,20 +299,28 @@ func TestDrain(t *testing.T) {
 		body <- fmt.Sprint(string(b), err)
 	}()
 	<-began
-	stopped := make(chan struct{})
+	stopped := w.drain()
+	close(release)
+	if got := <-body; got != "first last<nil>" {
+		t.Errorf("the request under way got %q", got)
+	}
+	<-stopped
+}
+
+// drain begins a stop of the edge and returns when its listener is closed. The channel is
+// closed at the end of the stop.
+func (w *world) drain() (stopped chan struct{}) {
+	w.t.Helper()
+	stopped = make(chan struct{})
 	go func() { w.stop(); close(stopped) }()
-	await.True(t, "the listener is closed", func() bool {
+	await.True(w.t, "the listener is closed", func() bool {
 		c, err := net.Dial("tcp", w.secure)
 		if err == nil {
 			c.Close()
 		}
 		return err != nil
 	})
-	close(release)
-	if got := <-body; got != "first last<nil>" {
-		t.Errorf("the request under way got %q", got)
-	}
-	<-stopped
+	return stopped
 }
 
 // TestDrainAnswersWhoShakesHands: a client that was accepted before the stop, and ends its
@@ -340,15 +348,7 @@ func TestDrainAnswersWhoShakesHands(t *testing.T) {
 		answer <- fmt.Sprint(string(b), err)
 	}()
 	<-shaking
-	stopped := make(chan struct{})
-	go func() { w.stop(); close(stopped) }()
-	await.True(t, "the listener is closed", func() bool {
-		c, err := net.Dial("tcp", w.secure)
-		if err == nil {
-			c.Close()
-		}
-		return err != nil
-	})
+	stopped := w.drain()
 	close(finish)
 	if got := <-answer; !strings.HasPrefix(got, "HTTP/1.1 200") || !strings.HasSuffix(got, "late<nil>") {
 		t.Errorf("the client got %q", got)
