@@ -126,7 +126,7 @@ func unsupported(head []byte) string {
 	return ""
 }
 
-// section is where an entry's content lies in an archive.
+// section is the offset and the length of an entry's content in an archive.
 type section struct{ off, size int64 }
 
 type archive map[string]section

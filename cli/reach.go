@@ -17,18 +17,19 @@ const (
 	// defaultSettle is how long a Machine must go on running: what ends later than that
 	// ended for another reason than its release, most often.
 	defaultSettle = 8 * time.Second
-	// listenWithin bounds the wait for an app that listens nowhere yet.
+	// listenWithin bounds the wait for an app that does not listen yet.
 	listenWithin = time.Minute
-	// elsewhereAfter is how long an app may listen elsewhere before that is its fault.
-	// It may open a port for its own purposes first.
+	// elsewhereAfter bounds the wait for an app that listens on other ports or addresses only.
+	// Some apps open a port of their own before the one of the service.
 	elsewhereAfter = 10 * time.Second
 	// routedWithin bounds the wait for the edge to hear of a Machine.
 	routedWithin = 10 * time.Second
 )
 
-// answering has the ports of a Machine that runs tried from the network, until all of them
-// answer. An app that listens, but elsewhere, is told at once; one that listens nowhere may
-// still be starting. It ends with a *startError.
+// answering waits until all ports of a running Machine answer from the network. The
+// controller tries them. An app that listens on other ports or addresses only gets
+// elsewhereAfter; one that does not listen yet may still be starting, and gets listenWithin.
+// If a port does not answer in time, the error is a *startError.
 func answering(ctx context.Context, api *client.Client, app string, m client.Machine, timeout time.Duration) (client.Machine, error) {
 	if m.Config == nil || m.Cordoned || !slices.ContainsFunc(m.Config.Services, public) {
 		return m, nil
@@ -79,8 +80,8 @@ func passing(err error) bool {
 	return fault.Is(err, fault.Unavailable) || fault.Is(err, fault.TooMany) || fault.Is(err, fault.Timeout)
 }
 
-// elsewhere reports whether an app listens, and not on a port that it should, or there for
-// itself alone.
+// elsewhere reports whether an app listens, but does not offer one of the silent ports to
+// the network: it does not listen on that port, or on a loopback address only.
 func elsewhere(silent, listens []string) bool {
 	for _, port := range silent {
 		if !slices.ContainsFunc(listens, func(at string) bool {
