@@ -148,7 +148,7 @@ soak-power: setup programs ## power cuts by the dozen: fifty machines, and under
 
 .PHONY: soak-crash
 soak-crash: setup failpoints ## kill roles at every place of every operation in every mode, one by one (an hour)
-	BULKHEAD_CRASH=all $(GO) test ./supervisor ./world -run 'TestCrash' -count=1 -p 1 -timeout 4h -v
+	BULKHEAD_CRASH=all $(GO) test ./supervisor ./world ./registry -run 'TestCrash|TestKillAtEveryStep' -count=1 -p 1 -timeout 4h -v
 
 # Not a prerequisite of "make test": emulation takes minutes.
 .PHONY: test-guest
@@ -163,8 +163,12 @@ soak-states: ## break everything below a worker under all pairs of wishes in eve
 soak-calls: ## cut every call of the API off at every instant, not at a sample of them
 	BULKHEAD_CUTS=all $(GO) test -race ./controller -run 'TestCallsThatAreCutOff$$' -count=1 -v -timeout 30m
 
+.PHONY: soak-damage
+soak-damage: ## damage every page of a database in every way, and a store's log in many places
+	BULKHEAD_DAMAGE=all $(GO) test ./boltcheck ./store/etcd -run 'TestEveryPage$$|TestTornLog$$' -count=1 -v
+
 .PHONY: soak
-soak: test-guest soak-random soak-power soak-crash soak-states soak-calls ## everything that tries faults for minutes, one after the other
+soak: test-guest soak-random soak-power soak-crash soak-states soak-calls soak-damage ## everything that tries faults for minutes, one after the other
 
 .PHONY: soak-random
 soak-random: setup programs ## kill processes at random for SOAK (5m) under several clients, and check what they saw

@@ -104,8 +104,8 @@ func overwrite(t *testing.T, path string, b []byte) {
 	}
 }
 
-// TestEveryPage damages each page in several ways: damage is found, or bbolt reads the
-// file to its end. What a power cut leaves is never called damage.
+// TestEveryPage damages each page, in one way ("make soak-damage": in every way): damage is
+// found, or bbolt reads the file to its end. What a power cut leaves is never called damage.
 func TestEveryPage(t *testing.T) {
 	seed := rand.Uint64()
 	if s := os.Getenv("BULKHEAD_SEED"); s != "" {
@@ -135,7 +135,7 @@ func TestEveryPage(t *testing.T) {
 		}
 		size := max(opt.PageSize, 4096)
 		for at := 0; at+size <= len(sound); at += size {
-			for _, h := range []struct {
+			harms := []struct {
 				how  string
 				harm func(p []byte)
 			}{
@@ -143,7 +143,12 @@ func TestEveryPage(t *testing.T) {
 				{"half zeros", func(p []byte) { clear(p[size/2:]) }},
 				{"its header", func(p []byte) { p[rnd.IntN(16)] ^= 1 << rnd.IntN(8) }},
 				{"its elements", func(p []byte) { p[16+rnd.IntN(12)] ^= 1 << rnd.IntN(8) }},
-			} {
+			}
+			if os.Getenv("BULKHEAD_DAMAGE") != "all" {
+				i := rnd.IntN(len(harms))
+				harms = harms[i : i+1]
+			}
+			for _, h := range harms {
 				how, b := h.how, bytes.Clone(sound)
 				h.harm(b[at : at+size])
 				overwrite(t, path, b)
@@ -175,7 +180,7 @@ func TestEveryPage(t *testing.T) {
 		}
 	}
 	t.Logf("%d kinds of damage found, %d harmless", found, harmless)
-	if found < 50 || harmless < 10 {
+	if found < 30 || harmless < 5 {
 		t.Error("too few cases: nothing was tried")
 	}
 }

@@ -19,6 +19,16 @@ import (
 	"bulkhead/store"
 )
 
+// SmallSnapshots lowers the bound of one part of a snapshot until the test ends.
+func SmallSnapshots(t interface{ Cleanup(func()) }, bytes int) {
+	before := maxSnapshot
+	t.Cleanup(func() { maxSnapshot = before })
+	maxSnapshot = bytes
+}
+
+// MaxSnapshot is that bound.
+func MaxSnapshot() int { return maxSnapshot }
+
 // CollectOnce lets tests collect as if it were later.
 func (c *Controller) CollectOnce(ctx context.Context, before time.Time) error {
 	return c.collectOnce(ctx, before)

@@ -1,11 +1,12 @@
 package controller_test
 
 import (
-	"fmt"
 	"strings"
 	"testing"
 
 	"bulkhead/api/internalpb"
+	"bulkhead/api/rpc"
+	"bulkhead/controller"
 	"bulkhead/fault"
 	"bulkhead/role"
 )
@@ -41,17 +42,18 @@ func snapshot(t *testing.T, e *env) (all *internalpb.Snapshot, parts int) {
 // as it takes, and what was last seen of it; and what was seen holds until it says
 // something else.
 func TestWorkerThatLostItsJournal(t *testing.T) {
+	const largest = 512 << 10 // bytes of an assignment
+	if controller.MaxSnapshot()+largest > rpc.MaxMessage {
+		t.Errorf("a part of %d bytes does not fit into a message of %d", controller.MaxSnapshot(), rpc.MaxMessage)
+	}
+	controller.SmallSnapshots(t, 100<<10)
 	e := newEnv(t)
 	big := image()
-	big["env"] = config{"BIG": strings.Repeat("x", 250<<10)}
-	// Every change of a Machine reads all Machines of its app: two in each keep that short.
-	first, ids := "a0", []string(nil)
-	for i := range 20 { // 9.8 MiB
-		app := fmt.Sprint("a", i)
-		e.app(app)
-		for range 2 {
-			ids = append(ids, e.launch(app, big).ID)
-		}
+	big["env"] = config{"BIG": strings.Repeat("x", 20<<10)}
+	first, ids := "web", []string(nil)
+	e.app(first)
+	for range 8 { // 160 KiB
+		ids = append(ids, e.launch(first, big).ID)
 	}
 	before := e.machine(first, ids[0])
 	e.stopWorker()

@@ -1,6 +1,7 @@
 package controller_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/hex"
@@ -231,7 +232,7 @@ func grepFiles(t *testing.T, dir, value string) (out []string) {
 		}
 		files++
 		for _, enc := range encodings(value) {
-			if strings.Contains(string(b), enc) {
+			if bytes.Contains(b, []byte(enc)) {
 				out = append(out, path)
 				break
 			}

@@ -10,8 +10,8 @@ import (
 	"bulkhead/key"
 )
 
-// maxSnapshot bounds one part of the first message to a worker, in bytes.
-const maxSnapshot = 8 << 20
+// maxSnapshot bounds one part of the first message to a worker, in bytes. Tests lower it.
+var maxSnapshot = 8 << 20
 
 // remember completes the hello of a worker that has lost its journal with what was
 // last seen of its Machines: that is the truth until the worker says another, and the
