@@ -279,7 +279,6 @@ var holds = map[string]held{
 func (a attack) hold(h held) outcome {
 	var made, left atomic.Int32
 	var wg sync.WaitGroup
-	end := time.Now().Add(a.Hold)
 	for range a.N {
 		wg.Go(func() {
 			var c net.Conn
@@ -297,7 +296,7 @@ func (a attack) hold(h held) outcome {
 			if h.say == "close" {
 				return
 			}
-			c.SetDeadline(end)
+			c.SetDeadline(time.Now().Add(a.Hold)) // a handshake may take long on a busy machine
 			if h.say != "" {
 				io.WriteString(c, strings.Replace(h.say, "%s", a.Host, 1))
 			}

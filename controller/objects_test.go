@@ -8,6 +8,7 @@ import (
 
 	"bulkhead/api/internalpb"
 	"bulkhead/fault"
+	"bulkhead/internal/await"
 	"bulkhead/key"
 	"bulkhead/role"
 	"bulkhead/secret"
@@ -91,6 +92,8 @@ func TestObjectsOfInternalCalls(t *testing.T) {
 	}
 	e.want(200, "DELETE", "/v1/apps/web/machines/"+own.ID+"?force=true", nil, nil)
 	e.wait("web", own.ID, "destroyed")
+	// The worker says so before the controller has written it down.
+	await.True(t, "the node has the machine no more", func() bool { return fault.Is(calls["FetchManifest"](ctx, own.ID), fault.Denied) })
 	for name, call := range calls {
 		if err := call(ctx, own.ID); !fault.Is(err, fault.Denied) {
 			t.Errorf("%s of one that was its own and is gone: %v", name, err)

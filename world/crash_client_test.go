@@ -228,7 +228,7 @@ func (t *trial) watch() func() error {
 			case <-end:
 				out <- err
 				return
-			case <-time.After(40 * time.Millisecond):
+			case <-time.After(100 * time.Millisecond):
 			}
 		}
 	}()

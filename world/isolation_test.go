@@ -151,7 +151,7 @@ func internetHost(t *testing.T) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	if why := world.Until(10*time.Second, func() string {
+	if why := world.Until(patience, func() string {
 		c, err := net.DialTimeout("tcp", "11.77.1.2:8080", time.Second)
 		if err != nil {
 			return err.Error()

@@ -67,8 +67,19 @@ func TestUpdateUnderARefreshedLease(t *testing.T) {
 		}
 		return pids
 	}
+	refreshed := time.Now()
+	refresh := func() { // each second, as a client does
+		if time.Since(refreshed) < time.Second {
+			return
+		}
+		if lease, err = c.AcquireLease(ctx, app, id, ttl, "an update", lease.Nonce); err != nil {
+			t.Fatal(err)
+		}
+		refreshed = time.Now()
+	}
 	var frozen []int
-	w.Eventually(10*time.Second, func() string {
+	w.Eventually(patience, func() string {
+		refresh()
 		if frozen = unpackers(); len(frozen) != 1 {
 			return "no image is unpacked"
 		}
@@ -78,10 +89,8 @@ func TestUpdateUnderARefreshedLease(t *testing.T) {
 		t.Fatalf("freezing the unpacker: %v", err)
 	}
 	defer syscall.Kill(frozen[0], syscall.SIGCONT)
-	for began := time.Now(); time.Since(began) < slowFetch; time.Sleep(time.Second) { // as a client does
-		if lease, err = c.AcquireLease(ctx, app, id, ttl, "an update", lease.Nonce); err != nil {
-			t.Fatal(err)
-		}
+	for began := time.Now(); time.Since(began) < slowFetch; time.Sleep(200 * time.Millisecond) {
+		refresh()
 		if now := unpackers(); !slices.Equal(now, frozen) {
 			t.Fatalf("the unpacker was process %v and is %v", frozen, now)
 		}

@@ -117,29 +117,44 @@ func (w *World) unmountRunDir() {
 	}
 }
 
+// kthreadd is the parent of the kernel's own threads.
+const kthreadd = 2
+
+// processAt reads ids and owner of the process of a directory in /proc: none for a zombie
+// and for a thread of the kernel. Tests ask often: it reads as little as it can.
+func processAt(dir string) (p Process, ok bool) {
+	stat, err := os.ReadFile(dir + "/stat")
+	if err != nil {
+		return p, false
+	}
+	// PID (NAME) STATE PPID …, and the name may have spaces and parentheses.
+	_, rest, _ := bytes.Cut(stat[bytes.LastIndexByte(stat, ')')+1:], []byte(" "))
+	state, rest, _ := bytes.Cut(rest, []byte(" "))
+	parent, _, _ := bytes.Cut(rest, []byte(" "))
+	p.PID, _ = strconv.Atoi(filepath.Base(dir))
+	p.PPID, _ = strconv.Atoi(string(parent))
+	if string(state) == "Z" || p.PID == kthreadd || p.PPID == kthreadd {
+		return p, false
+	}
+	status, err := os.ReadFile(dir + "/status")
+	if err != nil {
+		return p, false
+	}
+	_, line, _ := bytes.Cut(status, []byte("\nUid:\t"))
+	uid, _, _ := bytes.Cut(line, []byte("\t"))
+	p.UID, err = strconv.Atoi(string(uid))
+	if err != nil {
+		return p, false
+	}
+	return p, true
+}
+
 func processTable() []Process {
 	var out []Process
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, d := range dirs {
-		pid, _ := strconv.Atoi(filepath.Base(d))
-		status, err := os.ReadFile(d + "/status")
-		if err != nil {
-			continue
-		}
-		p := Process{PID: pid}
-		for line := range strings.Lines(string(status)) {
-			f := strings.Fields(line)
-			switch {
-			case len(f) < 2:
-			case f[0] == "PPid:":
-				p.PPID, _ = strconv.Atoi(f[1])
-			case f[0] == "Uid:":
-				p.UID, _ = strconv.Atoi(f[1])
-			case f[0] == "State:" && f[1] == "Z":
-				p.PID = 0
-			}
-		}
-		if p.PID == 0 {
+		p, ok := processAt(d)
+		if !ok {
 			continue
 		}
 		cmdline, _ := os.ReadFile(d + "/cmdline")
