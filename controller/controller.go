@@ -171,7 +171,7 @@ func New(cfg Config) *Controller {
 	c.issuer, c.machines = newIssuer(c), newMachineAPI()
 	c.metrics = newMetrics(c)
 	c.revoked.changed = make(chan struct{})
-	c.ssoClient = sso.NewClient(cfg.Role.PrivateIssuers)
+	c.ssoClient = sso.NewClient(cfg.Role.PrivateIssuers, cfg.Role.DeniedRanges)
 	c.providers.all = map[string]*discovered{}
 	c.discharges = newPending[*discharging](cliLoginLife)
 	c.attempts, c.logins, c.codes = newPending[ssoAttempt](attemptLife), newPending[*cliLogin](cliLoginLife), newPending[string](cliLoginLife)

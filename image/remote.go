@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -26,22 +25,22 @@ import (
 
 // Remote fetches images from registries elsewhere, without credentials, over HTTPS;
 // over plain HTTP only from loopback. Whoever may deploy chooses the registry's
-// name, so by default it connects to public addresses only: a name or a redirect
-// that leads to loopback, a private network or a cloud's metadata service is
-// refused when the connection is made, whatever the DNS said before. Proxies from the
-// environment are not used.
+// name, so a Guard decides what it connects to: a name or a redirect that leads to
+// loopback, a private network, a cloud's metadata service or this host is refused when
+// the connection is made, whatever the DNS said before. Proxies from the environment are
+// not used.
 type Remote struct {
-	// AllowPrivate lets registries on loopback and private addresses be used.
-	AllowPrivate bool
-	Limits       Limits
+	Limits Limits
 
 	transport http.RoundTripper
 }
 
 // NewRemote returns a Remote.
-func NewRemote(allowPrivate bool) *Remote {
-	r := &Remote{AllowPrivate: allowPrivate}
-	dialer := &net.Dialer{Timeout: 10 * time.Second, Control: r.checkAddress}
+func NewRemote(guard privnet.Guard) *Remote {
+	r := &Remote{}
+	dialer := &net.Dialer{Timeout: 10 * time.Second, Control: guard.Control(func(err error) error {
+		return fmt.Errorf("%w: %w", errRefused, err)
+	})}
 	r.transport = httpsOnly{steady{&http.Transport{
 		DialContext:           dialer.DialContext,
 		TLSHandshakeTimeout:   10 * time.Second,
@@ -53,23 +52,8 @@ func NewRemote(allowPrivate bool) *Remote {
 	return r
 }
 
-// errPrivate is the cause of a refused connection.
-var errPrivate = errors.New("the registry's address is not a public one")
-
-// checkAddress is called with every address that is about to be connected to.
-func (r *Remote) checkAddress(_, address string, _ syscall.RawConn) error {
-	if r.AllowPrivate {
-		return nil
-	}
-	ap, err := netip.ParseAddrPort(address)
-	if err != nil {
-		return err
-	}
-	if !privnet.Public(ap.Addr()) {
-		return fmt.Errorf("%w: %s", errPrivate, ap.Addr())
-	}
-	return nil
-}
+// errRefused is the cause of a refused connection.
+var errRefused = errors.New("the registry's address is refused")
 
 // httpsOnly refuses plain HTTP to anything but loopback, redirects included.
 type httpsOnly struct{ next http.RoundTripper }
@@ -215,7 +199,7 @@ func remoteError(ref string, err error) error {
 			return fault.Wrap(fault.Unavailable, err, "the registry of %s says that it is asked too often; try again later", fault.Clip(ref))
 		}
 	}
-	if errors.Is(err, errPrivate) {
+	if errors.Is(err, errRefused) {
 		return fault.Wrap(fault.Denied, err, "the registry of %s is not on a public address", fault.Clip(ref))
 	}
 	return fault.Wrap(fault.Unavailable, err, "the registry of %s cannot be reached", fault.Clip(ref))

@@ -85,6 +85,10 @@ type Config struct {
 	// Nameservers are what Machines resolve with in place of the host's; empty: the host's.
 	Nameservers []netip.Addr `json:"nameservers,omitempty"`
 
+	// DeniedRanges are where neither Machines nor the platform on behalf of somebody may
+	// connect to, besides what is not public.
+	DeniedRanges []netip.Prefix `json:"denied_ranges,omitempty"`
+
 	// RateLimits are the API's, as limit.ParseSet reads them; empty for the defaults.
 	RateLimits string `json:"rate_limits,omitempty"`
 

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"syscall"
 	"time"
 
 	"bulkhead/fault"
@@ -23,29 +22,22 @@ const (
 	maxRedirects = 3
 )
 
-// errPrivate is the cause of a refused connection, errLarge of an answer cut off.
+// errRefused is the cause of a refused connection, errLarge of an answer cut off.
 var (
-	errPrivate = errors.New("the address is not a public one, and the operator has not allowed it (sso_private_issuers)")
+	errRefused = errors.New("the address is refused, and the operator has not allowed it (sso_private_issuers)")
 	errLarge   = fmt.Errorf("the answer is larger than %d bytes", maxAnswer)
 	errPlain   = errors.New("providers must be reached over HTTPS; plain HTTP is for an allowed loopback address alone")
 )
 
 // NewClient returns an HTTP client for providers whose addresses a user chose. It
-// connects to public addresses and to those in allow, decided at each connection,
-// after the name is resolved; over HTTPS, or plain HTTP to loopback addresses in
+// connects to public addresses other than this host's and to those in allow, to none in
+// deny, decided at each connection, after the name is resolved; over HTTPS, or plain HTTP to loopback addresses in
 // allow; follows few redirects, none of a POST; and takes small answers that come
 // soon. Proxies of the environment are not used.
-func NewClient(allow []netip.Prefix) *http.Client {
-	dialer := &net.Dialer{Timeout: 5 * time.Second, Control: func(_, address string, _ syscall.RawConn) error {
-		ap, err := netip.ParseAddrPort(address)
-		if err != nil {
-			return err
-		}
-		if a := ap.Addr().Unmap(); !privnet.Public(a) && !contains(allow, a) {
-			return fmt.Errorf("%w: %s", errPrivate, a)
-		}
-		return nil
-	}}
+func NewClient(allow, deny []netip.Prefix) *http.Client {
+	dialer := &net.Dialer{Timeout: 5 * time.Second, Control: privnet.Guard{Allowed: allow, Denied: deny}.Control(func(err error) error {
+		return fmt.Errorf("%w: %w", errRefused, err)
+	})}
 	return &http.Client{
 		Timeout: answerLimit,
 		Transport: guard{allow, &http.Transport{
@@ -129,7 +121,7 @@ func contains(ps []netip.Prefix, a netip.Addr) bool {
 // fetchFailure gives what went wrong on the way to a provider its reason.
 func fetchFailure(ctx context.Context, err error, what, where string) error {
 	switch {
-	case errors.Is(err, errPrivate), errors.Is(err, errPlain):
+	case errors.Is(err, errRefused), errors.Is(err, errPlain):
 		return Refuse(BadAddress, err, "%s of the identity provider, %s, may not be reached: it must be HTTPS at a public address, or one that the operator lists in sso_private_issuers", what, fault.Clip(where))
 	case errors.Is(err, errLarge):
 		return Refuse(Unreachable, err, "%s of the identity provider, %s, sends more than %d bytes", what, fault.Clip(where), maxAnswer)

@@ -32,7 +32,7 @@ func reason(err error) sso.Reason {
 func TestRealProvider(t *testing.T) {
 	idp := ssotest.Start(t, redirect)
 	idp.SetAccounts(map[string]ssotest.Account{"u1": {Email: "Ann@Example.com", Verified: true, Name: "Ann", Groups: []string{"staff", "ops"}}})
-	hc := sso.NewClient(ssotest.Loopback)
+	hc := sso.NewClient(ssotest.Loopback, nil)
 	cfg := sso.Config{Issuer: idp.Issuer, ClientID: idp.ClientID, ClientSecret: idp.Secret, Scopes: []string{"groups"}, Allow: ssotest.Loopback}
 	ctx := context.Background()
 	p, err := sso.Discover(ctx, hc, cfg)
@@ -86,7 +86,7 @@ func TestLiesAreRefused(t *testing.T) {
 	try := func(change func(*sso.Attempt, url.Values)) (*sso.Identity, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 		defer cancel()
-		p, err := sso.Discover(ctx, sso.NewClient(ssotest.Loopback), cfg)
+		p, err := sso.Discover(ctx, sso.NewClient(ssotest.Loopback, nil), cfg)
 		if err != nil {
 			return nil, err
 		}
@@ -186,7 +186,7 @@ func TestEmailsAreNotMixed(t *testing.T) {
 		{ssotest.Lie{Claims: map[string]any{"email": "alice@example.com\n"}}, "", false},
 	} {
 		l.Tell(tt.lie)
-		p, err := sso.Discover(context.Background(), sso.NewClient(ssotest.Loopback), sso.Config{Issuer: l.URL, ClientID: l.ClientID, ClientSecret: l.Secret, Allow: ssotest.Loopback})
+		p, err := sso.Discover(context.Background(), sso.NewClient(ssotest.Loopback, nil), sso.Config{Issuer: l.URL, ClientID: l.ClientID, ClientSecret: l.Secret, Allow: ssotest.Loopback})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -238,7 +238,7 @@ func TestProvidersAtPrivateAddresses(t *testing.T) {
 		{redirects.URL, ssotest.Loopback, sso.BadIssuer}, // followed; another's metadata
 		{loop.URL, ssotest.Loopback, sso.Unreachable},
 	} {
-		_, err := sso.Discover(context.Background(), sso.NewClient(tt.allow), sso.Config{Issuer: tt.issuer, ClientID: "c", Allow: tt.allow})
+		_, err := sso.Discover(context.Background(), sso.NewClient(tt.allow, nil), sso.Config{Issuer: tt.issuer, ClientID: "c", Allow: tt.allow})
 		if reason(err) != tt.want || (err == nil) != (tt.want == "") {
 			t.Errorf("%s, allowed %v: %v, want %q", tt.issuer, tt.allow, err, tt.want)
 		}
@@ -248,7 +248,7 @@ func TestProvidersAtPrivateAddresses(t *testing.T) {
 // TestSecretIsNotRedirected: what a token endpoint redirects to never sees the code or the secret.
 func TestSecretIsNotRedirected(t *testing.T) {
 	l, other := ssotest.StartLiar(t), ssotest.StartLiar(t)
-	p, err := sso.Discover(context.Background(), sso.NewClient(ssotest.Loopback), sso.Config{Issuer: l.URL, ClientID: l.ClientID, ClientSecret: l.Secret, Allow: ssotest.Loopback})
+	p, err := sso.Discover(context.Background(), sso.NewClient(ssotest.Loopback, nil), sso.Config{Issuer: l.URL, ClientID: l.ClientID, ClientSecret: l.Secret, Allow: ssotest.Loopback})
 	if err != nil {
 		t.Fatal(err)
 	}

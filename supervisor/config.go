@@ -81,6 +81,10 @@ type Config struct {
 	// Nameservers are what Machines resolve names with, in place of the host's: at most
 	// three public addresses. The file has a list, a flag has commas between them.
 	Nameservers string `toml:"nameservers"`
+	// DeniedRanges are networks that Machines cannot reach, and where nobody may have a
+	// registry or an identity provider, besides what is not public. The file has a list, a
+	// flag has commas between them.
+	DeniedRanges string `toml:"denied_ranges"`
 	// LogFormat is how the log looks on stderr: "json" (one object a line) or "text".
 	LogFormat string `toml:"log_format"`
 }
@@ -117,6 +121,8 @@ var Fields = []Field{
 		"how often the API may be called, a second and at once", func(c *Config) *string { return &c.RateLimits }},
 	{"nameservers", "nameservers", "ADDRESSES", "those of the host that machines can reach", "public addresses of name servers for machines, with commas between them",
 		func(c *Config) *string { return &c.Nameservers }},
+	{"denied_ranges", "denied-ranges", "NETWORKS", "none", "networks that machines cannot reach, and where nobody may have a registry or an identity provider, with commas between them",
+		func(c *Config) *string { return &c.DeniedRanges }},
 	{"log_format", "log-format", "json|text", "text on a terminal, else json", "how the log looks on stderr", func(c *Config) *string { return &c.LogFormat }},
 }
 
@@ -157,13 +163,17 @@ func ReadConfig(file string, optional bool) (Config, error) {
 	if c.Nameservers, err = listed(r.Nameservers); err != nil {
 		return c, fmt.Errorf("%s: nameservers: %w", file, err)
 	}
+	if c.DeniedRanges, err = listed(r.DeniedRanges); err != nil {
+		return c, fmt.Errorf("%s: denied_ranges: %w", file, err)
+	}
 	return c, nil
 }
 
 // configFile is Config as the file has it, where a list is a list.
 type configFile struct {
 	Config
-	Nameservers any `toml:"nameservers"`
+	Nameservers  any `toml:"nameservers"`
+	DeniedRanges any `toml:"denied_ranges"`
 }
 
 // listed puts commas between the entries of a list; text stays as it is.
@@ -291,6 +301,9 @@ func (c Config) check() error {
 	}
 	if _, err := privnet.ParseNameservers(c.Nameservers); err != nil {
 		return fmt.Errorf("nameservers: %w", err)
+	}
+	if _, err := privnet.ParseDenied(c.DeniedRanges); err != nil {
+		return fmt.Errorf("denied_ranges: %w", err)
 	}
 	if err := checkClusterKey(c.ClusterKey); err != nil {
 		return err

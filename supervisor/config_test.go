@@ -21,6 +21,8 @@ func TestReadConfig(t *testing.T) {
 		{"a list", "nameservers = [\"9.9.9.9\", \"2620:fe::fe\"]\n", ""},
 		{"a list of numbers", "nameservers = [9]\n", ": nameservers: entry 9 must be text in quotes"},
 		{"no list", "nameservers = 9\n", ": nameservers: the value must be a list of texts"},
+		{"a list of ranges", "denied_ranges = [\"192.0.2.0/24\", \"2001:db8::1\"]\n", ""},
+		{"no list of ranges", "denied_ranges = 9\n", ": denied_ranges: the value must be a list of texts"},
 		{"unknown field", "domain = \"a.example\"\n  colour = 1\n", `:2:3: there is no field "colour"; "bulkheadd up --help" lists them`},
 		{"unknown table", "[edge]\nport = 1\n", `:1:2: there is no field "edge"`},
 		{"wrong type", "data_dir = \"/d\"\ndomain = 5\n", ":2:10: "},
@@ -34,7 +36,8 @@ func TestReadConfig(t *testing.T) {
 			}
 			got, err := ReadConfig(file, false)
 			if c.want == "" {
-				if err != nil || strings.Contains(c.text, "nameservers") && got.Nameservers != "9.9.9.9,2620:fe::fe" {
+				if err != nil || strings.Contains(c.text, "nameservers") && got.Nameservers != "9.9.9.9,2620:fe::fe" ||
+					strings.Contains(c.text, "denied_ranges") && got.DeniedRanges != "192.0.2.0/24,2001:db8::1" {
 					t.Errorf("%+v: %v", got, err)
 				}
 			} else if err == nil || !strings.Contains(err.Error(), file+c.want) {
@@ -86,6 +89,8 @@ func TestComplete(t *testing.T) {
 		{"idle time too short", Config{IdleAfter: "10ms"}, "of at least 1s"},
 		{"name servers", Config{Nameservers: "9.9.9.9, 2620:fe::fe"}, ""},
 		{"a private name server", Config{Nameservers: "10.0.0.2"}, "nameservers: machines cannot reach 10.0.0.2"},
+		{"a denied range", Config{DeniedRanges: "192.0.2.0/24, 2001:db8::1"}, ""},
+		{"a denied range that is none", Config{DeniedRanges: "wat"}, "denied_ranges: \"wat\" is neither a network"},
 		{"log format", Config{LogFormat: "xml"}, "neither json nor text"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -360,6 +360,7 @@ func (s *Supervisor) newRunner(name string) (*runner, error) {
 		HTTPAddr: s.state.HTTPAddr, HTTPSAddr: s.state.HTTPSAddr,
 		Sockets: s.sockets.paths, UIDs: in.users.uid, GIDs: in.users.gid, Tag: in.id.Tag,
 	}
+	denied, _ := privnet.ParseDenied(c.DeniedRanges) // checked when the configuration was read
 	var names []string
 	var files []*os.File
 	switch name {
@@ -374,6 +375,7 @@ func (s *Supervisor) newRunner(name string) (*runner, error) {
 		if f != nil {
 			names, files = append(names, role.FileClusterKey), append(files, f)
 		}
+		rc.DeniedRanges = denied
 		rc.PrivateIssuers, _ = c.privateIssuers() // checked when the configuration was read
 		if c.AuditWitnesses != "" {
 			b, err := os.ReadFile(c.AuditWitnesses)
@@ -383,8 +385,10 @@ func (s *Supervisor) newRunner(name string) (*runner, error) {
 			rc.AuditWitnesses, rc.AuditWitnessRequired = string(b), c.AuditWitnessRequired == "yes"
 		}
 	case role.Warden:
+		rc.DeniedRanges = denied
 		rc.GrantKeyFile, rc.ImageDir, rc.MachineDir = in.path(grantPub), in.path(imageDir), in.path(machineDir)
 	case role.Worker:
+		rc.DeniedRanges = denied
 		rc.ImageDir, rc.SecretDir = in.path(imageDir), filepath.Join(c.RunDir, secretDir)
 		rc.Nameservers, _ = privnet.ParseNameservers(c.Nameservers) // checked when the configuration was read
 	case role.Edge:

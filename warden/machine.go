@@ -262,7 +262,7 @@ func (s *Server) recover(ctx context.Context) error {
 		}
 		members = append(members, r.member())
 	}
-	if s.router, err = router.Open(router.Config{RunDir: s.config.RunDir, Tag: s.config.Tag, Host: s.config.Host}, members); err != nil {
+	if s.router, err = router.Open(router.Config{RunDir: s.config.RunDir, Tag: s.config.Tag, Host: s.config.Host, Denied: s.config.Denied}, members); err != nil {
 		return err
 	}
 	groups, err := s.groups.List()

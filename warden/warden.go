@@ -19,6 +19,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -51,6 +52,8 @@ type Config struct {
 	LibDir     string // bulkhead-shim and bulkhead-sandbox
 	DataDir    string // the warden's own, on disk: what it has started; see package started
 
+	Denied []netip.Prefix // where Machines may not connect to, besides what is not public
+
 	WorkerUID uint32            // the only user that may call, and the owner of images
 	GrantKey  ed25519.PublicKey // the controller's
 	Log       *slog.Logger
@@ -73,7 +76,7 @@ func FromRole(c role.Config, log *slog.Logger) (Config, error) {
 	return Config{
 		Node: c.Node, Host: c.Host, Tag: c.Tag,
 		RunDir: c.RunDir, MachineDir: c.MachineDir, ImageDir: c.ImageDir, LibDir: c.LibDir, DataDir: c.DataDir,
-		WorkerUID: uid, GrantKey: k, Log: log,
+		Denied: c.DeniedRanges, WorkerUID: uid, GrantKey: k, Log: log,
 	}, nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"bulkhead/image/imagetest"
 	"bulkhead/key"
 	"bulkhead/machine"
+	"bulkhead/privnet"
 	"bulkhead/role"
 )
 
@@ -30,7 +31,7 @@ func TestRealImages(t *testing.T) {
 	t.Cleanup(func() { store.Close() })
 	c := newCluster(t)
 	c.startController()
-	imgs := NewImages(store, image.NewRemote(false), internalpb.NewControllerClient(c.dial(c.id, c.socket("internal"), role.Controller)))
+	imgs := NewImages(store, image.NewRemote(privnet.Guard{}), internalpb.NewControllerClient(c.dial(c.id, c.socket("internal"), role.Controller)))
 
 	img := imagetest.New(t, v1.Config{Cmd: []string{"sleep"}, User: "app", StopSignal: "SIGQUIT"},
 		imagetest.Dir("etc/"), imagetest.Text("etc/passwd", "app:x:7:8::/home/app:/bin/sh\n"))

@@ -15,6 +15,7 @@ import (
 	"bulkhead/api/rpc"
 	"bulkhead/image"
 	"bulkhead/pki"
+	"bulkhead/privnet"
 	"bulkhead/role"
 	"bulkhead/warden/client"
 	"bulkhead/worker"
@@ -47,7 +48,7 @@ func run(parent context.Context, env *role.Env) (err error) {
 		Dir: c.DataDir, Node: c.Node, Host: c.Host, Log: env.Log,
 		Runtime: warden, Warden: warden.Metrics, API: controller,
 		Secrets: controller, Cluster: c.Cluster, SecretDir: c.SecretDir, Nameservers: c.Nameservers,
-		Images: worker.NewImages(store, image.NewRemote(false), controller),
+		Images: worker.NewImages(store, image.NewRemote(privnet.Guard{Denied: c.DeniedRanges}), controller),
 	})
 	if err := w.Open(); err != nil {
 		return err

@@ -90,8 +90,14 @@ func openSelf(t *testing.T) *os.File {
 func TestEgress(t *testing.T) {
 	public := []string{"11.77.7.7", "9.9.9.99"}
 	private := []string{"10.253.7.7", "172.31.250.7", "192.168.251.7", "100.64.250.7", "169.254.250.7", "192.0.0.7", "198.51.100.7", "203.0.113.7", "168.63.129.16"}
-	internet(t, append(public, private...)...)
+	operators := []string{"9.9.10.7", "11.79.0.1"} // denied by the operator; ranges may overlap
+	internet(t, slices.Concat(public, private, operators)...)
 	l := newLab(t)
+	l.config.Denied = []netip.Prefix{
+		netip.MustParsePrefix("9.9.10.0/24"), netip.MustParsePrefix("9.9.10.7/32"), netip.MustParsePrefix("11.79.0.1/32"),
+		netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("2001:db8::/32"),
+	}
+	l.reopen()
 	a := l.machine(1, 7)
 	for _, p := range public {
 		if said := a.reaches("the internet", netip.MustParseAddr(p), 7); !strings.Contains(said, "pong 11.77.0.1:") {
@@ -99,7 +105,7 @@ func TestEgress(t *testing.T) {
 		}
 	}
 	self := openSelf(t)
-	for _, p := range append(private, "169.254.169.254") {
+	for _, p := range slices.Concat(private, operators, []string{"169.254.169.254"}) {
 		if p != "169.254.169.254" {
 			// It is there: the host itself reaches it.
 			if _, err := dial(self, netip.MustParseAddr(p), 7, patient); err != nil {

@@ -50,7 +50,7 @@ func Probe() error {
 		return fmt.Errorf("nftables, inside: %w", err)
 	}
 	uplink := netip.MustParsePrefix("198.18.0.0/30")
-	if err := Do(r.ns, func() error { return hostRules(r.config.Tag, uplink) }); err != nil {
+	if err := Do(r.ns, func() error { return hostRules(r.config, uplink) }); err != nil {
 		return fmt.Errorf("nftables, on the host's side: %w", err)
 	}
 	pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "probe0"}, PeerName: "probe1"}

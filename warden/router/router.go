@@ -79,6 +79,7 @@ type Config struct {
 	RunDir string
 	Tag    string
 	Host   privnet.Host
+	Denied []netip.Prefix // where Machines may not connect to, besides what is not public
 }
 
 // Member is a Machine's place in the router.

@@ -2,6 +2,8 @@ package router
 
 import (
 	"bytes"
+	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -26,16 +28,6 @@ const (
 	setDenied4   = "denied4"
 	elementBatch = 16 // members per transaction, well below the buffers of netlink
 )
-
-// deniedIPv4 is where egress never goes: private, shared, loopback, link-local
-// (cloud metadata), benchmark (our own), protocol and documentation ranges, relay
-// anycast, multicast and reserved. One cloud has its metadata at a public address:
-// 168.63.129.16, Azure's WireServer, hands out a host's certificates and settings.
-var deniedIPv4 = []string{
-	"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "168.63.129.16/32", "169.254.0.0/16", "172.16.0.0/12",
-	"192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15",
-	"198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/3",
-}
 
 // accept, drop and so on end a rule.
 var (
@@ -142,7 +134,7 @@ func (r *Router) ensureRules(members []Member) error {
 			return err
 		}
 	}
-	if err := c.AddSet(denied4, intervals(deniedIPv4)); err != nil {
+	if err := c.AddSet(denied4, intervals(denied(r.config.Denied))); err != nil {
 		return err
 	}
 	for _, d := range directions {
@@ -248,16 +240,34 @@ func (r *Router) addRouterChains(c *nftables.Conn, t *nftables.Table, source6, s
 	nat(family(unix.NFPROTO_IPV4), oif(uplinkName), &expr.Masq{})
 }
 
-// intervals turns prefixes, sorted and disjoint, into the elements of an interval set.
-func intervals(prefixes []string) []nftables.SetElement {
+// denied are the IPv4 ranges that egress never reaches: what is not public, and more.
+func denied(more []netip.Prefix) []netip.Prefix { return slices.Concat(privnet.DeniedIPv4, more) }
+
+// intervals turns the IPv4 prefixes of a list into the elements of an interval set, whose
+// intervals must be sorted and must not touch.
+func intervals(prefixes []netip.Prefix) []nftables.SetElement {
+	type interval struct{ start, end uint64 } // end is the first address after it
+	var all []interval
+	for _, p := range prefixes {
+		if p.Addr().Is4() {
+			start := uint64(binary.BigEndian.Uint32(p.Masked().Addr().AsSlice()))
+			all = append(all, interval{start, start + 1<<(32-p.Bits())})
+		}
+	}
+	slices.SortFunc(all, func(a, b interval) int { return cmp.Compare(a.start, b.start) })
+	merged := all[:0]
+	for _, i := range all {
+		if n := len(merged); n > 0 && i.start <= merged[n-1].end {
+			merged[n-1].end = max(merged[n-1].end, i.end)
+		} else {
+			merged = append(merged, i)
+		}
+	}
 	var out []nftables.SetElement
-	for _, s := range prefixes {
-		p := netip.MustParsePrefix(s)
-		start := p.Masked().Addr().As4()
-		out = append(out, nftables.SetElement{Key: start[:]})
-		end := uint64(start[0])<<24 | uint64(start[1])<<16 | uint64(start[2])<<8 | uint64(start[3])
-		if end += 1 << (32 - p.Bits()); end < 1<<32 {
-			out = append(out, nftables.SetElement{Key: []byte{byte(end >> 24), byte(end >> 16), byte(end >> 8), byte(end)}, IntervalEnd: true})
+	for _, i := range merged {
+		out = append(out, nftables.SetElement{Key: binary.BigEndian.AppendUint32(nil, uint32(i.start))})
+		if i.end < 1<<32 {
+			out = append(out, nftables.SetElement{Key: binary.BigEndian.AppendUint32(nil, uint32(i.end)), IntervalEnd: true})
 		}
 	}
 	return out

@@ -26,7 +26,7 @@ func (r *Router) ensureUplink() error {
 		return err
 	}
 	// Before the link has an address or is up.
-	if err := failpoint.Write("router/host-rules", func() error { return hostRules(r.config.Tag, hostAddr) }); err != nil {
+	if err := failpoint.Write("router/host-rules", func() error { return hostRules(r.config, hostAddr) }); err != nil {
 		return err
 	}
 	if err := sysctl("net/ipv6/conf/"+outside.Attrs().Name+"/disable_ipv6", "1"); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -108,17 +108,17 @@ func hostTable(tag string) *nftables.Table {
 // hostRules writes the host's table: what comes from the uplink reaches none of the
 // host's own addresses and no denied range, and is masqueraded; what goes to it is
 // an answer. The denied ranges repeat what the router does: two locks, two owners.
-func hostRules(tag string, uplink netip.Prefix) error {
+func hostRules(cfg Config, uplink netip.Prefix) error {
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("nftables: %w", err)
 	}
-	t, link := hostTable(tag), HostLink(tag)
+	t, link := hostTable(cfg.Tag), HostLink(cfg.Tag)
 	c.AddTable(t)
 	c.DelTable(t)
 	c.AddTable(t)
-	denied := &nftables.Set{Table: t, Name: setDenied4, KeyType: nftables.TypeIPAddr, Interval: true}
-	if err := c.AddSet(denied, intervals(deniedIPv4)); err != nil {
+	ranges := &nftables.Set{Table: t, Name: setDenied4, KeyType: nftables.TypeIPAddr, Interval: true}
+	if err := c.AddSet(ranges, intervals(denied(cfg.Denied))); err != nil {
 		return err
 	}
 	yes := nftables.ChainPolicyAccept
@@ -132,7 +132,7 @@ func hostRules(tag string, uplink netip.Prefix) error {
 	output(oif(link), ctState(replies), accept) // "fragmentation needed" and the like
 	output(oif(link), counter, drop)
 	forward := chain("forward", nftables.ChainHookForward, nftables.ChainPriorityFilter, nftables.ChainTypeFilter)
-	forward(iif(link), load(1, dst4, len4), lookup(denied), counter, drop)
+	forward(iif(link), load(1, dst4, len4), lookup(ranges), counter, drop)
 	forward(oif(link), ctState(replies), accept)
 	forward(oif(link), counter, drop)
 	nat := chain("nat", nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource, nftables.ChainTypeNAT)
