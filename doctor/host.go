@@ -86,6 +86,7 @@ func hostFindings(p Platform, h host) (out []Finding) {
 		h.mitigations,
 		h.synchronized,
 		func() []Finding { return h.nameservers(p.Nameservers) },
+		h.forwarding,
 	} {
 		out = append(out, check()...)
 	}
@@ -191,6 +192,15 @@ func (h host) synchronized() []Finding {
 		return []Finding{{"clock", Warn, "nothing keeps the clock right: tokens and certificates end too early or too late", "start a time service: apt-get install chrony"}}
 	}
 	return []Finding{{"clock", OK, "the clock is synchronized", ""}}
+}
+
+// forwarding says whether the host is a router between its other interfaces.
+func (h host) forwarding() []Finding {
+	if h.read("/proc/sys/net/ipv4/ip_forward") != "1" {
+		return []Finding{{"forwarding", OK, "the host forwards nothing between its own networks", ""}}
+	}
+	return []Finding{{"forwarding", Note, "the host forwards between all its networks: net.ipv4.ip_forward is 1, which Bulkhead does not need",
+		"set it to 0 unless something else needs it, such as Docker; versions of Bulkhead before this one left it on"}}
 }
 
 // nameservers looks for a name server that Machines can reach. set are the operator's.

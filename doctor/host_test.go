@@ -71,6 +71,7 @@ var good = map[string]string{
 	"/proc/sys/kernel/core_pattern":                      "core",
 	"/proc/swaps":                                        "Filename Type Size Used Priority",
 	"/sys/devices/system/cpu/vulnerabilities/meltdown":   "Not affected",
+	"/proc/sys/net/ipv4/ip_forward":                      "0",
 	"/etc/resolv.conf":                                   "nameserver 127.0.0.53\n",
 	"/run/systemd/resolve/resolv.conf":                   "nameserver 9.9.9.9\n",
 	"/sys/devices/system/cpu/vulnerabilities/spectre_v1": "Mitigation: usercopy/swapgs barriers",
@@ -103,6 +104,7 @@ func TestSeededFootguns(t *testing.T) {
 		{"two threads on a core", map[string]string{"/sys/devices/system/cpu/vulnerabilities/mds": "Mitigation: Clear CPU buffers; SMT vulnerable"}, nil, host.mitigations, Warn, "mds"},
 		{"private name servers", map[string]string{"/etc/resolv.conf": "nameserver 127.0.0.53\n", "/run/systemd/resolve/resolv.conf": "nameserver 10.0.0.2\n"}, nil,
 			func(h host) []Finding { return h.nameservers(nil) }, Warn, "cannot resolve names"},
+		{"a router", map[string]string{"/proc/sys/net/ipv4/ip_forward": "1"}, nil, host.forwarding, Note, "ip_forward is 1"},
 		{"a clock by itself", nil, func(h *host) { h.clock = func() (int, int32, error) { return unix.TIME_ERROR, unix.STA_UNSYNC, nil } }, host.synchronized, Warn, "keeps the clock"},
 		{"no clock", nil, func(h *host) { h.clock = func() (int, int32, error) { return 0, 0, unix.EPERM } }, host.synchronized, Warn, "cannot be asked"},
 	} {

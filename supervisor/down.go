@@ -56,6 +56,9 @@ func Down(ctx context.Context, c Config, log *slog.Logger) error {
 	if err := checkRunDir(runDir); err != nil {
 		return err
 	}
+	if err := checkOwnRunDir(runDir, c.DataDir); err != nil {
+		return err
+	}
 	var errs []error
 	killed, err := killAll(ctx, runDir)
 	errs = append(errs, err, downCgroups(ctx, tag), router.Destroy(router.Config{RunDir: runDir, Tag: tag}), downRunDir(runDir))
@@ -64,6 +67,28 @@ func Down(ctx context.Context, c Config, log *slog.Logger) error {
 	}
 	log.Info("everything is down", "data_dir", c.DataDir, "processes", killed)
 	return nil
+}
+
+// ownerFile names, in a runtime directory, the data directory that it belongs to.
+const ownerFile = "data_dir"
+
+// checkOwnRunDir returns an error unless down may remove a runtime directory: one below
+// /run that has Bulkhead's name, or one in which up wrote that it is this installation's.
+func checkOwnRunDir(runDir, dataDir string) error {
+	if filepath.Dir(runDir) == "/run" && strings.HasPrefix(filepath.Base(runDir), "bulkhead") {
+		return nil
+	}
+	if _, err := os.Lstat(runDir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	file := filepath.Join(runDir, ownerFile)
+	fi, err := os.Lstat(file)
+	if err == nil && fi.Mode().IsRegular() && fileOwner(fi) == 0 {
+		if b, err := os.ReadFile(file); err == nil && string(b) == dataDir+"\n" {
+			return nil
+		}
+	}
+	return fmt.Errorf("runtime directory %s is not known to be this installation's: %s does not name %s; stop its processes and remove it yourself", runDir, file, dataDir)
 }
 
 // killAll kills the shims and sandboxes of a runtime directory and all their

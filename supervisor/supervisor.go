@@ -249,6 +249,9 @@ func (s *Supervisor) prepare(ctx context.Context, lock *os.File) error {
 	if err := ensureDir(s.fault, c.RunDir, 0o711, root); err != nil {
 		return err
 	}
+	if err := writeFile(s.fault, filepath.Join(c.RunDir, ownerFile), []byte(c.DataDir+"\n"), 0o600, root); err != nil {
+		return err
+	}
 	for _, d := range []string{"roles", "machines"} {
 		if err := ensureDir(s.fault, filepath.Join(c.RunDir, d), 0o711, root); err != nil {
 			return err

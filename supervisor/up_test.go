@@ -105,6 +105,7 @@ func checkFiles(t *testing.T, r *running) {
 		d + "/machines":                 {os.ModeDir | 0o711, root},
 		run:                             {os.ModeDir | 0o711, root},
 		run + "/machines":               {os.ModeDir | 0o711, root},
+		run + "/data_dir":               {0o600, root},
 		run + "/secrets":                {os.ModeDir | 0o700, wrk},
 		run + "/roles":                  {os.ModeDir | 0o711, root},
 		run + "/roles/controller.json":  {0o640, owner{0, ctl.gid}},

@@ -145,6 +145,15 @@ func (s *Server) Open(ctx context.Context) (err error) {
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
+	var follower sync.WaitGroup
+	defer follower.Wait()
+	following, end := context.WithCancel(ctx)
+	defer end()
+	follower.Go(func() {
+		if err := router.FollowForwarding(following, s.config.Tag, s.log); err != nil && following.Err() == nil {
+			s.log.Error("changes of the host's routes are not seen", "err", err)
+		}
+	})
 	for {
 		c, err := l.Accept()
 		if err != nil {

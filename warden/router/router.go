@@ -170,8 +170,8 @@ func (r *Router) Close() error {
 	return nil
 }
 
-// routerSysctls is run inside the router namespace. Forwarding is on here and
-// nowhere else, except that the host must forward IPv4 for the uplink's NAT.
+// routerSysctls is run inside the router namespace, where all is forwarded that the rules
+// let through. On the host, EnsureForwarding decides.
 func routerSysctls() error {
 	for _, s := range []struct{ name, value string }{
 		{"net/ipv4/ip_forward", "1"},

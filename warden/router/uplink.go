@@ -14,8 +14,7 @@ import (
 	"bulkhead/failpoint"
 )
 
-// ensureUplink connects the router to the host, whose rules stand first. It also
-// switches the host's IPv4 forwarding on, without which there is no NAT.
+// ensureUplink connects the router to the host, whose rules stand first.
 func (r *Router) ensureUplink() error {
 	outside, err := r.uplinkLink()
 	if err != nil {
@@ -51,7 +50,7 @@ func (r *Router) ensureUplink() error {
 	if err := r.nl.RouteReplace(&netlink.Route{LinkIndex: inside.Attrs().Index, Gw: hostAddr.Addr().AsSlice(), Dst: ipnet(netip.MustParsePrefix("0.0.0.0/0"))}); err != nil {
 		return fmt.Errorf("default route: %w", err)
 	}
-	return sysctl("net/ipv4/ip_forward", "1")
+	return EnsureForwarding(r.config.Tag)
 }
 
 // uplinkLink finds or makes the veth pair; half of one, or one that leads into a
@@ -151,10 +150,10 @@ func metaIsNot(k expr.MetaKey, v []byte) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: k, Register: 1}, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: v}}
 }
 
-// Destroy removes the router namespace, the uplink and the host's table. Machines
-// must be gone. The host's ip_forward stays as it is: others may need it by now.
+// Destroy removes the router namespace, the uplink and the host's tables, and switches the
+// host's forwarding off where it was on for this installation alone. Machines must be gone.
 func Destroy(c Config) error {
-	var errs []error
+	errs := []error{releaseForwarding(c.Tag)}
 	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
