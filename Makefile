@@ -54,6 +54,10 @@ fresh: ## run "make demo" and "make test" on a machine that has never seen the p
 setup: ## install the Debian packages that are missing
 	scripts/setup
 
+.PHONY: setup-build
+setup-build: ## install the Debian packages that the programs and bulkheadd need, if they are missing
+	scripts/setup ca-certificates gcc libc6-dev passwd
+
 .PHONY: setup-tests
 setup-tests: ## download what only tests need: a browser, an identity provider, packages for images
 	scripts/setup-tests
@@ -187,7 +191,7 @@ generate: ## generate api/internalpb from its .proto file
 	  --go-grpc_out=. --go-grpc_opt=paths=source_relative api/internalpb/internal.proto
 
 .PHONY: install
-install: programs ## install the programs, the unit and the example configuration below PREFIX (/usr/local)
+install: setup-build programs ## install the programs, the unit and the example configuration below PREFIX (/usr/local)
 	install -d $(DESTDIR)$(PREFIX)/lib/bulkhead $(DESTDIR)$(PREFIX)/bin $(DESTDIR)/etc/bulkhead $(DESTDIR)/etc/systemd/system
 	install -m 0755 -t $(DESTDIR)$(PREFIX)/lib/bulkhead build/bin/*
 	ln -sf ../lib/bulkhead/bulkheadd ../lib/bulkhead/bulkhead $(DESTDIR)$(PREFIX)/bin/

@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -20,6 +21,12 @@ func TestInstallAndUninstall(t *testing.T) {
 			return err
 		})
 		return all
+	}
+	plan := exec.Command("make", "-n", "install")
+	plan.Dir = Root()
+	first, err := plan.Output()
+	if line, _, _ := strings.Cut(string(first), "\n"); err != nil || !strings.Contains(line, "scripts/setup") || !strings.Contains(line, "gcc") {
+		t.Errorf("make install begins with %q, %v, and not with the packages that it needs", line, err)
 	}
 	for _, target := range []string{"install", "uninstall"} {
 		cmd := exec.Command("make", "-s", "-o", "programs", target, "DESTDIR="+dir) // they are built
