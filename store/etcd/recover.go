@@ -135,24 +135,30 @@ func readLog(dir string) (whole bool, last uint64, err error) {
 }
 
 // guard stands between etcd and the end of the process: while the member starts,
-// what etcd calls fatal is an error of Open.
+// an entry that etcd logs as fatal, or panics with, is an error of Open.
 type guard struct{ starting atomic.Bool }
 
 // fatal is what guard panics with.
-type fatal struct{ entry string }
+type fatal struct {
+	entry string
+	cause error // of the entry's fields; nil when there is none
+}
 
 // OnWrite implements zapcore.CheckWriteHook.
 func (g *guard) OnWrite(e *zapcore.CheckedEntry, fields []zapcore.Field) {
 	if !g.starting.Load() {
+		if e.Level == zapcore.PanicLevel {
+			zapcore.WriteThenPanic.OnWrite(e, fields)
+		}
 		zapcore.WriteThenFatal.OnWrite(e, fields)
 	}
-	text := e.Message
-	for _, f := range fields {
-		if err, ok := f.Interface.(error); ok {
-			text += ": " + err.Error()
+	f := fatal{entry: e.Message}
+	for _, field := range fields {
+		if err, ok := field.Interface.(error); ok {
+			f.entry, f.cause = f.entry+": "+err.Error(), err
 		}
 	}
-	panic(fatal{text})
+	panic(f)
 }
 
 // start is embed.StartEtcd, except that it returns.
@@ -161,10 +167,14 @@ func (g *guard) start(cfg *embed.Config, dir string) (member *embed.Etcd, err er
 	defer g.starting.Store(false)
 	defer func() {
 		if p := recover(); p != nil {
-			if f, ok := p.(fatal); ok {
+			f, ok := p.(fatal)
+			if err = fault.System(f.cause, "the store in %s cannot be opened", dir); fault.Is(err, fault.Full) {
+				return // nothing is damaged
+			}
+			if ok {
 				p = f.entry
 			}
-			member, err = nil, damaged(dir, fmt.Errorf("%v", p))
+			err = damaged(dir, fmt.Errorf("%v", p))
 		}
 	}()
 	return embed.StartEtcd(cfg)
@@ -172,5 +182,5 @@ func (g *guard) start(cfg *embed.Config, dir string) (member *embed.Etcd, err er
 
 // logger is quietLogger with the guard behind it.
 func (g *guard) logger(log *slog.Logger) *zap.Logger {
-	return quietLogger(log).WithOptions(zap.WithFatalHook(g))
+	return quietLogger(log).WithOptions(zap.WithFatalHook(g), zap.WithPanicHook(g))
 }

@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"bulkhead/fault"
 	"bulkhead/store"
 	"bulkhead/store/etcd"
@@ -252,5 +254,21 @@ func TestDamagedDatabase(t *testing.T) {
 			t.Errorf("%s: the damaged file is not kept: %v", name, err)
 		}
 		s.Close()
+	}
+}
+
+// TestFullDisk: a store that a full disk cannot hold is not called damaged.
+func TestFullDisk(t *testing.T) {
+	dir := shortDir(t)
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=2m"); err != nil {
+		t.Fatalf("mount a file system: %v (run the tests as root)", err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	s, err := open(dir)
+	if err == nil {
+		s.Close()
+	}
+	if !fault.Is(err, fault.Full) || strings.Contains(err.Error(), "damaged") {
+		t.Errorf("on a disk of 2 MiB: %v", err)
 	}
 }
