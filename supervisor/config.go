@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
@@ -142,6 +143,9 @@ func ReadConfig(file string, optional bool) (Config, error) {
 		return Config{}, fmt.Errorf("the configuration file cannot be read: %w", err)
 	}
 	defer f.Close()
+	if err := trustedFile(f); err != nil {
+		return Config{}, err
+	}
 	err = toml.NewDecoder(f).DisallowUnknownFields().Decode(&r)
 	c := r.Config
 	var unknown *toml.StrictMissingError
@@ -339,6 +343,22 @@ func (c Config) check() error {
 			return fmt.Errorf("%s and %s are both %s; give each a port of its own", other, a.name, a.v)
 		}
 		seen[a.v] = a.name
+	}
+	return nil
+}
+
+// trustedFile refuses a configuration file that a user other than root and the caller can
+// change: it names the programs that root runs.
+func trustedFile(f *os.File) error {
+	st, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("the configuration file cannot be read: %w", err)
+	}
+	if sys := st.Sys().(*syscall.Stat_t); sys.Uid != 0 && int(sys.Uid) != os.Geteuid() {
+		return fmt.Errorf("the configuration file %s belongs to user %d; it must belong to root", f.Name(), sys.Uid)
+	}
+	if st.Mode().IsRegular() && st.Mode().Perm()&0o002 != 0 {
+		return fmt.Errorf("every user can write the configuration file %s; chmod o-w %s", f.Name(), f.Name())
 	}
 	return nil
 }

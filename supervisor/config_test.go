@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"errors"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -51,6 +52,13 @@ func TestReadConfig(t *testing.T) {
 	}
 	if _, err := ReadConfig(missing, false); err == nil {
 		t.Error("a missing file that was asked for is no error")
+	}
+	open := filepath.Join(t.TempDir(), "open.toml")
+	if err := errors.Join(os.WriteFile(open, nil, 0o644), os.Chmod(open, 0o646)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadConfig(open, false); err == nil || !strings.Contains(err.Error(), "every user can write the configuration file") {
+		t.Errorf("a file that every user can write: %v", err)
 	}
 }
 
@@ -175,7 +183,11 @@ func TestFieldsAreDocumented(t *testing.T) {
 			t.Errorf("%s has no comment in the example", name)
 		}
 	}
-	c, err := ReadConfig("../packaging/bulkhead.toml", false)
+	installed := filepath.Join(t.TempDir(), "bulkhead.toml") // the checkout may be another user's
+	if err := os.WriteFile(installed, example, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c, err := ReadConfig(installed, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -117,6 +117,16 @@ func command(name string, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "bulkheadd: %s takes no argument, but got %q\n", name, fs.Arg(0))
 		return exitUsage
 	}
+	empty := ""
+	fs.Visit(func(f *flag.Flag) {
+		if f.Value.String() == "" {
+			empty = f.Name // most often an unset variable of a script
+		}
+	})
+	if empty != "" {
+		fmt.Fprintf(stderr, "bulkheadd: --%s is empty; give a value, or leave it out\n", empty)
+		return exitUsage
+	}
 	config, explicit, err := configure(*file, flags)
 	if err != nil {
 		fmt.Fprintf(stderr, "bulkheadd: %v\n", err)
@@ -176,9 +186,17 @@ func execute(name string, c supervisor.Config, explicit bool, stdout, stderr io.
 	defer cancel()
 	line, err := supervisor.Token(ctx, c)
 	if err == nil {
-		fmt.Fprintln(stdout, line)
+		err = show(stdout, line)
 	}
 	return err
+}
+
+// show writes the line with a new token. Nothing else has the token.
+func show(w io.Writer, line string) error {
+	if _, err := fmt.Fprintln(w, line); err != nil {
+		return fmt.Errorf("the line with the new token cannot be written: %w; run it again", err)
+	}
+	return nil
 }
 
 // fieldsOf lists the configuration fields that are flags of a command. down, restart and

@@ -59,6 +59,7 @@ func TestCommandLine(t *testing.T) {
 		{"version", 0, []string{"version"}, "bulkheadd devel", "", 0},
 		{"unknown command", 0, []string{"fly"}, "", `there is no command "fly"`, 2},
 		{"unknown flag", 0, []string{"up", "--colour=1"}, "", `"bulkheadd up --help" lists the flags`, 2},
+		{"empty value", 0, []string{"up", "--domain", ""}, "", "--domain is empty; give a value, or leave it out", 2},
 		{"argument", 0, []string{"up", "now"}, "", `up takes no argument, but got "now"`, 2},
 		{"up as nobody", nobody, []string{"up"}, "", "bulkheadd up must run as root", 1},
 		{"down as nobody", nobody, []string{"down"}, "", "bulkheadd down must run as root", 1},
@@ -131,5 +132,17 @@ func TestUnit(t *testing.T) {
 		if !strings.Contains(string(b), "\n"+line+"\n") {
 			t.Errorf("the unit lacks %s", line)
 		}
+	}
+}
+
+// TestALostTokenIsAnError: a token that nobody can read is not reported as made.
+func TestALostTokenIsAnError(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	if err := show(full, "a line"); err == nil || !strings.Contains(err.Error(), "no space left on device; run it again") {
+		t.Errorf("on a full disk: %v", err)
 	}
 }
