@@ -27,7 +27,7 @@ func (s *session) authLoginCommand() *cobra.Command {
 	var org, pin, name string
 	var device, noBrowser bool
 	c := &cobra.Command{
-		Use: "login [URL --pin PIN]", Short: "Log in through a browser", Args: cobra.MaximumNArgs(1),
+		Use: "login [URL --pin PIN]", Short: "Log in through a browser", Args: atMostOne("URL"),
 		Long: `Log in through a browser. It opens a page of the cluster, where you sign in and
 approve this login; the page and the terminal show the same code.
 

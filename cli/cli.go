@@ -226,11 +226,11 @@ func exactly(names ...string) cobra.PositionalArgs {
 	}
 }
 
-// atLeastOne returns an argument check for one or more of name.
-func atLeastOne(name string) cobra.PositionalArgs {
+// atLeast returns an argument check for the named arguments, the last of them once or more.
+func atLeast(names ...string) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
-		if len(args) == 0 {
-			return hint(usagef("missing %s", name), "see %q", c.CommandPath()+" --help")
+		if len(args) < len(names) {
+			return hint(usagef("missing %s", names[len(args)]), "see %q", c.CommandPath()+" --help")
 		}
 		return nil
 	}

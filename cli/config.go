@@ -60,6 +60,9 @@ func (s *session) readConfig() (*configFile, string, error) {
 	if err != nil {
 		return nil, path, fault.Wrap(fault.Invalid, err, "cannot read the configuration %s: %v", path, errors.Unwrap(err))
 	}
+	if !st.Mode().IsRegular() { // a hint to change its mode could do harm
+		return nil, path, hint(fault.New(fault.Invalid, "the configuration %s is not a regular file", path), "name a file with --config or BULKHEAD_CONFIG")
+	}
 	// Windows has no such modes; the user's profile directory keeps others out.
 	if runtime.GOOS != "windows" && st.Mode().Perm()&0o077 != 0 {
 		return nil, path, hint(fault.New(fault.Invalid,

@@ -29,7 +29,7 @@ In an app with a deploy file, the next deploy sets the environment to that of th
 	var wait, settle time.Duration
 	change := func(use, arg, short string, parse func([]string) (map[string]*string, error)) *cobra.Command {
 		x := &cobra.Command{
-			Use: use, Short: short, Args: atLeastOne(arg),
+			Use: use, Short: short, Args: atLeast(arg),
 			RunE: func(c *cobra.Command, args []string) error {
 				values, err := parse(args)
 				if err != nil {

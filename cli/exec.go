@@ -46,6 +46,9 @@ the command could not be run at all, the exit code is one of those that
 			return nil
 		},
 		RunE: func(c *cobra.Command, args []string) error {
+			if timeout < 0 {
+				return usagef("--timeout %s is negative", timeout)
+			}
 			which, command := execArgs(c, args)
 			api, app, id, err := s.oneMachine(c.Context(), which)
 			if err != nil {

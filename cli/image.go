@@ -92,6 +92,9 @@ func openImage(src imageSource, arches []string) (*localImage, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "cannot read the image at %s: %v", path, errors.Unwrap(err))
 	}
+	if !st.IsDir() && !st.Mode().IsRegular() { // a pipe can be read once only, and opening it may wait without end
+		return nil, hint(usagef("the image at %s is neither a file nor a folder", path), "write it to a file: docker save -o image.tar IMAGE")
+	}
 	var img *localImage
 	if st.IsDir() {
 		img, err = openLayout(src, arches)

@@ -167,7 +167,7 @@ func (s *session) logoutCommand() *cobra.Command {
 		Use:   "logout [CLUSTER]",
 		Short: "Forget a cluster and its token",
 		Long:  "Forget a cluster and its token, the default one if none is named. The token itself stays valid.",
-		Args:  cobra.MaximumNArgs(1),
+		Args:  atMostOne("CLUSTER"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			cfg, path, err := s.readConfig()
 			if err != nil {

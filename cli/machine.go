@@ -347,7 +347,7 @@ func (s *session) machineRestartCommand() *cobra.Command {
 func (s *session) machineDestroyCommand() *cobra.Command {
 	var force bool
 	c := &cobra.Command{
-		Use: "destroy MACHINE...", Aliases: []string{"rm"}, Short: "Destroy Machines", Args: atLeastOne("MACHINE"),
+		Use: "destroy MACHINE...", Aliases: []string{"rm"}, Short: "Destroy Machines", Args: atLeast("MACHINE"),
 		Long: "Destroy Machines, by id or name. One that runs is refused without --force.",
 		RunE: func(c *cobra.Command, args []string) error {
 			return s.each(c.Context(), args, "destroyed", func(api *client.Client, app string, id key.MachineID) error {

@@ -150,7 +150,7 @@ func parseRoles(args []string) (client.Roles, error) {
 func (s *session) orgInviteCommand() *cobra.Command {
 	var name, expiry string
 	c := &cobra.Command{
-		Use: "invite ORG ROLE...", Short: "Make a one-time line with which somebody becomes a member", Args: cobra.MinimumNArgs(2),
+		Use: "invite ORG ROLE...", Short: "Make a one-time line with which somebody becomes a member", Args: atLeast("ORG", "ROLE"),
 		Long: `Make a one-time line with which somebody becomes a member. ROLE is a role in the
 organization, or APP=ROLE for one app of it; there may be several of the latter.
 
@@ -238,7 +238,7 @@ func (s *session) orgJoinCommand() *cobra.Command {
 
 func (s *session) orgRoleCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "role ORG USER ROLE...", Short: "Replace a member's roles", Args: cobra.MinimumNArgs(3),
+		Use: "role ORG USER ROLE...", Short: "Replace a member's roles", Args: atLeast("ORG", "USER", "ROLE"),
 		Long: "Replace a member's roles. ROLE is a role in the organization, or APP=ROLE for one app of it. What is taken away is gone at once.",
 		RunE: s.with(func(ctx context.Context, api *client.Client, args []string) error {
 			r, err := parseRoles(args[2:])

@@ -42,7 +42,7 @@ func (f *secretFlags) add(c *cobra.Command) {
 func (s *session) secretsSetCommand() *cobra.Command {
 	var f secretFlags
 	c := &cobra.Command{
-		Use: "set NAME=VALUE|NAME=-...", Short: "Set secrets and restart the app's Machines with them", Args: atLeastOne("NAME=VALUE"),
+		Use: "set NAME=VALUE|NAME=-...", Short: "Set secrets and restart the app's Machines with them", Args: atLeast("NAME=VALUE"),
 		Long: `Set secrets of an app, then restart its running Machines one by one so that they have
 them; --stage leaves the Machines alone.
 
@@ -138,7 +138,7 @@ value may have several lines. Nothing is expanded: $NAME stays as it is.`,
 func (s *session) secretsUnsetCommand() *cobra.Command {
 	var f secretFlags
 	c := &cobra.Command{
-		Use: "unset NAME...", Short: "Unset secrets and restart the app's Machines without them", Args: atLeastOne("NAME"),
+		Use: "unset NAME...", Short: "Unset secrets and restart the app's Machines without them", Args: atLeast("NAME"),
 		RunE: func(c *cobra.Command, args []string) error {
 			api, app, err := s.clientAndApp()
 			if err != nil {

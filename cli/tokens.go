@@ -375,7 +375,7 @@ everybody's if you may see them.`,
 
 func (s *session) tokenRevokeCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "revoke ID...", Short: "End tokens, and all that were narrowed from them", Args: atLeastOne("ID"),
+		Use: "revoke ID...", Short: "End tokens, and all that were narrowed from them", Args: atLeast("ID"),
 		Long: `End tokens by their ids, and all that were narrowed from them, at once: what they have open
 ends too. You need not hold them. "list" shows the ids, and "debug" that of a token.`,
 		RunE: s.with(func(ctx context.Context, api *client.Client, args []string) error {

@@ -15,6 +15,7 @@
 package deployfile
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -75,11 +76,12 @@ type File struct {
 	positions map[string]Position
 }
 
-// Find returns the path of the deploy file in dir, "" when there is none.
+// Find returns the path of the deploy file in dir, "" when there is none. It also returns a
+// name that is a folder or a broken link: Load says so, and no deploy goes on without the file.
 func Find(dir string) string {
 	for _, name := range Names {
 		p := filepath.Join(dir, name)
-		if st, err := os.Stat(p); err == nil && st.Mode().IsRegular() {
+		if _, err := os.Lstat(p); err == nil {
 			return p
 		}
 	}
@@ -91,10 +93,13 @@ func Find(dir string) string {
 func Load(path string) (*File, error) {
 	st, err := os.Stat(path)
 	if errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Lstat(path); err == nil {
+			return nil, fault.New(fault.Invalid, "%s is a link to a file that does not exist", path)
+		}
 		return nil, fault.New(fault.NotFound, "there is no file %s", path)
 	}
 	if err != nil {
-		return nil, fault.Wrap(fault.Invalid, err, "cannot read %s", path)
+		return nil, fault.Wrap(fault.Invalid, err, "cannot read %s: %v", path, errors.Unwrap(err))
 	}
 	if !st.Mode().IsRegular() {
 		return nil, fault.New(fault.Invalid, "%s is not a regular file", path)
@@ -104,7 +109,7 @@ func Load(path string) (*File, error) {
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fault.Wrap(fault.Invalid, err, "cannot read %s", path)
+		return nil, fault.Wrap(fault.Invalid, err, "cannot read %s: %v", path, errors.Unwrap(err))
 	}
 	f, err := Parse(path, b)
 	if err != nil {
@@ -120,6 +125,10 @@ func Load(path string) (*File, error) {
 // Parse reads b as the file at path, which positions name and beside which
 // local files are looked for.
 func Parse(path string, b []byte) (*File, error) {
+	if bytes.HasPrefix(b, []byte("\xff\xfe")) || bytes.HasPrefix(b, []byte("\xfe\xff")) {
+		return nil, &Error{Notes: []Note{{Pos: Position{File: path}, Msg: "the file is in UTF-16; save it as UTF-8"}}}
+	}
+	b = bytes.TrimPrefix(b, []byte("\xef\xbb\xbf")) // editors on Windows put it before UTF-8
 	var raw map[string]any
 	if err := toml.Unmarshal(b, &raw); err != nil {
 		var de *toml.DecodeError

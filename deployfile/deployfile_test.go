@@ -77,6 +77,8 @@ func golden(t *testing.T, path string, b []byte) {
 // TestRefused: every mistake is named with its line and column.
 func TestRefused(t *testing.T) {
 	for _, tc := range []struct{ name, doc, want string }{
+		{"UTF-16", "\xff\xfea\x00p\x00p\x00", "f: the file is in UTF-16; save it as UTF-8"},
+		{"a byte order mark counts for no column", "\xef\xbb\xbfapp = 3", "f:1:1: app must be a string"},
 		{"syntax", "app = \"a\"\nenv = [", "f:2:7: not TOML: "},
 		{"twice", "app = \"a\"\napp = \"b\"", "f:2:1: not TOML: "},
 		{"unknown top key", "app = \"a\"\n  regoin = 1", `f:2:3: unknown key "regoin" at the top level`},
