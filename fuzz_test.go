@@ -81,6 +81,7 @@ const parsers = `
 	machine.ParseSignal: FuzzSignal
 	controller.UnmarshalJSON: machine.FuzzSignal
 	controller.parseOwn: FuzzReference
+	controller.listenAddresses: FuzzListenAddresses
 	controller.parseLife: - time.ParseDuration, compared with two others
 	token.ParseKind: - a word, compared with those there are
 	controller/record.ParseTombKey: - a key of the store, which the controller wrote

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"net/netip"
 	"slices"
 	"testing"
 )
@@ -23,4 +24,26 @@ func TestListenAddresses(t *testing.T) {
 	if got := listenAddresses(tables); !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
+}
+
+// FuzzListenAddresses: whatever a Machine writes in place of its tables, the answer is a few
+// addresses, each once, and nothing else of what it wrote.
+func FuzzListenAddresses(f *testing.F) {
+	for _, s := range []string{
+		"   0: 0100007F:1F90 00000000:0000 0A 0 0\n", "   1: 00000000000000000000000001000000:1F92 0:0 0A\n",
+		"0: 0000000000000000FFFF00000100007F:1F90 0:0 0A", "a b c 0A", "0: :1 0 0A", "0: 0100007F: 0 0A", "\x00", "",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		found := listenAddresses(s)
+		if len(found) > maxListens {
+			t.Errorf("%d addresses", len(found))
+		}
+		for i, at := range found {
+			if _, err := netip.ParseAddrPort(at); err != nil || slices.Contains(found[:i], at) {
+				t.Errorf("%q of %q: %v", at, s, err)
+			}
+		}
+	})
 }
