@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"math/rand/v2"
-	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -56,16 +55,10 @@ func TestUpdateUnderARefreshedLease(t *testing.T) {
 	if err := errors.Join(err, json.Unmarshal(b, &in)); err != nil {
 		t.Fatal(err)
 	}
+	met := make(chan int, 1)
+	go freezeUnpacker(ctx, w.Role("worker"), met)
 	if _, err := c.UpdateMachine(ctx, app, id, in, lease.Nonce); err != nil {
 		t.Fatal(err)
-	}
-	unpackers := func() (pids []int) {
-		for _, p := range w.Processes() {
-			if p.Name == "bulkhead-unpack" {
-				pids = append(pids, p.PID)
-			}
-		}
-		return pids
 	}
 	refreshed := time.Now()
 	refresh := func() { // each second, as a client does
@@ -77,25 +70,24 @@ func TestUpdateUnderARefreshedLease(t *testing.T) {
 		}
 		refreshed = time.Now()
 	}
-	var frozen []int
+	var frozen int
 	w.Eventually(patience, func() string {
 		refresh()
-		if frozen = unpackers(); len(frozen) != 1 {
+		select {
+		case frozen = <-met:
+			return ""
+		default:
 			return "no image is unpacked"
 		}
-		return ""
 	})
-	if err := syscall.Kill(frozen[0], syscall.SIGSTOP); err != nil {
-		t.Fatalf("freezing the unpacker: %v", err)
-	}
-	defer syscall.Kill(frozen[0], syscall.SIGCONT)
+	defer syscall.Kill(frozen, syscall.SIGCONT)
 	for began := time.Now(); time.Since(began) < slowFetch; time.Sleep(200 * time.Millisecond) {
 		refresh()
-		if now := unpackers(); !slices.Equal(now, frozen) {
-			t.Fatalf("the unpacker was process %v and is %v", frozen, now)
+		if err := syscall.Kill(frozen, 0); err != nil {
+			t.Fatalf("the unpacker that was frozen is gone: %v", err)
 		}
 	}
-	if err := syscall.Kill(frozen[0], syscall.SIGCONT); err != nil {
+	if err := syscall.Kill(frozen, syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
 	w.Eventually(30*time.Second, func() string { return answers(w, app, "/env", 200, `"V":"2"`) })
@@ -110,5 +102,16 @@ func TestUpdateUnderARefreshedLease(t *testing.T) {
 	}
 	if err := c.ReleaseLease(ctx, app, id, lease.Nonce); err != nil {
 		t.Error(err)
+	}
+}
+
+// freezeUnpacker stops the first process that unpacks an image for a worker, and says which
+// one. It looks without a pause: unpacking takes a moment.
+func freezeUnpacker(ctx context.Context, worker int, met chan<- int) {
+	for ; ctx.Err() == nil; time.Sleep(time.Millisecond) {
+		if pid := world.ChildNamed(worker, "bulkhead-unpack"); pid != 0 && syscall.Kill(pid, syscall.SIGSTOP) == nil {
+			met <- pid
+			return
+		}
 	}
 }
