@@ -184,7 +184,7 @@ func writeClaims(c *nftables.Conn, tag string, names map[string]bool) error {
 		for _, name := range slices.Sorted(maps.Keys(names)) {
 			elements = append(elements, nftables.SetElement{Key: ifname(name)})
 		}
-		if err := c.AddSet(set, elements); err != nil {
+		if err := addSet(c, set, elements); err != nil {
 			return err
 		}
 		yes := nftables.ChainPolicyAccept

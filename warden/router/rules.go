@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -117,6 +118,16 @@ func sets(t *nftables.Table) (source6, source4, peers6, denied4 *nftables.Set) {
 	return
 }
 
+// setNumbers guards the variable with which nftables numbers sets.
+var setNumbers sync.Mutex
+
+// addSet queues a set; transactions of several goroutines may be in the making.
+func addSet(c *nftables.Conn, s *nftables.Set, elements []nftables.SetElement) error {
+	setNumbers.Lock()
+	defer setNumbers.Unlock()
+	return c.AddSet(s, elements)
+}
+
 // ensureRules writes the table anew, with members, in one transaction: at no time
 // do packets pass without rules.
 func (r *Router) ensureRules(members []Member) error {
@@ -130,15 +141,15 @@ func (r *Router) ensureRules(members []Member) error {
 	c.AddTable(t)
 	source6, source4, peers6, denied4 := sets(t)
 	for _, s := range []*nftables.Set{source6, source4, peers6} {
-		if err := c.AddSet(s, nil); err != nil {
+		if err := addSet(c, s, nil); err != nil {
 			return err
 		}
 	}
-	if err := c.AddSet(denied4, intervals(denied(r.config.Denied))); err != nil {
+	if err := addSet(c, denied4, intervals(denied(r.config.Denied))); err != nil {
 		return err
 	}
 	for _, d := range directions {
-		if err := c.AddSet(d.gate(t), nil); err != nil {
+		if err := addSet(c, d.gate(t), nil); err != nil {
 			return err
 		}
 	}
@@ -147,7 +158,7 @@ func (r *Router) ensureRules(members []Member) error {
 		return err
 	}
 	flows4 := flowSet(t)
-	if err := c.AddSet(flows4, nil); err != nil {
+	if err := addSet(c, flows4, nil); err != nil {
 		return err
 	}
 	r.addRouterChains(c, t, source6, source4, peers6, denied4, flows4)

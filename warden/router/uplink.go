@@ -117,7 +117,7 @@ func hostRules(cfg Config, uplink netip.Prefix) error {
 	c.DelTable(t)
 	c.AddTable(t)
 	ranges := &nftables.Set{Table: t, Name: setDenied4, KeyType: nftables.TypeIPAddr, Interval: true}
-	if err := c.AddSet(ranges, intervals(denied(cfg.Denied))); err != nil {
+	if err := addSet(c, ranges, intervals(denied(cfg.Denied))); err != nil {
 		return err
 	}
 	yes := nftables.ChainPolicyAccept
