@@ -2,9 +2,9 @@ package world_test
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
-	"math/rand/v2"
 	"syscall"
 	"testing"
 	"time"
@@ -29,7 +29,7 @@ func TestUpdateUnderARefreshedLease(t *testing.T) {
 	w.CreateApp(app, "")
 	m := w.Run(app, sleepy(w.Push(app, fixture.StaticGo(t)), 1))
 	large := make([]byte, 24<<20) // long enough under way to be met
-	rand.NewChaCha8([32]byte{1}).Read(large)
+	rand.Read(large)
 	img, err := mutate.AppendLayers(fixture.StaticGo(t), fixture.FileLayer(t, []fixture.File{{Path: "/large", Body: large}}))
 	if err != nil {
 		t.Fatal(err)
