@@ -148,6 +148,9 @@ func TestEveryCallThatMattersHasOneRecord(t *testing.T) {
 	e.push("web:v1")
 	e.find("personal", "a push", func(r audit.Record) bool { return r.Action == "PUT image" && r.App == "web" && r.Name == "admin" })
 	e.find("", "the installation's token", func(r audit.Record) bool { return r.Action == "POST /token" && r.Name == "root" })
+	var key controller.AuditKey
+	e.get("/v1/audit/key", &key)
+	e.stop() // files of the log are renamed while it runs
 	read := 0
 	err := filepath.WalkDir(filepath.Join(e.cfg.Role.DataDir, "audit"), func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
@@ -165,9 +168,6 @@ func TestEveryCallThatMattersHasOneRecord(t *testing.T) {
 	if err != nil || read < 5000 {
 		t.Errorf("%d bytes of the log were looked at: %v", read, err)
 	}
-	var key controller.AuditKey
-	e.get("/v1/audit/key", &key)
-	e.stop()
 	rep, err := audit.VerifyDir(t.Context(), filepath.Join(e.cfg.Role.DataDir, "audit"), key.Key, nil)
 	if err != nil || len(rep.Problems) > 0 || rep.Records < 60-50 {
 		t.Errorf("the log: %+v, %v", rep, err)

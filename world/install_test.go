@@ -22,7 +22,7 @@ func TestInstallAndUninstall(t *testing.T) {
 		})
 		return all
 	}
-	plan := exec.Command("make", "-n", "install")
+	plan := exec.Command("make", "--no-print-directory", "-n", "install") // below a make, too
 	plan.Dir = Root()
 	first, err := plan.Output()
 	if line, _, _ := strings.Cut(string(first), "\n"); err != nil || !strings.Contains(line, "scripts/setup") || !strings.Contains(line, "gcc") {
