@@ -74,7 +74,10 @@ func (c *counting) hostNetwork() error {
 	if err != nil {
 		return err
 	}
-	return c.rules(conn, "host", func(table string) bool { return strings.HasSuffix(table, "_"+c.tag) })
+	// Not the claims of forwarding, which follow the host's routes and no Machine.
+	return c.rules(conn, "host", func(table string) bool {
+		return strings.HasSuffix(table, "_"+c.tag) && !strings.HasPrefix(table, "bulkhead_forward_")
+	})
 }
 
 // rules lists chains with the number of their rules, and the elements of sets.
