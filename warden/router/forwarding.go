@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -113,17 +114,26 @@ func forwarding(tag string, wanted bool) error {
 	return writeClaims(c, tag, claim)
 }
 
-// lockHost waits until no other installation changes claims in this network namespace.
+// hostLock is held by whoever changes claims. Only root may open it: a lock that a user of
+// the host could hold would keep every installation from starting.
+var hostLock = "/run/bulkhead-forwarding.lock"
+
+// lockHost waits until no other installation of this host changes claims.
 func lockHost() (unlock func(), err error) {
-	f, err := os.Open("/proc/thread-self/ns/net")
+	const patience, pause = 10 * time.Second, 20 * time.Millisecond
+	f, err := os.OpenFile(hostLock, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("lock the host's forwarding: %w", err)
+	for end := time.Now().Add(patience); ; time.Sleep(pause) {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			return func() { f.Close() }, nil
+		}
+		if time.Now().After(end) {
+			f.Close()
+			return nil, fmt.Errorf("%s is held by another installation for %v: %w", hostLock, patience, err)
+		}
 	}
-	return func() { f.Close() }, nil
 }
 
 func interfaceSwitch(name string) string { return "net/ipv4/conf/" + name + "/forwarding" }

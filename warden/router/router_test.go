@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -27,7 +28,10 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "these tests make network namespaces; run them as root: sudo -E go test ./warden/router")
 		os.Exit(1)
 	}
-	os.Exit(m.Run())
+	hostLock = filepath.Join(os.TempDir(), fmt.Sprintf("bulkhead-forwarding-%d.lock", os.Getpid())) // /run is real root's
+	code := m.Run()
+	os.Remove(hostLock)
+	os.Exit(code)
 }
 
 // quick is how long a test waits for what must not happen, patient for what must: on
